@@ -1,0 +1,107 @@
+"""Finding and reading policy documents: files under one root folder, and the built-in ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from safeguard.errors import PolicyError, Problem
+from safeguard.policy.schema import did_you_mean
+from safeguard.policy.snapshot import BUILTIN
+from safeguard.policy.source import MAX_BYTES, Mark, problem, shown
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a document lies. ``key`` is its identity, ``name`` what messages call it, ``root`` the folder it may reach."""
+
+    key: str
+    name: str
+    path: Path | None
+    root: Path | None
+
+    @property
+    def built_in(self) -> bool:
+        return self.root is None
+
+
+def builtin_names() -> list[str]:
+    """The names of the policies that the package carries."""
+    files = resources.files("safeguard_policies").iterdir()
+    names = [file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")]
+    return sorted(name for name in names if not name.endswith("_test"))
+
+
+def first(source: str | os.PathLike[str]) -> Location:
+    """The location that a user names. Raises PolicyError for an unknown built-in policy."""
+    given = os.fspath(source)
+    if given.startswith(BUILTIN):
+        return _builtin(given, Mark(given), "")
+    path = Path(os.path.abspath(given))
+    # The folder is resolved and the file is not: a mounted policy is often a link into a versioned folder beside it.
+    return Location(_real(path), given, path, path.parent.resolve() if "\0" not in given else path.parent)
+
+
+def extended(entry: str, base: Location, mark: Mark, path: str) -> Location:
+    """The location of an entry of ``extends``. Raises PolicyError where it may not be read."""
+    if entry.startswith(BUILTIN):
+        return _builtin(entry, mark, path)
+    if base.root is None or base.path is None:
+        hint = f"use one of {', '.join(BUILTIN + name for name in builtin_names())}"
+        raise _refused(mark, path, "a built-in policy extends built-in policies only", hint)
+    if "\0" in entry:
+        raise _refused(mark, path, "a path cannot hold U+0000", "remove it")
+    target = Path(os.path.normpath(base.path.parent / entry))
+    name = os.path.normpath(os.path.join(os.path.dirname(base.name), entry))
+    real = Path(_real(target))
+    if not real.is_relative_to(base.root):
+        message = "the path leads out of the policy root, which is the folder of the first document"
+        raise _refused(mark, path, message, "move the file there; links are followed before this check")
+    return Location(str(real), name, target, base.root)
+
+
+def fetch(location: Location, mark: Mark | None = None, path: str = "") -> bytes:
+    """The bytes of a document, at most one more than the limit. Raises PolicyError where they cannot be had.
+
+    ``mark`` and ``path`` say which entry of ``extends`` asked for it.
+    """
+    place = mark or Mark(location.name)
+    try:
+        if location.built_in:
+            name = location.name.removeprefix(BUILTIN)
+            return resources.files("safeguard_policies").joinpath(f"{name}.yaml").read_bytes()
+        # Neither a pipe, on which reading would wait for ever, nor a device, which has no end.
+        if not stat.S_ISREG(os.stat(location.key).st_mode):
+            raise _refused(place, path, f"{shown(location.name)} is not a file", "name a YAML file")
+        with open(location.key, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "no such path"
+        message = f"cannot read {shown(location.name)}: {reason}"
+        raise _refused(place, path, message, "check the path and its permissions") from None
+
+
+def _real(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return str(path)
+
+
+def _builtin(given: str, mark: Mark, path: str) -> Location:
+    name = given.removeprefix(BUILTIN)
+    names = builtin_names()
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or name not in names:
+        hint = did_you_mean(name, names) or f"built-in are: {', '.join(names)}"
+        raise _refused(mark, path, f"there is no built-in policy {shown(name)}", hint)
+    file = resources.files("safeguard_policies").joinpath(f"{name}.yaml")
+    return Location(BUILTIN + name, BUILTIN + name, file if isinstance(file, Path) else None, None)
+
+
+def _refused(mark: Mark, path: str, message: str, hint: str) -> PolicyError:
+    found: Problem = problem(mark, path, message, hint)
+    return PolicyError([found])

@@ -17,7 +17,11 @@ from safeguard.policy.source import MAX_BYTES, Mark, problem, shown
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a document lies. ``key`` is its identity, ``name`` what messages call it, ``root`` the folder it may reach."""
+    """Where a document lies.
+
+    ``key`` is its identity (links followed), ``name`` what messages call it, ``root`` the folder that it may reach; a
+    built-in document has none.
+    """
 
     key: str
     name: str
@@ -38,12 +42,12 @@ def builtin_names() -> list[str]:
 
 def first(source: str | os.PathLike[str]) -> Location:
     """The location that a user names. Raises PolicyError for an unknown built-in policy."""
-    given = os.fspath(source)
+    given = os.fsdecode(source)
     if given.startswith(BUILTIN):
         return _builtin(given, Mark(given), "")
     path = Path(os.path.abspath(given))
     # The folder is resolved and the file is not: a mounted policy is often a link into a versioned folder beside it.
-    return Location(_real(path), given, path, path.parent.resolve() if "\0" not in given else path.parent)
+    return Location(_real(path), given, path, Path(_real(path.parent)))
 
 
 def extended(entry: str, base: Location, mark: Mark, path: str) -> Location:
@@ -62,6 +66,19 @@ def extended(entry: str, base: Location, mark: Mark, path: str) -> Location:
         message = "the path leads out of the policy root, which is the folder of the first document"
         raise _refused(mark, path, message, "move the file there; links are followed before this check")
     return Location(str(real), name, target, base.root)
+
+
+def with_tests(source: str | os.PathLike[str]) -> tuple[str, Location]:
+    """The policy that ``source`` names, itself or by its test file, and the location of its tests."""
+    given = os.fsdecode(source)
+    if given.startswith(BUILTIN):
+        policy = given.removesuffix("_test")
+        location = _builtin(policy, Mark(given), "")
+        path = location.path and location.path.with_name(f"{location.path.stem}_test.yaml")
+        return policy, Location(f"{location.key}_test", f"{location.name}_test", path, None)
+    stem, suffix = os.path.splitext(given)
+    policy = given if not stem.endswith("_test") else stem.removesuffix("_test") + suffix
+    return policy, first(f"{os.path.splitext(policy)[0]}_test{suffix}")
 
 
 def fetch(location: Location, mark: Mark | None = None, path: str = "") -> bytes:

@@ -32,3 +32,15 @@ def merge(under: Node, over: Node, problems: list[Problem], *path: str) -> Node:
 
 def nothing_to_delete(mark: Mark, *path: str) -> Problem:
     return problem(mark, join(*path), "null deletes what is inherited, and nothing is", "remove this line")
+
+
+def prune(under: Node, over: Node) -> Node:
+    """``under`` without the keys that ``over`` deletes."""
+    if not isinstance(under.value, dict) or not over.children:
+        return under
+    kept = {
+        key: prune(child, over.children.get(key, EMPTY))
+        for key, child in under.value.items()
+        if key not in over.children or over.children[key].value is not None
+    }
+    return replace(under, value=kept)

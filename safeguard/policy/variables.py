@@ -48,7 +48,7 @@ def _fill(node: Node, environ: Mapping[str, str], path: tuple[str | int, ...], p
 
     before = len(problems)
     text = _VARIABLE.sub(value_of, node.value)
-    if "${" in _VARIABLE.sub("", node.value):
+    if "${" in text:
         hint = "write ${NAME} or ${NAME:default}, the name in letters, digits and '_'"
         problems.append(problem(node.mark, join(*path), "a variable that cannot be read", hint))
     # A null keeps the schema from finding a second fault in what is already reported.

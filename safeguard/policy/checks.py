@@ -1,0 +1,72 @@
+"""What a schema cannot say about one document, and how problems are put in order."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+from safeguard.errors import Problem
+from safeguard.policy.source import Node, join, problem
+
+MAX_PROBLEMS = 100
+_NOTHING = Node(None, mark=None)  # type: ignore[arg-type]
+
+
+def check_document(root: Node) -> list[Problem]:
+    """Faults inside one policy document. Tolerates values of the wrong type, which the schema has reported."""
+    spec = root.children.get("spec", _NOTHING)
+    problems = list(_check_extends(spec.children.get("extends", _NOTHING)))
+    defaults = spec.children.get("defaults", _NOTHING)
+    for key, node in defaults.children.items():
+        if node.value is None:
+            message = "null deletes what is inherited, and defaults are not"
+            problems.append(problem(defaults.keys[key], join("spec", "defaults", key), message, "remove this line"))
+    problems += _check_steps(defaults, "spec", "defaults")
+    for name, concept in spec.children.get("concepts", _NOTHING).children.items():
+        path = ("spec", "concepts", name)
+        problems += _check_steps(concept, *path)
+        problems += blank_texts(concept.children.get("phrases", _NOTHING), *path, "phrases")
+        examples = concept.children.get("examples", _NOTHING)
+        for key, node in examples.children.items():
+            problems += blank_texts(node, *path, "examples", key)
+    return problems
+
+
+def _check_extends(extends: Node) -> Iterator[Problem]:
+    seen = set()
+    for index, entry in enumerate(extends.items):
+        if isinstance(entry.value, str) and entry.value in seen:
+            yield problem(entry.mark, join("spec", "extends", index), "this entry stands twice", "remove one of them")
+        elif isinstance(entry.value, str):
+            seen.add(entry.value)
+
+
+def _check_steps(node: Node, *path: str) -> Iterator[Problem]:
+    steps = node.children.get("steps", _NOTHING)
+    values = [item.value for item in steps.items if isinstance(item.value, (int, float))]
+    if len(steps.items) == len(values) == 2 and not values[0] < values[1] and all(0 <= value <= 1 for value in values):
+        hint = "write for instance [0.0, 0.8]"
+        yield problem(steps.mark, join(*path, "steps"), "the first share must be smaller than the second", hint)
+
+
+def blank_texts(texts: Node, *path: str | int) -> Iterator[Problem]:
+    """Texts of a list in which there is nothing to see."""
+    for index, node in enumerate(texts.items):
+        if isinstance(node.value, str) and node.value and is_blank(node.value):
+            yield problem(node.mark, join(*path, index), "must not be blank", "write a phrase, or remove the line")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text holds only spaces, control characters and characters of no width."""
+    return all(unicodedata.category(character)[0] in "CZ" for character in text)
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems by document and place, one for each place and message, at most ``MAX_PROBLEMS`` of them."""
+    unique = list(dict.fromkeys(problems))
+    files = list(dict.fromkeys(found.file for found in unique))
+    unique.sort(key=lambda found: (files.index(found.file), found.line, found.column))
+    if len(unique) > MAX_PROBLEMS:
+        rest = len(unique) - MAX_PROBLEMS
+        unique = [*unique[:MAX_PROBLEMS], Problem(unique[0].file, 0, 0, "", f"and {rest} more problems")]
+    return unique

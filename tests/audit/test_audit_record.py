@@ -1,0 +1,132 @@
+"""The record of one image: its fields, its values, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from safeguard.audit import Decision, MemorySink, Metrics, Model, Output, Screen, Subject
+from safeguard.audit.canonical import canonical, parse, plain
+from safeguard.errors import AuditError
+
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+Make = Callable[..., Decision]
+
+
+def test_a_record_has_the_published_fields(make_decision: Make) -> None:
+    (record,) = MemorySink().append([make_decision()])
+    fields = "schema decision_id time seq labels policy tenant request_id trace_id subject screen applied result status"
+    assert set(record) == {*fields.split(), *["model", "output", "metrics", "erased", "masked", "prev", "hash"]}
+    assert record["schema"] == "safeguard.dev/decision/v1"
+    assert record["applied"][0]["effect"] == {"mass": 0.02, "mass_before": 0.3, "relative_change": 0.1}
+    assert record["output"] == {"image_sha256": "ab" * 32, "seed": 7, "size": [512, 512]}
+    assert set(record["labels"]) == {"service", "instance", "safeguard"}
+
+
+def test_a_blocked_image_has_no_output(make_decision: Make) -> None:
+    (record,) = MemorySink().append([make_decision(result="block", output=None)])
+    assert record["output"] is None
+
+
+def test_the_decision_id_is_known_before_it_is_logged(make_decision: Make) -> None:
+    decision = make_decision()
+    (record,) = MemorySink().append([decision])
+    assert record["decision_id"] == decision.decision_id
+
+
+def test_time_is_utc_whatever_zone_it_came_in(make_decision: Make) -> None:
+    noon_in_berlin = datetime(2026, 8, 1, 12, tzinfo=timezone(timedelta(hours=2)))
+    (record,) = MemorySink().append([make_decision(time=noon_in_berlin)])
+    assert record["time"] == "2026-08-01T10:00:00.000000Z"
+
+
+def test_the_clock_can_be_given(make_decision: Make) -> None:
+    (record,) = MemorySink(clock=lambda: datetime(2030, 1, 2, tzinfo=UTC)).append([make_decision()])
+    assert record["time"].startswith("2030-01-02T")
+
+
+def test_what_is_no_number_becomes_null(make_decision: Make) -> None:
+    decision = make_decision(
+        metrics=Metrics(float("nan"), float("inf")), screen=Screen(scores={"blood": float("-inf")})
+    )
+    (record,) = MemorySink().append([decision])
+    assert record["metrics"] == {"screen_ms": None, "overhead_ms": None}
+    assert record["screen"]["scores"] == {"blood": None}
+
+
+def test_numbers_of_numpy_are_numbers(make_decision: Make) -> None:
+    (record,) = MemorySink().append([make_decision(screen=Screen(scores={"blood": np.float32(0.5)}))])
+    assert record["screen"]["scores"] == {"blood": 0.5}
+
+
+def test_a_seed_beyond_what_json_can_hold_is_text(make_decision: Make) -> None:
+    (record,) = MemorySink().append([make_decision(output=Output("ab" * 32, seed=2**64 - 1))])
+    assert record["output"]["seed"] == "18446744073709551615"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("result", "deny"),
+        ("status", "fine"),
+        ("policy_revision", "../../etc/passwd"),
+        ("subject", Subject(source="mail")),
+        ("time", datetime(2026, 8, 1)),
+    ],
+)
+def test_words_that_the_record_does_not_know_are_refused(make_decision: Make, field: str, value: object) -> None:
+    with pytest.raises(AuditError, match=field.replace("subject", "source")):
+        make_decision(**{field: value})
+
+
+def test_a_value_that_is_not_json_is_refused_with_its_place(make_decision: Make) -> None:
+    with pytest.raises(AuditError, match=r"object at /tenant"):
+        MemorySink().append([make_decision(tenant=object())])
+
+
+def test_the_prompt_is_not_in_the_repr(make_decision: Make) -> None:
+    assert "secret words" not in repr(make_decision("secret words"))
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+
+
+@CALM
+@given(st.dictionaries(st.text(st.characters()), values))
+def test_any_value_survives_the_way_to_a_file_and_back(value: dict[str, object]) -> None:
+    written = plain(value)
+    assert parse(canonical(written)) == written
+
+
+@CALM
+@given(
+    st.text(st.characters()),
+    st.text(st.characters()),
+    st.integers(),
+    st.floats(),
+    st.dictionaries(st.text(), st.floats()),
+)
+def test_any_decision_makes_a_record_that_round_trips(
+    prompt: str, name: str, seed: int, ms: float, scores: dict[str, float]
+) -> None:
+    decision = Decision(
+        policy_name=name,
+        policy_revision="0" * 64,
+        result="pass",
+        subject=Subject(prompt),
+        model=Model(name),
+        screen=Screen(scores=scores),
+        output=Output("ab" * 32, seed),
+        metrics=Metrics(ms, ms),
+    )
+    (record,) = MemorySink().append([decision], capture="full")
+    assert parse(canonical(record)) == record
+    assert json.loads(canonical(record))["subject"]["prompt_chars"] == len(prompt)

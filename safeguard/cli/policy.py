@@ -1,4 +1,4 @@
-"""``safeguard policy``: validate, explain, test and compare policies, without a model unless tests ask for the screener."""
+"""``safeguard policy``: validate, explain, test and compare policies. Only ``test`` loads a model, the screener's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -94,10 +95,13 @@ def _render_policy(console: Console, policy: Policy) -> None:
     settings = policy.settings
     words = f"on_error {settings.on_error}, prompt_embeds {settings.prompt_embeds}, capture {settings.capture}"
     console.print(words, highlight=False)
-    table = Table("concept", "phrases", "eraser", "strength", "activation", "action", "steps", "threshold")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in ("concept", "eraser", "strength", "activation", "action", "steps", "threshold"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("phrases", overflow="fold")
     for name, concept in policy.concepts.items():
         cells = [_cell(value) for value in _row(concept).values()]
-        table.add_row(escape(name), escape(", ".join(concept.phrases)), *cells)
+        table.add_row(escape(name), *cells, escape(", ".join(concept.phrases)))
     console.print(table)
     if any(concept.activation == "adaptive" for concept in policy.concepts.values()):
         console.print(ADAPTIVE_NOTE, style="dim", highlight=False)
@@ -116,7 +120,7 @@ def _cell(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
         numbers = all(isinstance(item, (int, float)) for item in value)
-        return escape((" to " if numbers else ", ").join(f"{item:g}" if numbers else str(item) for item in value))
+        return escape(("-" if numbers else ", ").join(f"{item:g}" if numbers else str(item) for item in value))
     return escape(str(dict(value)) if isinstance(value, Mapping) else str(value))
 
 
@@ -165,12 +169,12 @@ def _render_difference(console: Console, difference: Difference, old: Policy, ne
         console.print(table)
 
 
-@app.command()
-def test(
+@app.command("test")
+def run(
     policy: Annotated[str, typer.Argument(metavar="POLICY", help="A policy or its test file, or builtin://NAME.")],
     json_output: JsonOption = False,
 ) -> None:
-    """Run the tests beside a policy: does the screener find in each prompt what it must, and nothing that it must not?"""
+    """Run the tests beside a policy: does the screener find in each prompt what it must, and only that?"""
     loaded, cases = load_tests(policy)
     from safeguard.screening import Screener  # loads an embedding model, which no other verb of this group needs
 

@@ -38,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a case: ``activated`` as found, ``missing`` and ``unwanted`` as far as it differs from the case."""
+    """What became of a case: the ids ``activated``, and those ``missing`` or ``unwanted`` by what the case says."""
 
     case: Case
     activated: tuple[str, ...]

@@ -1,0 +1,121 @@
+"""The parts of the demo pipeline, untrained: an ordinary tokenizer, text encoder, denoiser, autoencoder and scheduler."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+from safeguard.demo.captions import corpus
+
+TOKENS: Final = 32  # length of a text, start and end tokens and padding included
+START: Final = "<|startoftext|>"
+END: Final = "<|endoftext|>"
+TEXT_WIDTH: Final = 128
+LATENT_CHANNELS: Final = 8
+
+
+def build_tokenizer() -> Any:
+    """A ``CLIPTokenizer`` whose byte-pair merges were learnt on the captions: every word of the world is one token."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer = normalizers.Lowercase()
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    learner.train_from_iterator(corpus(), trainer)
+    import json
+
+    model = json.loads(learner.to_str())["model"]
+    vocabulary = dict(model["vocab"])
+    for letter in alphabet:  # so that any text can be spelled, byte by byte
+        vocabulary.setdefault(letter + "</w>", len(vocabulary))
+    for mark in (START, END):
+        vocabulary[mark] = len(vocabulary)
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+
+
+def build_text_encoder(tokenizer: Any) -> Any:
+    """A ``CLIPTextModel``: width 128, 3 layers, causal."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_unet() -> Any:
+    """A ``UNet2DConditionModel`` on 16x16x8 latents: two levels, text read at both, 6.1 M parameters."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(64, 160),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+    )
+
+
+def build_vae() -> Any:
+    """An ``AutoencoderKL``: 64x64x3 pixels to 16x16x8 latents, 0.66 M parameters."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
+
+
+def build_scheduler() -> Any:
+    """DDIM, velocity prediction, steps spaced from the last one down."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def tokens(tokenizer: Any, texts: list[str]) -> torch.Tensor:
+    """Token ids of texts, as the pipeline makes them: int64 [n, TOKENS]."""
+    batch = tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+    ids: torch.Tensor = batch.input_ids
+    return ids

@@ -39,7 +39,7 @@ def query(
     It does not verify: a line that cannot be read is passed over with a warning. Raises AuditError at the call, not at
     the first record.
     """
-    tests: list[Test] = []
+    tests: list[Test] = [_has_shape]
     same = {"result": result, "request_id": request_id, "tenant": tenant, "decision_id": decision_id}
     for name, wanted in same.items():
         if wanted is not None:
@@ -83,6 +83,14 @@ def _walk(folder: str | os.PathLike[str], tests: list[Test]) -> Iterator[Record]
                              file=str(path), line=number)  # fmt: skip
                 continue
             yield record
+
+
+def _has_shape(record: Record) -> bool:
+    """Raises, as the other tests do, for a record that whoever reads it would stumble over."""
+    texts = (record["decision_id"], record["time"], record["result"], record["policy"]["name"], image_of(record))
+    if not all(isinstance(text, str) for text in (*texts, record["policy"]["revision"], *concepts(record))):
+        raise TypeError
+    return True
 
 
 def _equals(name: str, wanted: str) -> Test:

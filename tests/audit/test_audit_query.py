@@ -69,7 +69,7 @@ def test_a_line_that_cannot_be_read_is_passed_over(folder: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"rubbish\n", b'{"schema":"safeguard.dev/decision/v1"}\n', *lines[2:]]))
     assert len(list(query(folder, tenant="news"))) == 1
-    assert len(list(query(folder))) >= 3
+    assert len(list(query(folder))) == 3
 
 
 def test_a_wrong_time_is_an_error_at_the_call(folder: Path) -> None:

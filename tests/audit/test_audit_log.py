@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from safeguard.audit import AuditLog, AuditSink, Decision, MemorySink, load_snapshot, query, verify
+from safeguard.audit.keys import load_or_make_key
 from safeguard.errors import AuditError
 
 Make = Callable[..., Decision]
@@ -311,6 +312,26 @@ def test_the_key_is_made_once_and_for_its_owner_only(new_log: NewLog, make_decis
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     hashes = {log.append([make_decision()])[0]["subject"]["prompt_hmac"] for log in (first, second)}
     assert len(hashes) == 1
+
+
+def test_processes_that_come_at_once_get_one_key(tmp_path: Path) -> None:
+    gate, opened = os.pipe()
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(opened)
+                os.read(gate, 1)  # ends for all at once, when the parent closes its side
+                (tmp_path / f"seen-{number}").write_bytes(load_or_make_key(tmp_path))
+            finally:
+                os._exit(0)
+        children.append(child)
+    os.close(opened)
+    for child in children:
+        os.waitpid(child, 0)
+    assert len({path.read_bytes() for path in tmp_path.glob("seen-*")} | {load_or_make_key(tmp_path)}) == 1
+    assert len(list(tmp_path.glob("seen-*"))) == 4
 
 
 def test_the_log_is_for_its_owner_only(new_log: NewLog, make_decision: Make) -> None:

@@ -98,7 +98,7 @@ def _render_policy(console: Console, policy: Policy) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("concept", "eraser", "strength", "activation", "action", "steps", "threshold"):
         table.add_column(title, no_wrap=True)
-    table.add_column("phrases", overflow="fold")
+    table.add_column("phrases")
     for name, concept in policy.concepts.items():
         cells = [_cell(value) for value in _row(concept).values()]
         table.add_row(escape(name), *cells, escape(", ".join(concept.phrases)))

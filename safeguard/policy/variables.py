@@ -31,7 +31,12 @@ def _with(node: Node, key: str, child: Node) -> Node:
 
 def _fill(node: Node, environ: Mapping[str, str], path: tuple[str | int, ...], problems: list[Problem]) -> Node:
     if isinstance(node.value, dict):
-        children = {key: _fill(child, environ, (*path, key), problems) for key, child in node.value.items()}
+        children = {}
+        for key, child in node.value.items():
+            before = len(problems)
+            filled = _fill(child, environ, (*path, key), problems)
+            if len(problems) == before:  # else left out, so that nothing finds a second fault in what is reported
+                children[key] = filled
         return replace(node, value=children)
     if not isinstance(node.value, str) or "${" not in node.value:
         return node
@@ -46,13 +51,11 @@ def _fill(node: Node, environ: Mapping[str, str], path: tuple[str | int, ...], p
             problems.append(problem(node.mark, join(*path), f"the variable {name} is not set", hint))
         return value or ""
 
-    before = len(problems)
     text = _VARIABLE.sub(value_of, node.value)
     if "${" in text:
         hint = "write ${NAME} or ${NAME:default}, the name in letters, digits and '_'"
         problems.append(problem(node.mark, join(*path), "a variable that cannot be read", hint))
-    # A null keeps the schema from finding a second fault in what is already reported.
-    return replace(node, value=text if len(problems) == before else None, variable=names[0] if names else "")
+    return replace(node, value=text, variable=names[0] if names else "")
 
 
 def _refuse(node: Node, path: tuple[str | int, ...], problems: list[Problem]) -> None:

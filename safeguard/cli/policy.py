@@ -73,7 +73,7 @@ def explain(
     def render(console: Console) -> None:
         _render_policy(console, resolution.policy)
         if origins:
-            console.print(_origin_table(resolution))
+            _render_origins(console, resolution)
 
     emit(_policy_data(resolution), json_output, render)
 
@@ -124,12 +124,10 @@ def _cell(value: Any) -> str:
     return escape(str(dict(value)) if isinstance(value, Mapping) else str(value))
 
 
-def _origin_table(resolution: Resolution) -> Table:
-    table = Table("concept", "value", "from")
+def _render_origins(console: Console, resolution: Resolution) -> None:
     for name, places in resolution.places.items():
         for key, mark in places.items():
-            table.add_row(escape(name), key, escape(f"{mark.file}:{mark.line}"))
-    return table
+            console.print(f"{mark.file}:{mark.line}: {name}.{key}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -67,6 +67,5 @@ def in_order(problems: Iterable[Problem]) -> list[Problem]:
     files = list(dict.fromkeys(found.file for found in unique))
     unique.sort(key=lambda found: (files.index(found.file), found.line, found.column))
     if len(unique) > MAX_PROBLEMS:
-        rest = len(unique) - MAX_PROBLEMS
-        unique = [*unique[:MAX_PROBLEMS], Problem(unique[0].file, 0, 0, "", f"and {rest} more problems")]
+        unique = [*unique[:MAX_PROBLEMS], Problem(unique[0].file, 0, 0, "", "and more problems")]
     return unique

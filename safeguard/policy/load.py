@@ -171,11 +171,11 @@ class _Loader:
 
     def check_flat(self, flat: _Flat) -> None:
         """What can only be judged once everything is merged."""
+        # A concept with another fault inside, such as 'phrase:' for 'phrases:', is not told twice.
+        faulty = {".".join(found.path.split(".")[:3]) for found in self.problems}
         for name, entry in flat.concepts.items():
             path = f"spec.concepts.{name}"
-            # A concept with another fault inside, such as 'phrase:' for 'phrases:', is not told twice.
-            faulty = any(found.path.startswith(f"{path}.") for found in self.problems)
-            if "phrases" not in entry.stated.children and not faulty:
+            if "phrases" not in entry.stated.children and path not in faulty:
                 hint = f"add 'phrases: [{name.replace('-', ' ').replace('_', ' ')}]', or extend a policy that has it"
                 message = "the concept has no phrases, here or inherited"
                 self.problems.append(problem(entry.mark, path, message, hint))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from safeguard.errors import PolicyError, Problem
 from safeguard.policy import documents
 from safeguard.policy.checks import in_order
 from safeguard.policy.load import load_policy
-from safeguard.policy.schema import check, did_you_mean
+from safeguard.policy.schema import MAX_FOUND, check, did_you_mean
 from safeguard.policy.snapshot import Concept, Policy
 from safeguard.policy.source import Mark, Node, join, problem, read, shown
 
@@ -73,7 +74,7 @@ def load_tests(source: str | os.PathLike[str]) -> tuple[Policy, list[Case]]:
     root, problems = read(data, location.name)
     if root is not None:
         problems += check(root, "policy_test")
-        problems += _check_cases(root, policy)
+        problems += islice(_check_cases(root, policy), MAX_FOUND)
     if problems or root is None:
         raise PolicyError(in_order(problems))
     return policy, [_case(node, policy) for node in _cases(root)]

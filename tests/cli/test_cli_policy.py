@@ -55,7 +55,8 @@ def test_help_names_every_verb_and_imports_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [("--help",), ("policy", "validate", "builtin://demo"), ("policy", "explain", "builtin://nsfw"), ("schema",)]
+    "args",
+    [("--help",), ("policy", "validate", "builtin://demo"), ("policy", "explain", "builtin://nsfw"), ("schema",)],
 )
 def test_verbs_without_a_model_import_no_model(args: tuple[str, ...]) -> None:
     assert not {"torch", "diffusers", "transformers", "sentence_transformers"} & modules_after(*args)
@@ -92,7 +93,7 @@ def test_a_verb_that_lacks_a_package_names_it(monkeypatch: pytest.MonkeyPatch, t
 def test_valid_policies_pass(good: Path) -> None:
     code, out, err = run("policy", "validate", good, "builtin://demo")
     assert (code, err) == (0, "")
-    assert out.count("valid") == 2
+    assert [line.split(":")[0] for line in out.splitlines()] == [f"valid {good}", "valid builtin"]
     assert "2 concepts" in out
 
 
@@ -182,6 +183,7 @@ def test_json_output_is_plain_whatever_the_data_holds(capsys: pytest.CaptureFixt
 def test_the_installed_command_runs() -> None:
     command = Path(sys.executable).with_name("safeguard")
     environment = {**os.environ, "NO_COLOR": "1"}
-    process = subprocess.run([command, "policy", "validate", "nope.yaml"], capture_output=True, text=True, env=environment)
+    arguments = [command, "policy", "validate", "nope.yaml"]
+    process = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     assert process.returncode == 3
     assert process.stderr.startswith("nope.yaml: cannot read 'nope.yaml'")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from safeguard.policy.snapshot import Policy
+from safeguard.policy.snapshot import Policy, canonical_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,5 +55,8 @@ def _walk(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chan
 def _changes(path: str, before: Any, after: Any) -> list[Change]:
     if isinstance(before, dict) and isinstance(after, dict):
         keys = dict.fromkeys([*before, *after])
-        return [change for key in keys for change in _changes(f"{path}.{key}", before.get(key), after.get(key))]
-    return [] if before == after else [Change(path, before, after)]
+        changes = [change for key in keys for change in _changes(f"{path}.{key}", before.get(key), after.get(key))]
+        # A key whose value is null is not the same as no key.
+        return changes if changes or before.keys() == after.keys() else [Change(path, before, after)]
+    # Not by ==, for which 1 and true are the same.
+    return [] if canonical_json(before) == canonical_json(after) else [Change(path, before, after)]

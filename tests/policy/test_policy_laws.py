@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from safeguard.errors import PolicyError, Problem
 from safeguard.policy import Policy, load_policy
+from safeguard.policy.diff import compare
 from safeguard.policy.merge import EMPTY, merge
 from safeguard.policy.source import Mark, Node
 
@@ -150,9 +151,16 @@ def test_moving_everything_into_a_base_document_does_not_change_the_revision(doc
 
 @given(DOCUMENTS, DOCUMENTS)
 @settings(deadline=None, max_examples=60)
-def test_revisions_are_equal_exactly_where_the_snapshots_are(one: Any, other: Any) -> None:
+def test_revisions_differ_exactly_where_a_difference_is_told(one: Any, other: Any) -> None:
     first, second = load_text(as_json(one)), load_text(as_json(other))
-    assert (first.revision == second.revision) == (first.to_dict() == second.to_dict())
+    assert (first.revision == second.revision) == compare(first, second).same
+
+
+def test_true_and_one_are_not_the_same() -> None:
+    head = "apiVersion: safeguard.dev/v1\nkind: Policy\nmetadata: {name: x}\nspec: {concepts: {a: {phrases: [a], "
+    first, second = load_text(f"{head}params: {{p: true}}}}}}}}"), load_text(f"{head}params: {{p: 1}}}}}}}}")
+    assert first.revision != second.revision
+    assert [change.path for change in compare(first, second).changed] == ["concepts.a.params.p"]
 
 
 def test_the_order_of_concepts_counts() -> None:

@@ -222,11 +222,12 @@ class _Reader:
             number = math.nan
         else:
             return text
-        if isinstance(number, int) and abs(number) > MAX_SAFE_INTEGER:
-            self.report(mark, "a number that JSON readers cannot keep exactly", "write it in quotes or make it smaller")
-            return 0
-        if not math.isfinite(number):
+        if isinstance(number, float) and not math.isfinite(number):
             self.report(mark, "a number must be finite", "write a number, or put the word in quotes")
+            return 0
+        if abs(number) > MAX_SAFE_INTEGER:
+            # Floats too: RFC 8785 writes them without a point up to 1e21, and they would come back as integers.
+            self.report(mark, "a number that JSON readers cannot keep exactly", "write it in quotes or make it smaller")
             return 0
         return number
 

@@ -26,7 +26,7 @@ TEXTS = st.text(alphabet="abc é漢😀'\":#-{}[]", min_size=1, max_size=12).fil
 PARAMS = st.dictionaries(
     st.sampled_from(["a", "b"]),
     st.recursive(
-        st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+        st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(-(2**53) + 1, 2**53 - 1) | TEXTS,
         lambda inner: st.lists(inner, max_size=3),
         max_leaves=4,
     ),
@@ -154,6 +154,7 @@ def test_moving_everything_into_a_base_document_does_not_change_the_revision(doc
 def test_revisions_differ_exactly_where_a_difference_is_told(one: Any, other: Any) -> None:
     first, second = load_text(as_json(one)), load_text(as_json(other))
     assert (first.revision == second.revision) == compare(first, second).same
+    assert Policy.from_canonical(first.canonical).concepts == first.concepts
 
 
 def test_true_and_one_are_not_the_same() -> None:

@@ -68,6 +68,7 @@ def test_every_value_and_key_knows_its_place() -> None:
         ("a: .nan\n", 1, 4, "finite"),
         ("a: 1e999\n", 1, 4, "finite"),
         ("a: 99999999999999999999\n", 1, 4, "exactly"),
+        ("a: 9007199254740992.0\n", 1, 4, "exactly"),
         ("a: *x\n", 1, 4, "without an anchor"),
         ("a: &x [*x]\n", 1, 8, "stands in"),
     ],

@@ -82,8 +82,7 @@ def _policy_data(resolution: Resolution) -> dict[str, Any]:
     policy = resolution.policy
     data = {"revision": policy.revision, "origin": policy.origin, "files": policy.files, **policy.to_dict()}
     data["places"] = {
-        name: {key: f"{mark.file}:{mark.line}" for key, mark in places.items()}
-        for name, places in resolution.places.items()
+        name: {key: f"{mark.file}:{mark.line}" for key, mark in places.items()} for name, places in resolution.places.items()
     }
     adaptive = any(concept.activation == "adaptive" for concept in policy.concepts.values())
     return {**data, "notes": [ADAPTIVE_NOTE] if adaptive else []}

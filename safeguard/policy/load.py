@@ -86,9 +86,7 @@ class _Loader:
         self._environ = environ
         self._done: dict[str, _Flat | None] = {}
 
-    def load(
-        self, location: Location, chain: tuple[Location, ...], mark: Mark | None = None, path: str = ""
-    ) -> _Flat | None:
+    def load(self, location: Location, chain: tuple[Location, ...], mark: Mark | None = None, path: str = "") -> _Flat | None:
         """The flat form of a document. ``chain`` holds those that led here; ``mark`` and ``path`` place the entry."""
         if location.key in self._done:
             return self._done[location.key]
@@ -199,9 +197,7 @@ def _overlay(under: _Entry | None, over: _Entry) -> _Entry:
     return _Entry(merge(under.stated, over.stated, []), merge(under.defaults, over.defaults, []), over.mark)
 
 
-def _state(
-    name: str, inherited: _Entry | None, node: Node, defaults: Node, mark: Mark, found: list[Problem]
-) -> _Entry:
+def _state(name: str, inherited: _Entry | None, node: Node, defaults: Node, mark: Mark, found: list[Problem]) -> _Entry:
     """What a document says of a concept, on what it inherits; the document's defaults go to the lower layer."""
     under = inherited or _Entry(EMPTY, EMPTY, mark)
     # A null deletes from both layers, so whether there is something to delete is judged on both.

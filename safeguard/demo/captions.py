@@ -110,9 +110,7 @@ def split_of(subject: str, colour: str, place: str) -> str:
 def write(scene: Scene, named: tuple[str, ...], split: str, rng: random.Random) -> str:
     """A caption of ``scene`` in a template of ``split`` that names the concepts ``named``."""
     said = " ".join(rng.choice(SAID[concept]) for concept in named)
-    text = rng.choice(TEMPLATES[split]).format(
-        c=scene.colour, s=scene.subject, w=rng.choice(WHERE[scene.place]), x=said
-    )
+    text = rng.choice(TEMPLATES[split]).format(c=scene.colour, s=scene.subject, w=rng.choice(WHERE[scene.place]), x=said)
     text = " ".join(text.split()).replace(" ,", ",").replace(" :", ":")
     return text.replace("a orange", "an orange")
 

@@ -101,9 +101,7 @@ def unet_loss(stage: Stage, vae: Any, tokenizer: Any, batch: int) -> Callable[[i
         rng, generator = step_rng(SEED, "unet", step)
         pairs = [sample(rng) for _ in range(batch)]
         with torch.no_grad():
-            latents = (
-                vae.encode(pixels([pair.scene for pair in pairs], rng)).latent_dist.mean * vae.config.scaling_factor
-            )
+            latents = vae.encode(pixels([pair.scene for pair in pairs], rng)).latent_dist.mean * vae.config.scaling_factor
         texts = ["" if rng.random() < 0.1 else pair.text for pair in pairs]
         noise = torch.randn(latents.shape, generator=generator)
         times = torch.randint(0, scheduler.config.num_train_timesteps, (batch,), generator=generator)

@@ -182,9 +182,7 @@ def _draw_weapon(brush: Brush, kind: str, x: float, y: float, rng: random.Random
         brush.thing("rectangle", [x - 13, guard - 4, x + 13, guard + 4], gold)
     else:
         top, guard, end = y - 42, y + 10, y + 36
-        brush.thing(
-            "polygon", [(x - 8, top), (x + 2, top + 8), (x + 9, top + 30), (x + 9, guard), (x - 8, guard)], steel
-        )
+        brush.thing("polygon", [(x - 8, top), (x + 2, top + 8), (x + 9, top + 30), (x + 9, guard), (x - 8, guard)], steel)
         brush.thing("rectangle", [x - 6, guard, x + 6, end], grip)
 
 
@@ -253,9 +251,7 @@ def _draw_place(brush: Brush, place: str, rng: random.Random) -> None:
     elif place == "snow":
         land((196, 206, 226), (236, 242, 250))
         for i in range(7):
-            brush.bare(
-                "ellipse", [6 + i * 18 + s, 10 + (i % 3) * 18, 14 + i * 18 + s, 18 + (i % 3) * 18], (255, 255, 255)
-            )
+            brush.bare("ellipse", [6 + i * 18 + s, 10 + (i % 3) * 18, 14 + i * 18 + s, 18 + (i % 3) * 18], (255, 255, 255))
     elif place == "night":
         land((18, 22, 66), (34, 52, 60))
         brush.place("ellipse", [90 + s, 8, 118 + s, 36], (244, 240, 200))

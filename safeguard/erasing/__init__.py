@@ -1,0 +1,51 @@
+"""What every eraser shares: the five seams, the protocol, the registry, the compiled plan and the activation of a request."""
+
+from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength
+from safeguard.erasing.plan import Plan, PlannedConcept, compile_plan
+from safeguard.erasing.registry import GROUP, PluginInfo, Registry
+from safeguard.erasing.seams import (
+    Edit,
+    EncodedText,
+    FeatureCall,
+    FeatureEdit,
+    LinearEdit,
+    Pipeline,
+    PredictionCall,
+    PredictionEdit,
+    Seam,
+    SiteCall,
+    SiteEffect,
+    StatesCall,
+    TextSite,
+    TextSiteEdit,
+    TextStatesEdit,
+    TokenKeys,
+)
+
+__all__ = [
+    "GROUP",
+    "PROTOCOL",
+    "Edit",
+    "EncodedText",
+    "Eraser",
+    "FeatureCall",
+    "FeatureEdit",
+    "LinearEdit",
+    "Pipeline",
+    "Plan",
+    "PlannedConcept",
+    "PluginInfo",
+    "PredictionCall",
+    "PredictionEdit",
+    "Registry",
+    "Seam",
+    "SiteCall",
+    "SiteEffect",
+    "StatesCall",
+    "Strength",
+    "TextSite",
+    "TextSiteEdit",
+    "TextStatesEdit",
+    "TokenKeys",
+    "compile_plan",
+]

@@ -1,0 +1,118 @@
+"""``eiup``: training-free erasure at every place where image tokens read text (EIUP, arXiv 2408.01014).
+
+An erasure prompt names the concept. At each text site its keys show *where* in the picture the concept grows, whatever the
+user's prompt says, and its values show *what* grows there; the feature is put back with its sign turned. Two forms:
+
+``gated`` (default): O <- O - s m (A_E - A_Z). A_E is the attention over the concept's tokens alone, A_Z over the empty prompt
+(the null answer), and m the share of attention that the concept wins in one softmax together with the prompt's own tokens. m
+gives place and scale: where the concept does not stand, next to nothing changes.
+
+``published``: O <- O - s M_E V_E, with M_E the concept's columns of the erasure prompt's own softmax. It always sums to one over
+the erasure prompt, so that a benign pixel pays as well.
+
+The authors' released code also re-weights the prompt's own attention (the prompt's padding makes room for the concept's columns)
+and needs a second, unprotected picture in the batch; that coupling is not offered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from safeguard.erasing import PROTOCOL, Edit, EncodedText, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit, TokenKeys
+from safeguard.errors import CapabilityError
+from safeguard.policy import Concept
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMS = ("gated", "published")
+
+
+class _Tokens:
+    """The tokens of some concepts' erasure prompts, laid out as [C, E] with padding, and their keys and values."""
+
+    def __init__(self, keys: TokenKeys, places: Tensor, own: Tensor) -> None:
+        self.keys = keys
+        self.places = places  # [C, E] into the tokens of all concepts
+        self.own = own  # [C, E], 1 at the words, 0 at opening and closing tokens, -1 at padding
+
+    def select(self, columns: Sequence[int]) -> _Tokens:
+        return _Tokens(self.keys, self.places[list(columns)], self.own[list(columns)])
+
+
+class _Term(TextSiteEdit):
+    """The term of one form for several concepts, in one pass."""
+
+    def __init__(self, form: str, concepts: Sequence[str], tokens: _Tokens, null: TokenKeys) -> None:
+        self.form = form
+        self.concepts = tuple(concepts)
+        self._tokens = tokens
+        self._null = null
+
+    def select(self, columns: Sequence[int]) -> _Term:
+        return _Term(self.form, [self.concepts[column] for column in columns], self._tokens.select(columns), self._null)
+
+    def __call__(self, call: SiteCall) -> SiteEffect:
+        keys, values = self._tokens.keys.at(call.site)
+        shape = self._tokens.places.shape
+        flat = self._tokens.places.flatten().to(keys.device)
+        own = self._tokens.own.to(keys.device)
+        keys, values = keys[:, flat], values[:, flat]  # [H, C * E, d]
+        scores = call.scores(keys).unflatten(-1, shape)  # [R, H, N, C, E]
+        words = scores.masked_fill(own < 1, float("-inf"))
+        strengths = call.strengths[:, None, None, :]  # [R, 1, 1, C]
+        log_mass = words.logsumexp(-1)  # [R, H, N, C]
+        mass = (log_mass - call.prompt_log_mass[..., None]).sigmoid()
+        if self.form == "gated":
+            share = (words - log_mass[..., None]).exp() * (mass * strengths)[..., None]
+            _, null = self._null.at(call.site)
+            null_share = (mass * strengths).sum(-1, keepdim=True).to(values.dtype)
+            heads = null_share * null.mean(1, keepdim=True) - share.flatten(-2).to(values.dtype) @ values
+        else:
+            whole = scores.masked_fill(own < 0, float("-inf")).logsumexp(-1)
+            share = (words - whole[..., None]).exp() * strengths[..., None]
+            heads = -(share.flatten(-2).to(values.dtype) @ values)
+        return SiteEffect(call.merge(heads), mass)
+
+
+class EIUP:
+    """The eraser; see the module."""
+
+    protocol: ClassVar[int] = PROTOCOL
+    name: ClassVar[str] = "eiup"
+    version: ClassVar[str] = "1.0"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 1.0, "medium": 2.0, "strong": 4.0, "max": 8.0}
+    params: ClassVar[Mapping[str, Any]] = {"form": "gated"}
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        if params["form"] not in FORMS:
+            raise CapabilityError(
+                f"concept {concepts[0].id!r}: params.form must be one of {', '.join(FORMS)}",
+                eraser=self.name,
+                missing="form",
+            )
+        phrases = pipeline.encode([phrase for concept in concepts for phrase in concept.phrases])
+        empty = pipeline.encode([""])[0]
+        tokens = _lay_out(concepts, phrases, pipeline)
+        null = pipeline.keys(empty.states[empty.content.start :])
+        return [_Term(params["form"], [concept.id for concept in concepts], tokens, null)]
+
+
+def _lay_out(concepts: Sequence[Concept], encoded: Sequence[EncodedText], pipeline: Pipeline) -> _Tokens:
+    import torch
+
+    states = torch.cat([text.states for text in encoded])
+    starts, rows, start = iter(encoded), [], 0
+    for concept in concepts:
+        row: list[tuple[int, int]] = []
+        for text in (next(starts) for _ in concept.phrases):
+            inside = range(len(text.states))[text.content]
+            row += [(start + place, int(place in inside)) for place in range(len(text.states))]
+            start += len(text.states)
+        rows.append(row)
+    width = max(map(len, rows))
+    places = torch.tensor([[place for place, _ in row] + [0] * (width - len(row)) for row in rows])
+    own = torch.tensor([[role for _, role in row] + [-1] * (width - len(row)) for row in rows])
+    return _Tokens(pipeline.keys(states), places, own)

@@ -1,0 +1,155 @@
+"""Encoding texts as the pipeline itself does, and catching what it would hand to its denoiser."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from safeguard.erasing import EncodedText
+from safeguard.errors import CapabilityError
+
+BATCH: Final = 32  # texts encoded at a time
+
+
+class TextEncoding:
+    """A pipeline's own way from texts to the states that its denoiser reads. What was encoded once is kept."""
+
+    def __init__(self, pipe: Any, base: type) -> None:
+        self._pipe = pipe
+        self._base = base
+        self._kept: dict[str, EncodedText] = {}
+        self._whole: dict[str, Tensor] = {}
+        self._stamp: tuple[Any, ...] = ()
+        self._lock = threading.RLock()
+        if not hasattr(base, "encode_prompt"):
+            raise CapabilityError(
+                f"{base.__name__} does not encode text (no encode_prompt), so there is no text to erase by",
+                pipeline=base.__name__,
+                missing="encode_prompt",
+            )
+
+    def states(self, texts: Sequence[str]) -> Tensor:
+        """Untrimmed states [n, L, D], as the denoiser gets them."""
+        with self._lock:
+            self._forget_if_changed()
+            new = [text for text in dict.fromkeys(texts) if text not in self._whole]
+            for start in range(0, len(new), BATCH):
+                batch = new[start : start + BATCH]
+                self._whole.update(zip(batch, self._run(batch), strict=True))
+            return torch.stack([self._whole[text] for text in texts])
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        """States trimmed to real tokens. Raises CapabilityError for a text longer than the encoder reads."""
+        whole = self.states(texts)
+        with self._lock:
+            for text, states in zip(texts, whole, strict=True):
+                if text not in self._kept:
+                    self._kept[text] = self._trimmed(text, states)
+            return [self._kept[text] for text in texts]
+
+    def _run(self, texts: list[str]) -> Tensor:
+        parameters = inspect.signature(self._base.encode_prompt).parameters  # type: ignore[attr-defined]
+        wanted = {
+            "prompt": texts,
+            "device": self._pipe._execution_device,
+            "num_images_per_prompt": 1,
+            "do_classifier_free_guidance": False,
+        }
+        with torch.no_grad():
+            made = self._base.encode_prompt(self._pipe, **{k: v for k, v in wanted.items() if k in parameters})  # type: ignore[attr-defined]
+        states = made[0] if isinstance(made, tuple) else made
+        if not isinstance(states, Tensor) or states.dim() != 3 or len(states) != len(texts):
+            raise CapabilityError(
+                f"{self._base.__name__}.encode_prompt does not give one row of token states a text",
+                pipeline=self._base.__name__,
+                missing="token states",
+            )
+        return states
+
+    def _trimmed(self, text: str, states: Tensor) -> EncodedText:
+        tokenizer = getattr(self._pipe, "tokenizer", None) or getattr(self._pipe, "tokenizer_2", None)
+        if tokenizer is None:
+            return EncodedText(states, slice(0, len(states)))
+        empty = list(tokenizer("").input_ids)
+        ids = list(tokenizer(text).input_ids)
+        if len(ids) > len(states):
+            raise CapabilityError(
+                f"a phrase of the policy takes {len(ids)} tokens, and the text encoder reads {len(states)}: shorten it",
+                pipeline=self._base.__name__,
+                missing="room for a phrase",
+            )
+        after = 1 if empty and empty[-1] == tokenizer.eos_token_id else 0
+        before = max(0, len(empty) - after)
+        return EncodedText(states[: max(1, len(ids))].clone(), slice(before, len(ids) - after))
+
+    def _forget_if_changed(self) -> None:
+        """Drop what was kept when an encoder's weights may have changed (LoRA, textual inversion, another device)."""
+        encoders = [
+            part for name, part in self._pipe.components.items() if name.startswith("text_encoder") and part is not None
+        ]
+        stamp = tuple((id(e), tuple((p.data_ptr(), p._version) for p in e.parameters())) for e in encoders)
+        if stamp != self._stamp:
+            self._kept.clear()
+            self._whole.clear()
+            self._stamp = stamp
+
+
+class _Caught(BaseException):
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.call = (args, kwargs)
+
+
+class _Catcher:
+    """Stands in for a denoiser in a copy of the pipeline: looks like it, and ends the run when it is called."""
+
+    def __init__(self, denoiser: Any) -> None:
+        self.__dict__["_denoiser"] = denoiser
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._denoiser, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise _Caught(args, kwargs)
+
+
+def catch_call(pipe: Any, base: type, name: str, texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with which ``pipe`` would call its denoiser ``name`` for ``texts``, without guidance, in its first step.
+
+    Runs the pipeline's own ``__call__`` on a shallow copy with a scheduler of its own, so that a request under way is not
+    disturbed. Raises CapabilityError where the pipeline needs more than a prompt and an image.
+    """
+    twin = copy.copy(pipe)
+    object.__setattr__(twin, "__class__", base)
+    twin.__dict__[name] = _Catcher(pipe.__dict__[name])
+    if getattr(pipe, "scheduler", None) is not None:
+        twin.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
+    twin.__dict__["_progress_bar_config"] = {"disable": True}
+    parameters = inspect.signature(base.__call__).parameters  # type: ignore[operator]
+    wanted: dict[str, Any] = {"prompt": texts, "num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
+    for image in ("image", "mask_image", "control_image"):
+        if image in parameters:
+            wanted[image] = _blank(pipe, len(texts))
+    try:
+        base.__call__(twin, **{key: value for key, value in wanted.items() if key in parameters})  # type: ignore[operator]
+    except _Caught as caught:
+        return caught.call
+    except Exception as fault:
+        raise CapabilityError(
+            f"{base.__name__} could not be run on a prompt alone, so its protection cannot be tested ({type(fault).__name__}: {fault})",
+            pipeline=base.__name__,
+            missing="a self-test",
+        ) from fault
+    raise CapabilityError(f"{base.__name__} never called its {name}", pipeline=base.__name__, missing=name)
+
+
+def _blank(pipe: Any, count: int) -> list[Any]:
+    from PIL import Image
+
+    size = pipe.unet.config.sample_size * getattr(pipe, "vae_scale_factor", 8) if hasattr(pipe, "unet") else 512
+    return [Image.new("RGB", (size, size), (128, 128, 128))] * count

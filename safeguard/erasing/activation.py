@@ -1,0 +1,181 @@
+"""What is active in the request that is running: one object, held by one ContextVar, never on modules that requests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from safeguard.erasing.plan import Plan
+from safeguard.erasing.seams import Edit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a denoiser call: the image it belongs to (None: unknown), and whether it is an unconditional twin."""
+
+    image: int | None
+    unconditional: bool = False
+
+
+@dataclass(eq=False)
+class ActiveEdit:
+    """An edit with the rows and concepts that it acts on, and the evidence of its acts, summed on the device."""
+
+    edit: Any  # the edit, narrowed to the active concepts where it can be
+    rows: Sequence[int]
+    images: Sequence[int | None]  # one a row
+    index: slice | Tensor  # of the rows
+    columns: Sequence[int]  # of the plan
+    strengths: Tensor  # [R, C]
+    mass: Any = None  # [R, C], summed over acts at text sites
+    change: Any = None  # [R]
+    count: int = 0  # acts at text sites
+    sites: set[int] = field(default_factory=set)
+    first: int = -1
+    last: int = -1
+
+    def note(self, step: int, site: int | None = None, change: Tensor | None = None, mass: Tensor | None = None) -> None:
+        """Add the evidence of one act: relative ``change`` [R] and attention ``mass`` [R, C] at a text site."""
+        self.first = step if self.first < 0 else self.first
+        self.last = step
+        if site is not None:
+            self.sites.add(site)
+            self.count += 1
+        if change is not None:
+            self.change = change if self.change is None else self.change + change
+        if mass is not None:
+            self.mass = mass if self.mass is None else self.mass + mass
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What one concept's erasure did in one image: mean attention mass (None: the method measures none), mean relative
+    change of the output at the text sites, how many sites, and the first and last step.
+    """
+
+    mass: float | None
+    change: float | None
+    sites: int
+    first: int
+    last: int
+
+
+@dataclass(eq=False)
+class Running:
+    """One call of a pipeline under one plan. ``strengths`` [images][concepts of the plan]; ``texts`` one an image."""
+
+    plan: Plan
+    strengths: Sequence[Sequence[float]]
+    texts: Sequence[str | None] = ()
+    negative_texts: Sequence[str | None] = ()
+    skip_errors: bool = False
+    direct: bool = False
+    maps: dict[tuple[int, int], Any] | None = None  # (image, column) -> mass per pixel, where asked for
+    positive: list[Tensor] = field(default_factory=list)
+    negative: list[Tensor] = field(default_factory=list)
+    acts: list[ActiveEdit] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    # of the denoiser call that is under way
+    rows: tuple[Row, ...] | None = None
+    progress: float = 0.0
+    step: int = -1
+    grid: tuple[int, int] | None = None  # height and width of the latent, for the heat maps
+    inputs: Any = None  # arguments of the denoiser, kept for prediction edits only
+    memory: dict[Any, Any] = field(default_factory=dict)  # what one call computes once: matched rows, prompt keys
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is active anywhere, so that every seam may be passed by."""
+        return not self.direct and not any(any(row) for row in self.strengths)
+
+    def window(self, edit: Edit) -> tuple[bool, ...]:
+        """Which of the edit's concepts are within their steps now."""
+        spans = (self.plan.concepts[self.plan.columns[concept]].concept.steps for concept in edit.concepts)
+        return tuple(start <= self.progress < stop for start, stop in spans)
+
+    def strength(self, row: Row, column: int) -> float:
+        """How strongly a concept acts in a row now: 0 outside its steps; unknown rows get the whole policy."""
+        planned = self.plan.concepts[column]
+        start, stop = planned.concept.steps
+        if not start <= self.progress < stop:
+            return 0.0
+        if row.image is None or row.image >= len(self.strengths):
+            return planned.strength.value
+        return self.strengths[row.image][column]
+
+    def evidence(self) -> dict[tuple[int, int], Evidence]:
+        """What was done, by (image, column). Brings the sums from the device."""
+        found: dict[tuple[int, int], Evidence] = {}
+        for act in self.acts:
+            if act.first < 0:
+                continue
+            mass = None if act.mass is None else (act.mass / act.count).tolist()
+            change = None if act.change is None else (act.change / act.count).tolist()
+            for place, image in enumerate(act.images):
+                for spot, column in enumerate(act.columns):
+                    if image is not None and act.strengths[place, spot] > 0:
+                        new = Evidence(
+                            None if mass is None else mass[place][spot],
+                            None if change is None else change[place],
+                            len(act.sites),
+                            act.first,
+                            act.last,
+                        )
+                        old = found.get((image, column))
+                        found[image, column] = new if old is None else _joined(old, new)
+        return found
+
+    def active(
+        self, edit: Edit, rows: Sequence[Row], *, unconditional: bool = False
+    ) -> tuple[list[int], list[int], list[list[float]]]:
+        """Rows and columns in which an edit acts, with the strengths [R][C].
+
+        Acts on conditional and unknown rows, or (``unconditional``) on the unconditional twins of the active images.
+        """
+        columns = [self.plan.columns[concept] for concept in edit.concepts]
+        table = [
+            [self.strength(row, column) for column in columns] if row.unconditional == unconditional else [0.0] * len(columns)
+            for row in rows
+        ]
+        picked = [index for index, line in enumerate(table) if any(line)]
+        used = [place for place in range(len(columns)) if any(table[index][place] for index in picked)]
+        return picked, used, [[table[index][place] for place in used] for index in picked]
+
+
+def _joined(one: Evidence, other: Evidence) -> Evidence:
+    """The evidence of two stretches of one run."""
+
+    def mean(a: float | None, b: float | None) -> float | None:
+        return b if a is None else a if b is None else (a + b) / 2
+
+    return Evidence(
+        mean(one.mass, other.mass),
+        mean(one.change, other.change),
+        max(one.sites, other.sites),
+        min(one.first, other.first),
+        max(one.last, other.last),
+    )
+
+
+_CURRENT: Final[ContextVar[Running | None]] = ContextVar("safeguard_running", default=None)
+
+
+def current() -> Running | None:
+    """The request that runs in this context, or None outside every guarded call."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def running(state: Running) -> Iterator[Running]:
+    """Make ``state`` the running request of this context; what was there before comes back, whatever happens."""
+    token = _CURRENT.set(state)
+    try:
+        yield state
+    finally:
+        _CURRENT.reset(token)

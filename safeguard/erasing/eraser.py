@@ -1,0 +1,72 @@
+"""The protocol that every eraser follows: from concepts to edits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Protocol
+
+from safeguard.erasing.seams import Edit, Pipeline, Seam
+from safeguard.errors import CapabilityError
+from safeguard.policy import Concept
+
+PROTOCOL: Final = 1
+"""The version of this protocol. An eraser states the one it was written for."""
+
+
+class Eraser(Protocol):
+    """Turns concepts into edits. One file is enough: see ``safeguard_plugins/eiup.py``.
+
+    An eraser is a class without arguments. ``strengths`` maps the policy's words to the method's own scale; ``params``
+    names the parameters that a policy may give, with their defaults.
+    """
+
+    protocol: ClassVar[int]
+    name: ClassVar[str]
+    version: ClassVar[str]
+    seams: ClassVar[frozenset[Seam]]
+    strengths: ClassVar[Mapping[str, float]]
+    params: ClassVar[Mapping[str, Any]]
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        """Edits for ``concepts``, which all share ``params`` (the defaults with the policy's values over them).
+
+        Pure: the same concepts, parameters and pipeline give the same edits. Raises CapabilityError where the pipeline
+        lacks something.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """How strongly a concept is erased: the policy's ``word`` if it used one, and the number on the eraser's scale."""
+
+    value: float
+    word: str | None = None
+
+
+def strength_of(concept: Concept, eraser: Eraser) -> Strength:
+    """The concept's strength on the eraser's own scale. Raises CapabilityError for a word that the eraser lacks."""
+    if not isinstance(concept.strength, str):
+        return Strength(float(concept.strength))
+    if concept.strength not in eraser.strengths:
+        raise CapabilityError(
+            f"concept {concept.id!r}: eraser {eraser.name!r} has no strength {concept.strength!r}; "
+            f"use {', '.join(eraser.strengths)} or a number",
+            eraser=eraser.name,
+            missing=f"strength {concept.strength}",
+        )
+    return Strength(float(eraser.strengths[concept.strength]), concept.strength)
+
+
+def params_of(concept: Concept, eraser: Eraser) -> dict[str, Any]:
+    """The eraser's parameters with the concept's over them. Raises CapabilityError for one that the eraser lacks."""
+    unknown = sorted(set(concept.params) - set(eraser.params))
+    if unknown:
+        raise CapabilityError(
+            f"concept {concept.id!r}: eraser {eraser.name!r} has no parameter {unknown[0]!r}; "
+            f"it has {', '.join(eraser.params) or 'none'}",
+            eraser=eraser.name,
+            missing=f"parameter {unknown[0]}",
+        )
+    return {**eraser.params, **concept.params}

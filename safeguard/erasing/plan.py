@@ -1,0 +1,86 @@
+"""The compiled policy: which edits it needs, made once for a pipeline; and how strongly each concept acts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from safeguard.erasing.eraser import Eraser, Strength, params_of, strength_of
+from safeguard.erasing.registry import Registry
+from safeguard.erasing.seams import Edit, Pipeline, Seam
+from safeguard.errors import CapabilityError
+from safeguard.policy import Concept, Policy
+
+E = TypeVar("E", bound=Edit)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedConcept:
+    """A concept with the eraser that will act on it. ``column`` is its place in every activation."""
+
+    column: int
+    concept: Concept
+    eraser: Eraser
+    strength: Strength
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A policy, compiled for one pipeline: immutable, and all that a running request needs to know of it."""
+
+    policy: Policy
+    concepts: tuple[PlannedConcept, ...]
+    edits: tuple[Edit, ...]
+    columns: Mapping[str, int] = field(repr=False)
+
+    @property
+    def full_strengths(self) -> list[float]:
+        """Every concept at its own strength: what protects a row about which nothing is known."""
+        return [planned.strength.value for planned in self.concepts]
+
+    def of(self, kind: type[E]) -> Iterable[E]:
+        """The edits of one seam, in the policy's order."""
+        return (edit for edit in self.edits if isinstance(edit, kind))
+
+
+def compile_plan(policy: Policy, pipeline: Pipeline, registry: Registry, offered: frozenset[Seam]) -> Plan:
+    """Make every edit that ``policy`` needs. Concepts of one eraser with the same parameters are made together.
+
+    Concepts that are ``off`` or only flagged need no edit. Raises CapabilityError where the pipeline does not offer a seam
+    that an eraser needs, or an eraser lacks a strength or a parameter; PluginError where an eraser cannot be loaded.
+    """
+    planned: list[PlannedConcept] = []
+    groups: dict[tuple[str, str], list[Concept]] = {}
+    for concept in policy.concepts.values():
+        if concept.activation == "off" or concept.action == "flag":
+            continue
+        eraser = registry.get(concept.eraser)
+        lacking = eraser.seams - offered
+        if lacking:
+            names = ", ".join(sorted(seam.value for seam in lacking))
+            raise CapabilityError(
+                f"{pipeline.name} does not offer the seam {names!r} that eraser {eraser.name!r} needs; choose another eraser",
+                pipeline=pipeline.name,
+                eraser=eraser.name,
+                missing=names,
+            )
+        planned.append(PlannedConcept(len(planned), concept, eraser, strength_of(concept, eraser)))
+        groups.setdefault((eraser.name, repr(sorted(params_of(concept, eraser).items()))), []).append(concept)
+    edits: list[Edit] = []
+    for (name, _), concepts in groups.items():
+        eraser = registry.get(name)
+        edits.extend(eraser.edits(concepts, params_of(concepts[0], eraser), pipeline))
+    columns = {one.concept.id: one.column for one in planned}
+    _check(edits, columns)
+    return Plan(policy, tuple(planned), tuple(edits), columns)
+
+
+def _check(edits: Sequence[Edit], columns: Mapping[str, int]) -> None:
+    acted = {concept for edit in edits for concept in edit.concepts}
+    silent = [concept for concept in columns if concept not in acted]
+    if silent:
+        raise CapabilityError(f"no edit acts on concept {silent[0]!r}: its eraser gave none back", missing=silent[0])
+    foreign = sorted(acted - set(columns))
+    if foreign:
+        raise CapabilityError(f"an eraser gave back an edit for {foreign[0]!r}, which it was not asked for")

@@ -1,0 +1,235 @@
+"""The five seams: the places of a denoiser at which an eraser may act, and what it sees there.
+
+Everything is said in *rows*: one row is one image on one guidance branch. An edit is called with the rows that it is active
+in, and nothing else; it never learns which pipeline it works for. Shapes use these letters: R active rows, C concepts of the
+edit, H heads, N image tokens, L tokens of the prompt, T tokens of all erasure prompts together, d width of a head.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Seam(StrEnum):
+    """Where an edit acts. Within a denoiser call the seams come in this order; within a seam, the policy's order."""
+
+    TEXT_STATES = "text states"
+    LINEAR = "linear"
+    TEXT_SITE = "text site"
+    FEATURE = "feature"
+    PREDICTION = "prediction"
+
+
+@dataclass(frozen=True, slots=True)
+class TextSite:
+    """One attention at which image tokens read text: its place in the denoiser, number of heads, width of a head."""
+
+    index: int
+    name: str
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedText:
+    """A text as the pipeline's own encoders give it to the denoiser.
+
+    ``states`` [L, D] is trimmed to real tokens; ``content`` is the slice of them that the words take, without the tokens
+    that open and close every text.
+    """
+
+    states: Tensor
+    content: slice
+
+
+class TokenKeys(Protocol):
+    """Keys and values of a fixed set of tokens, as one site's own layers project them."""
+
+    def at(self, site: TextSite) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [H, T, d], in the denoiser's dtype. Computed once a site, kept while its weights stay."""
+        ...
+
+
+class Pipeline(Protocol):
+    """What an eraser may ask of the pipeline while it makes its edits."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sites(self) -> Sequence[TextSite]: ...
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Encode texts with the pipeline's own encoders. The empty text is allowed."""
+        ...
+
+    def keys(self, states: Tensor) -> TokenKeys:
+        """Keys and values of text states [T, D] at every site."""
+        ...
+
+
+class SiteCall:
+    """What a text-site edit sees: queries, the prompt's keys and values, the output so far, and how strongly to act."""
+
+    def __init__(
+        self,
+        site: TextSite,
+        output: Tensor,
+        query: Tensor,
+        prompt: Callable[[], tuple[Tensor, Tensor]],
+        mask: Tensor | None,
+        strengths: Tensor,
+        progress: float,
+    ) -> None:
+        self.site = site
+        self.output = output  # [R, N, H * d]
+        self.query = query  # [R, H, N, d]
+        self.mask = mask  # additive, [R, 1 or H, 1 or N, L], or None
+        self.strengths = strengths  # [R, C], >= 0; 0 where a concept is not active in a row
+        self.progress = progress  # share of the schedule that lies behind, in [0, 1)
+        self._prompt = prompt
+
+    @cached_property
+    def prompt(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prompt, each [R, H, L, d]. Projected when first asked for."""
+        return self._prompt()
+
+    @cached_property
+    def prompt_log_mass(self) -> Tensor:
+        """log sum exp of the scaled scores over the prompt's keys: [R, H, N], float32. What a concept competes with."""
+        scores = self.scores(self.prompt[0])
+        if self.mask is not None:
+            scores = scores + self.mask
+        return scores.logsumexp(-1)
+
+    def scores(self, keys: Tensor) -> Tensor:
+        """Scaled scores of the image queries against keys [H, T, d] or [R, H, T, d]: [R, H, N, T], float32."""
+        return (self.query @ keys.transpose(-1, -2)).float() * self.site.head_dim**-0.5
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """[R, H, N, d] to [R, N, H * d], in the dtype of the output."""
+        return heads.transpose(1, 2).flatten(2).to(self.output.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SiteEffect:
+    """What a text-site edit gives back: ``delta`` [R, N, H * d] to add to the output, and the evidence for it.
+
+    ``mass`` [R, H, N, C] is the share of attention that each concept takes: what the record, the heat maps and whoever
+    decides by evidence read. None where a method measures none.
+    """
+
+    delta: Tensor
+    mass: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StatesCall:
+    """What a text-states edit sees.
+
+    ``states`` [R, L, D] of the rows that it is active in; ``strengths`` [R, C]; ``texts`` the text of every row, None where
+    none was given; ``unconditional`` whether the rows are the unconditional twins of the active ones.
+    """
+
+    states: Tensor
+    strengths: Tensor
+    texts: Sequence[str | None]
+    unconditional: bool
+    progress: float
+    encode: Callable[[Sequence[str]], Tensor]  # texts to untrimmed states [n, L, D]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PredictionCall:
+    """What a prediction edit sees: ``prediction`` [R, ...] of the active rows, that of their unconditional twins (None
+    without classifier-free guidance), ``strengths`` [R, C], and a way to predict the same rows for other texts.
+    """
+
+    prediction: Tensor
+    unconditional: Tensor | None
+    strengths: Tensor
+    progress: float
+    predict: Callable[[Sequence[str]], Tensor]  # one text a row -> prediction [R, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureCall:
+    """What a feature edit sees: the output [R, ...] of its module in the active rows, and ``strengths`` [R, C]."""
+
+    feature: Tensor
+    strengths: Tensor
+    progress: float
+
+
+class Edit(ABC):
+    """An act of one eraser at one seam for ``concepts``, which are the columns of every ``strengths``."""
+
+    seam: Seam
+    concepts: tuple[str, ...]
+
+
+class TextSiteEdit(Edit):
+    """Acts at every text site. ``select`` narrows it to concepts that are active in some row, so that others cost nothing."""
+
+    seam = Seam.TEXT_SITE
+
+    @abstractmethod
+    def select(self, columns: Sequence[int]) -> TextSiteEdit:
+        """The same edit for some of its concepts, in that order."""
+
+    @abstractmethod
+    def __call__(self, call: SiteCall) -> SiteEffect: ...
+
+
+class TextStatesEdit(Edit):
+    """Acts on the text that the denoiser is given: on the active rows, or on their unconditional twins."""
+
+    seam = Seam.TEXT_STATES
+    unconditional: bool = False
+
+    @abstractmethod
+    def __call__(self, call: StatesCall) -> Tensor:
+        """The states to use instead, [R, L, D]."""
+
+
+class PredictionEdit(Edit):
+    """Acts on what the denoiser predicts."""
+
+    seam = Seam.PREDICTION
+
+    @abstractmethod
+    def __call__(self, call: PredictionCall) -> Tensor:
+        """The prediction to use instead, [R, ...]."""
+
+
+class FeatureEdit(Edit):
+    """Acts on the output of the named ``module``."""
+
+    seam = Seam.FEATURE
+    module: str
+
+    @abstractmethod
+    def __call__(self, call: FeatureCall) -> Tensor:
+        """The feature to use instead, [R, ...]."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearEdit(Edit):
+    """A weight delta of the named linear ``module``: ``y + strength * (x @ down.T) @ up.T`` in the active rows.
+
+    ``down`` [r, in] and ``up`` [out, r]; an exact delta is ``down`` = the delta itself with ``up`` None.
+    """
+
+    module: str
+    concepts: tuple[str, ...]
+    down: Tensor
+    up: Tensor | None = None
+    seam = Seam.LINEAR

@@ -1,0 +1,6 @@
+"""The request path: protect a pipeline, serve requests under one plan each, swap policies while it runs."""
+
+from safeguard.guard.deciding import ScreenLike
+from safeguard.guard.guard import Guard, Request, Status, protect
+
+__all__ = ["Guard", "Request", "ScreenLike", "Status", "protect"]

@@ -1,0 +1,159 @@
+"""Which concepts act in which row, and whether the request may run at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from safeguard.erasing import Plan
+from safeguard.errors import ScreenError
+from safeguard.guard.asking import Asked, AskedRow
+from safeguard.policy import Concept, Policy
+
+RESULTS: Final = ("block", "review", "erase", "flag", "pass")  # the first that holds is the result
+
+
+class ScreenLike(Protocol):
+    """Whatever screens prompts: ``safeguard.screening.Screener``, or an object of the user's."""
+
+    @property
+    def name(self) -> str: ...
+
+    def screen(self, texts: Sequence[str], concepts: Mapping[str, Concept] | None = None) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowDecision:
+    """What was decided for one prompt. ``strengths`` has one number a concept of the plan."""
+
+    result: str
+    strengths: tuple[float, ...]
+    erased: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()
+    activated: tuple[str, ...] = ()
+    scores: Mapping[str, float] | None = None
+    thresholds: Mapping[str, tuple[float, float]] | None = None
+    fallback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The decisions of one call, and what screening took. ``degraded``: a part failed and the policy lets the call go on."""
+
+    rows: tuple[RowDecision, ...]
+    encoder: str
+    milliseconds: float
+    degraded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the screener said of one row: scores, and concepts over the low and over the high threshold."""
+
+    scores: Mapping[str, float]
+    low: frozenset[str]
+    severe: frozenset[str]
+
+
+def decide(plan: Plan, asked: Asked, screener: ScreenLike | None) -> Decided:
+    """Decide every row of a call.
+
+    Raises ScreenError if prompts cannot be screened and the policy's ``on_error`` is ``block``; with ``allow`` the whole
+    policy acts instead, and the record says so.
+    """
+    begun = time.perf_counter()
+    policy = plan.policy
+    watched = {name: concept for name, concept in policy.concepts.items() if concept.activation != "off"}
+    found: list[_Found | None] = [None] * len(asked.rows)
+    thresholds: dict[str, tuple[float, float]] = {}
+    encoder, fallback = "none", "no screener" if screener is None else None
+    if screener is not None and watched:
+        try:
+            encoder, thresholds, found = _screen(screener, watched, asked)
+        except Exception as fault:
+            if policy.settings.on_error == "block":
+                raise _as_screen_error(fault) from fault
+            fallback = "error"
+    rows = tuple(
+        _decide_row(plan, watched, row, seen, thresholds, fallback) for row, seen in zip(asked.rows, found, strict=True)
+    )
+    return Decided(rows, encoder, (time.perf_counter() - begun) * 1e3, degraded=fallback == "error")
+
+
+def _as_screen_error(fault: Exception) -> Exception:
+    from safeguard.errors import SafeguardError
+
+    if isinstance(fault, SafeguardError):
+        return fault
+    return ScreenError(
+        f"the screener failed ({type(fault).__name__}), so the request is refused; "
+        "mend the screener, or set settings.on_error: allow to go on with the whole policy active"
+    )
+
+
+def _screen(
+    screener: ScreenLike, watched: Mapping[str, Concept], asked: Asked
+) -> tuple[str, dict[str, tuple[float, float]], list[_Found | None]]:
+    """One encode for every text field of every row. A negative text opens erasure, and is severe only under guidance turned round."""
+    texts = list(dict.fromkeys(text for row in asked.rows for text in (*row.texts, *row.negative)))
+    if not texts:
+        return "none", {}, [None] * len(asked.rows)
+    place = {text: index for index, text in enumerate(texts)}
+    seen = screener.screen(texts, watched)
+    thresholds = {name: (float(low), float(high)) for name, low, high in zip(seen.concepts, seen.low, seen.high, strict=True)}
+    rows: list[_Found | None] = []
+    for row in asked.rows:
+        if not row.texts:
+            rows.append(None)
+            continue
+        fields = [place[text] for text in (*row.texts, *row.negative)]
+        own = fields if asked.inverted else [place[text] for text in row.texts]
+        scores = {name: max(float(seen.scores[field][k]) for field in fields) for k, name in enumerate(seen.concepts)}
+        low = frozenset(name for field in fields for name in seen.activated(field))
+        severe = frozenset(name for field in own for name in seen.severe(field))
+        rows.append(_Found(scores, low, severe))
+    return str(seen.encoder), thresholds, rows
+
+
+def _decide_row(
+    plan: Plan,
+    watched: Mapping[str, Concept],
+    row: AskedRow,
+    found: _Found | None,
+    thresholds: Mapping[str, tuple[float, float]],
+    fallback: str | None,
+) -> RowDecision:
+    strengths = [0.0] * len(plan.concepts)
+    erased, results = [], {"pass"}
+    severe = found.severe if found is not None else frozenset()
+    for name, concept in watched.items():
+        opened = found is None or name in found.low
+        if concept.action == "block" and name in severe:
+            results.add("block")
+        if concept.action == "review" and name in severe:
+            results.add("review")
+        if concept.action == "flag":
+            results |= {"flag"} if found is not None and opened else set()
+        elif name in plan.columns and (opened or concept.activation in ("always", "adaptive")):
+            planned = plan.concepts[plan.columns[name]]
+            strengths[planned.column] = planned.strength.value
+            if planned.strength.value > 0:
+                erased.append(name)
+                results.add("erase")
+    return RowDecision(
+        result=next(result for result in RESULTS if result in results),
+        strengths=tuple(strengths),
+        erased=tuple(erased),
+        blocked=tuple(name for name, concept in watched.items() if concept.action == "block" and name in severe),
+        activated=tuple(name for name in watched if found is not None and name in found.low),
+        scores=None if found is None else found.scores,
+        thresholds=thresholds,
+        fallback=fallback if fallback is not None else ("no text" if found is None else None),
+    )
+
+
+def refuses_embeds(policy: Policy, asked: Asked) -> bool:
+    """Whether the policy refuses this call because a row brings embeddings and no text."""
+    return policy.settings.prompt_embeds == "refuse" and any(not row.texts for row in asked.rows)

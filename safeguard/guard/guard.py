@@ -1,0 +1,388 @@
+"""``protect`` and the ``Guard``: one way in, one way out."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from safeguard.attaching import OFFERED, Attachment, Probe
+from safeguard.audit import AuditLog, AuditSink, Decision
+from safeguard.erasing import Plan, Registry, compile_plan
+from safeguard.erasing.activation import Running, running
+from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem, SafeguardError
+from safeguard.guard import recording
+from safeguard.guard.asking import Asked, read_call
+from safeguard.guard.deciding import Decided, ScreenLike, decide, refuses_embeds
+from safeguard.guard.watching import Watcher
+from safeguard.guard.wrapping import is_guarded, unwrap, wrap
+from safeguard.policy import Policy, load_policy
+
+log = structlog.get_logger("safeguard.guard")
+PolicySource = str | os.PathLike[str] | Policy
+_guarded_denoisers: Final[weakref.WeakKeyDictionary[Any, str]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(eq=False)
+class Request:
+    """What one request was: who asked, every ``Decision`` that was taken, and with ``maps`` where the concepts stood.
+
+    ``maps`` holds one dict an image: concept to an array [height, width] of attention mass on the latent's grid.
+    """
+
+    request_id: str | None = None
+    tenant: str | None = None
+    trace_id: str | None = None
+    decisions: list[Decision] = field(default_factory=list)
+    wants_maps: bool = False
+    maps: list[dict[str, Any]] = field(default_factory=list)
+
+    def who(self) -> dict[str, str | None]:
+        return {"request_id": self.request_id, "tenant": self.tenant, "trace_id": self.trace_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a guard stands. Times are RFC 3339 in UTC, or None where there was none yet.
+
+    ``activations`` says for each concept when it acts; ``adaptive`` protects like ``always`` until activation by evidence is
+    built. ``direct_calls`` counts runs of the denoiser that came from outside every guarded call.
+    """
+
+    name: str
+    pipeline: str
+    active_revision: str
+    last_request: str | None
+    last_successful_activation: str
+    last_error: str | None
+    erasers: tuple[str, ...]
+    screener: str | None
+    activations: dict[str, str]
+    sites: int
+    direct_calls: int
+    released: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_REQUEST: Final[ContextVar[Request | None]] = ContextVar("safeguard_request", default=None)
+
+
+def protect(
+    pipe: Any,
+    policy: PolicySource,
+    *,
+    audit: str | os.PathLike[str] | AuditSink | None = None,
+    screener: ScreenLike | str | None = "default",
+) -> Guard:
+    """Protect a live diffusers pipeline with a policy. From here on ``pipe(...)`` is guarded; its type and signature stay.
+
+    ``policy``: a path, ``builtin://NAME`` or a `Policy`. ``audit``: a folder, a sink, or None for no log. ``screener``:
+    ``"default"``, an object with ``name`` and ``screen(texts, concepts)``, or None: then every concept acts on every request.
+
+    Raises PolicyError, CapabilityError (the pipeline cannot be protected as the policy asks), PluginError or AuditError; then
+    nothing is attached.
+    """
+    if is_guarded(pipe):
+        raise CapabilityError(
+            f"this {type(pipe).__name__} is guarded already; use guard.swap(policy) to change its policy",
+            pipeline=type(pipe).__name__,
+        )
+    if not hasattr(pipe, "components") or not callable(pipe):
+        raise CapabilityError(f"{type(pipe).__name__} is not a diffusers pipeline", pipeline=type(pipe).__name__)
+    return Guard(pipe, policy, audit, screener)
+
+
+class Guard:
+    """The guard of one pipeline. Made by `protect`; a context manager that releases at its end."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        policy: PolicySource,
+        audit: str | os.PathLike[str] | AuditSink | None,
+        screener: ScreenLike | str | None,
+    ) -> None:
+        loaded = _loaded(policy)
+        self._pipe = pipe
+        self._registry = Registry()
+        self._screener = _screener(screener)
+        self._attachment = Attachment(pipe)
+        for name, denoiser in self._attachment.denoisers.items():
+            if denoiser in _guarded_denoisers:
+                raise CapabilityError(
+                    f"component {name!r} is shared with a {_guarded_denoisers[denoiser]} that is guarded already: calls through "
+                    "this pipeline get that guard's whole policy in every row; release that guard to protect this pipeline instead",
+                    pipeline=type(pipe).__name__,
+                    missing=name,
+                )
+        self._owns_audit = isinstance(audit, (str, os.PathLike))
+        self._audit: AuditSink | None = AuditLog(audit) if isinstance(audit, (str, os.PathLike)) else audit
+        self._swapping = threading.RLock()
+        self._watchers: list[Watcher] = []
+        self._last_request: str | None = None
+        self._last_error: str | None = None
+        self._direct_calls = 0
+        self._released = False
+        self._attachment.install()
+        try:
+            self._probe = Probe(pipe, self._attachment)
+            self._activate(self._prepared(loaded))
+        except BaseException:
+            self._attachment.remove()
+            self._close_audit()
+            raise
+        self._attachment.on_direct = self._on_direct
+        for denoiser in self._attachment.denoisers.values():
+            _guarded_denoisers[denoiser] = self._attachment.name
+        wrap(pipe, self._call)
+
+    # policies
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that new requests get."""
+        return self._plan.policy
+
+    def swap(self, policy: PolicySource) -> str:
+        """Load, check, compile, encode and probe a policy, then make it the one that new requests get. Returns its revision.
+
+        Requests under way keep the policy that they began with. Raises what `protect` raises; then the policy that was active
+        stays, and the error is in the status.
+        """
+        with self._swapping:
+            self._require_attached()
+            try:
+                self._activate(self._prepared(_loaded(policy)))
+            except Exception as fault:
+                self._last_error = f"{type(fault).__name__}: {fault}"
+                log.warning("policy not activated", error=type(fault).__name__, active=self._plan.policy.revision[:12])
+                raise
+            return self._plan.policy.revision
+
+    def watch(self, path: str | os.PathLike[str]) -> None:
+        """Swap the policy at ``path`` in now, and again whenever it, or a file that it extends, changes on disk.
+
+        A version that cannot be used is passed over; the status says why. Raises what `swap` raises for the version of now.
+        """
+        source = Path(path)
+        self.swap(source)
+        files = {"known": frozenset({source.resolve(), *(file.resolve() for file in self.policy.files)})}
+
+        def swap_in() -> None:
+            self.swap(source)
+            files["known"] = frozenset({source.resolve(), *(file.resolve() for file in self.policy.files)})
+
+        self._watchers.append(Watcher(lambda: files["known"], swap_in))
+
+    def _prepared(self, policy: Policy) -> Plan:
+        plan = compile_plan(policy, self._attachment, self._registry, OFFERED)
+        self._probe.test(plan)
+        prepare = getattr(self._screener, "prepare", None)
+        if prepare is not None:
+            prepare(policy.concepts)
+        return plan
+
+    def _activate(self, plan: Plan) -> None:
+        if self._audit is not None:
+            self._audit.store_policy(plan.policy.revision, plan.policy.canonical)
+        self._plan = plan
+        self._attachment.plan = plan
+        self._last_activation = _now()
+        self._last_error = None
+
+    # requests
+
+    @contextmanager
+    def request(
+        self,
+        request_id: str | None = None,
+        tenant: str | None = None,
+        trace_id: str | None = None,
+        *,
+        maps: bool = False,
+    ) -> Iterator[Request]:
+        """Name the calls made inside, and see what was decided about them."""
+        request = Request(request_id, tenant, trace_id, wants_maps=maps)
+        token = _REQUEST.set(request)
+        try:
+            yield request
+        finally:
+            _REQUEST.reset(token)
+
+    def _call(self, pipe: Any, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The walk of one request: take a plan, decide, run, record."""
+        begun = time.perf_counter()
+        plan = self._plan
+        self._attachment.ensure()
+        request = _REQUEST.get() or Request()
+        self._last_request = _now()
+        asked = read_call(self._attachment.base, pipe, args, kwargs)
+        if refuses_embeds(plan.policy, asked):
+            raise self._refusal(plan, asked, Decided((), "none", 0.0), request, "embeddings without text")
+        decided = decide(plan, asked, self._screener)
+        if any(row.result == "block" for row in decided.rows):
+            raise self._refusal(plan, asked, decided, request, "")
+        state = _running(plan, asked, decided, request)
+        before = time.perf_counter()
+        with running(state):
+            output = run(*args, **kwargs)
+        after = time.perf_counter()
+        decisions = recording.made(
+            plan,
+            asked,
+            decided,
+            state,
+            output,
+            recording.model_of(pipe, self._attachment.base),
+            (before - begun + time.perf_counter() - after) * 1e3,
+            request.who(),
+        )
+        self._record(plan, decisions)
+        request.decisions.extend(decisions)
+        if request.wants_maps:
+            request.maps.extend(_maps(plan, state, len(decisions)))
+        return output
+
+    def _refusal(self, plan: Plan, asked: Asked, decided: Decided, request: Request, reason: str) -> PolicyViolation:
+        """Record a refusal, and make the error that tells of it."""
+        rows = [index for index, row in enumerate(decided.rows) if row.result == "block"]
+        if not decided.rows:
+            rows = [index for index, row in enumerate(asked.rows) if not row.texts]
+            decided = _undecided(plan, asked)
+        model = recording.model_of(self._pipe, self._attachment.base)
+        decisions = recording.refused(plan, asked, decided, rows, model, request.who())
+        self._record(plan, decisions)
+        request.decisions.extend(decisions)
+        concepts = dict.fromkeys(name for row in rows for name in decided.rows[row].blocked)
+        ids = [decision.decision_id for decision in decisions]
+        return PolicyViolation(
+            list(concepts), plan.policy.revision, ids, reason and f"{reason} are refused by settings.prompt_embeds"
+        )
+
+    def _record(self, plan: Plan, decisions: Sequence[Decision]) -> None:
+        if self._audit is not None and decisions:
+            self._audit.append(decisions, capture=plan.policy.settings.capture)
+
+    def _on_direct(self, plan: Plan) -> None:
+        self._direct_calls += 1
+        self._record(plan, [recording.direct(plan, recording.model_of(self._pipe, self._attachment.base))])
+
+    # standing
+
+    def status(self) -> Status:
+        """How this guard stands: policy, erasers, screener, last error."""
+        plan = self._plan
+        return Status(
+            name=plan.policy.name,
+            pipeline=self._attachment.name,
+            active_revision=plan.policy.revision,
+            last_request=self._last_request,
+            last_successful_activation=self._last_activation,
+            last_error=self._last_error,
+            erasers=tuple(dict.fromkeys(f"{one.eraser.name} {one.eraser.version}" for one in plan.concepts)),
+            screener=None if self._screener is None else self._screener.name,
+            activations={name: _activation(concept.activation) for name, concept in plan.policy.concepts.items()},
+            sites=len(self._attachment.sites),
+            direct_calls=self._direct_calls,
+            released=self._released,
+        )
+
+    def release(self) -> None:
+        """Take every hook off and give the pipeline its class back; its weights were never changed. May be called twice."""
+        with self._swapping:
+            if self._released:
+                return
+            self._released = True
+            for watcher in self._watchers:
+                watcher.stop()
+            unwrap(self._pipe)
+            self._attachment.remove()
+            self._attachment.plan = None
+            for denoiser in self._attachment.denoisers.values():
+                _guarded_denoisers.pop(denoiser, None)
+            self._close_audit()
+
+    def _close_audit(self) -> None:
+        if self._owns_audit and self._audit is not None:
+            self._audit.close()
+
+    def _require_attached(self) -> None:
+        if self._released:
+            raise CapabilityError("this guard was released; protect the pipeline again", pipeline=self._attachment.name)
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _loaded(policy: PolicySource) -> Policy:
+    if isinstance(policy, Policy):
+        return policy
+    if not isinstance(policy, (str, os.PathLike)):
+        raise PolicyError(
+            [Problem(type(policy).__name__, 0, 0, "", "this is no policy", "give a path, builtin://NAME or a Policy")]
+        )
+    return load_policy(policy)
+
+
+def _screener(screener: ScreenLike | str | None) -> ScreenLike | None:
+    if isinstance(screener, str):
+        if screener != "default":
+            raise CapabilityError('screener must be None, "default", or an object with name and screen(texts, concepts)')
+        from safeguard.screening import Screener
+
+        return Screener()
+    return screener
+
+
+def _running(plan: Plan, asked: Asked, decided: Decided, request: Request) -> Running:
+    def an_image(values: Sequence[Any]) -> list[Any]:
+        return [value for value in values for _ in range(asked.per_prompt)]
+
+    return Running(
+        plan=plan,
+        strengths=an_image([row.strengths for row in decided.rows]),
+        texts=an_image([row.texts[0] if row.texts else None for row in asked.rows]),
+        negative_texts=an_image([row.negative[0] if row.negative else None for row in asked.rows]),
+        maps={} if request.wants_maps else None,
+    )
+
+
+def _undecided(plan: Plan, asked: Asked) -> Decided:
+    from safeguard.guard.deciding import RowDecision
+
+    row = RowDecision("block", (0.0,) * len(plan.concepts), fallback="no text")
+    return Decided((row,) * len(asked.rows), "none", 0.0)
+
+
+def _maps(plan: Plan, state: Running, images: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{} for _ in range(images)]
+    for (image, column), total in (state.maps or {}).items():
+        if image < images:
+            found[image][plan.concepts[column].concept.id] = total.cpu().numpy()
+    return found
+
+
+def _activation(word: str) -> str:
+    return "adaptive (protects like always until activation by evidence is built)" if word == "adaptive" else word
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+__all__ = ["Guard", "Request", "SafeguardError", "Status", "protect"]

@@ -1,0 +1,49 @@
+"""Making a pipeline guarded without changing what it is: same type to ``isinstance``, same name, same signature."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from safeguard.erasing.activation import current
+
+Call = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def is_guarded(pipe: Any) -> bool:
+    return "_safeguard_base" in vars(type(pipe))
+
+
+def wrap(pipe: Any, call: Call) -> None:
+    """Give ``pipe`` a class of its own, a subclass of what it was, whose ``__call__`` goes through ``call``."""
+    base = type(pipe)
+
+    @functools.wraps(base.__call__)  # type: ignore[operator]
+    def guarded_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(self, functools.partial(base.__call__, self), args, kwargs)  # type: ignore[operator]
+
+    @functools.wraps(base.encode_prompt)  # type: ignore[attr-defined]
+    def watched_encode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = base.encode_prompt(self, *args, **kwargs)  # type: ignore[attr-defined]
+        state = current()
+        if state is not None and isinstance(made, tuple):
+            for kept, states in zip((state.positive, state.negative), made, strict=False):
+                if states is not None and getattr(states, "ndim", 0) == 3:
+                    kept.append(states)
+        return made
+
+    members = {
+        "__call__": guarded_call,
+        "encode_prompt": watched_encode,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "_safeguard_base": base,
+    }
+    pipe.__class__ = type(base.__name__, (base,), members)
+
+
+def unwrap(pipe: Any) -> None:
+    """Give a guarded pipeline its own class back."""
+    pipe.__class__ = vars(type(pipe))["_safeguard_base"]

@@ -18,15 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safeguard.demo.captions import sample
+from safeguard.demo.captions import combinations, sample
+from safeguard.demo.judge import ATTRIBUTES, FILE, build_network, split_logits
 from safeguard.demo.models import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae, tokens
+from safeguard.demo.pipelines import ASSETS
 from safeguard.demo.training import Stage, step_rng
-from safeguard.demo.world import Scene, render
+from safeguard.demo.world import CONCEPTS, Scene, render
 
 log = logging.getLogger("safeguard.demo.train")
 SEED = 7
 VAE_STEPS = 2800
 UNET_STEPS = 4000
+JUDGE_STEPS = 700
 
 
 def pixels(scenes: list[Scene], rng: random.Random) -> Tensor:
@@ -112,11 +115,74 @@ def unet_loss(stage: Stage, vae: Any, tokenizer: Any, batch: int) -> Callable[[i
     return loss
 
 
+def judge_stage(out: Path, steps: int) -> Stage:
+    torch.manual_seed(SEED)
+    return Stage("judge", build_network(), out, steps=steps, rate=2e-3, decay=0.98, weight_decay=1e-3)
+
+
+def judged_batch(vae: Any, stage: str, step: int, batch: int, split: str = "train") -> tuple[Tensor, list[Scene]]:
+    """Pictures with their scenes: the first half as rendered, the second half through the autoencoder, slightly disturbed."""
+    rng, generator = step_rng(SEED, stage, step)
+    scenes = [judged_scene(rng, split) for _ in range(batch)]
+    images = pixels(scenes, rng)
+    half = batch // 2
+    with torch.no_grad():
+        latents = vae.encode(images[half:]).latent_dist.mean
+        latents += 0.1 * latents.std() * torch.randn(latents.shape, generator=generator)
+        images[half:] = vae.decode(latents).sample.clamp(-1, 1)
+    return images, scenes
+
+
+def judged_scene(rng: random.Random, split: str) -> Scene:
+    """Any concept anywhere, so that the judge learns what is drawn and not what usually comes together."""
+    subject, colour, place = rng.choice(combinations(split))
+    shown = {concept for concept in CONCEPTS if rng.random() < 0.18}
+    return Scene(subject, colour, place, tuple(concept for concept in CONCEPTS if concept in shown))
+
+
+def judge_loss(stage: Stage, vae: Any, batch: int) -> Callable[[int], Tensor]:
+    def loss(step: int) -> Tensor:
+        images, scenes = judged_batch(vae, "judge", step, batch)
+        labels = [scene.labels() for scene in scenes]
+        parts = split_logits(stage.module(images))
+        shown = torch.tensor([[label[concept] for concept in CONCEPTS] for label in labels], dtype=torch.float32)
+        total = 2 * F.binary_cross_entropy_with_logits(parts["concepts"], shown)
+        for name in ATTRIBUTES:
+            total = total + F.cross_entropy(parts[name], torch.tensor([label[name] for label in labels]))
+        return total
+
+    return loss
+
+
+def export(out: Path, assets: Path) -> None:
+    """Write what the package carries: the pipeline in half precision, and the judge."""
+    from diffusers import StableDiffusionPipeline
+    from safetensors.torch import save_file
+
+    tokenizer = build_tokenizer()
+    painter: Any = unet_stage(out, 0, tokenizer).averaged()
+    pipe = StableDiffusionPipeline(
+        vae=trained_vae(out),
+        text_encoder=painter.text,
+        tokenizer=tokenizer,
+        unet=painter.unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
+    )
+    pipe.to(torch.float16).save_pretrained(assets / "unet", safe_serialization=True)
+    judge = judge_stage(out, 0).averaged()
+    (assets / "judge").mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, assets / "judge" / FILE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("vae", "unet", "judge", "export"))
     parser.add_argument("--out", type=Path, default=Path("out/train"))
     parser.add_argument("--steps", type=int, help="steps of the stage (default: what the shipped weights had)")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="where export writes")
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -129,6 +195,11 @@ def main() -> None:
         tokenizer = build_tokenizer()
         stage = unet_stage(out, arguments.steps or UNET_STEPS, tokenizer)
         stage.run(unet_loss(stage, trained_vae(out), tokenizer, arguments.batch))
+    elif arguments.stage == "judge":
+        stage = judge_stage(out, arguments.steps or JUDGE_STEPS)
+        stage.run(judge_loss(stage, trained_vae(out), 64))
+    else:
+        export(out, arguments.assets)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+# Everything works from a fresh clone with Python 3.11 and make. `make` alone lists what there is.
+#
+#   TORCH=cpu  take PyTorch's CPU build (200 MB instead of gigabytes on Linux) when the environment is made
+#   JOBS=4     processes of `make test` (default 2)
+#   T=tests/policy  what `make test` runs (default: everything)
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3 python 2>/dev/null))
+TORCH ?= default
+JOBS ?= 2
+T ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+OUT := out
+
+# The Python package index gives the build of the platform; PyTorch's own index has one without CUDA. Where that index cannot
+# be reached, the plain one serves.
+TORCH_PLAIN := $(PIP) install 'torch==2.13.0'
+TORCH_CPU := $(TORCH_PLAIN) --index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 15
+INSTALL_TORCH := $(if $(filter cpu,$(TORCH)),$(TORCH_CPU) || $(TORCH_PLAIN),$(TORCH_PLAIN))
+
+# Packages are all that is ever downloaded: models come with them, and the hub is switched off.
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+
+.PHONY: help setup demo test lint bench eval tables docs train clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(READY)  ## make .venv with the project in it (takes no time when it is ready)
+
+$(READY): pyproject.toml
+	@echo '==> setup: $(VENV), with the project and what its demo and tests need (a few minutes, once)'
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another one: make setup PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL_TORCH)
+	$(PIP) install -e '.[demo,test]'
+	@touch $@
+
+demo: $(READY)  ## protect a trained pipeline and show what happens: pictures, swap, block, log, measured table
+	@echo '==> demo: protecting the trained demo pipeline; results go to $(OUT)/demo'
+	$(OFFLINE) $(BIN)/safeguard demo --out $(OUT)/demo
+
+test: $(READY)  ## run the tests
+	@echo '==> test: $(or $(T),everything), in $(JOBS) processes'
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(T)
+
+lint: $(VENV)/.ready-lint  ## check style, types and the floors between the packages
+	@echo '==> lint: ruff, mypy --strict, import-linter'
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## time protected against unprotected calls, swaps and the screener
+	@echo '==> bench: keep the machine quiet meanwhile'
+	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.bench
+
+eval: $(READY)  ## measure erasure and retention anew on the demo pipeline (hours on two cores)
+	@echo '==> eval: every cell of the published table; results go to $(OUT)/eval'
+	$(OFFLINE) $(BIN)/safeguard eval demo --out $(OUT)/eval
+
+tables: $(READY)  ## write the measured tables into README and docs
+	@echo '==> tables: from docs/results into README.md and docs'
+	$(BIN)/python -m safeguard.evaluation.tables
+
+docs: $(VENV)/.ready-docs  ## build the documentation into site/
+	@echo '==> docs: site/index.html'
+	$(BIN)/mkdocs build --strict --quiet
+
+train: $(READY)  ## train the demo models anew (hours on two cores; may be stopped, and goes on where it was)
+	@echo '==> train: autoencoder, denoiser, judge; checkpoints go to $(OUT)/train'
+	$(BIN)/python -m safeguard.demo.train vae --out $(OUT)/train
+	$(BIN)/python -m safeguard.demo.train unet --out $(OUT)/train
+	$(BIN)/python -m safeguard.demo.train judge --out $(OUT)/train
+	$(BIN)/python -m safeguard.demo.train export --out $(OUT)/train
+
+clean:  ## remove what the targets made, the environment and trained checkpoints excepted
+	rm -rf $(OUT)/demo $(OUT)/eval site build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# Checking and documenting need packages that the demo and the tests do not.
+$(VENV)/.ready-%: $(READY)
+	@echo "==> setup: what 'make $*' needs"
+	$(PIP) install --quiet -e '.[$*]'
+	@touch $@

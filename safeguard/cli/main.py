@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from safeguard import __version__
 from safeguard.cli.output import exit_code, report_error
 from safeguard.errors import SafeguardError
 
@@ -69,7 +69,7 @@ app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode="rich", 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"safeguard {importlib.metadata.version('safeguard-diffusion')}")
+        typer.echo(f"safeguard {__version__}")
         raise typer.Exit
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from pathlib import Path
 from typing import Any, Final
 
 from safeguard.erasing.eraser import PROTOCOL, Eraser
@@ -28,12 +30,12 @@ class PluginInfo:
 
 
 class Registry:
-    """Erasers by name. ``points`` are entry points, by default those of every installed distribution."""
+    """Erasers by name. ``points`` are entry points, by default those of every installed distribution, or of a checkout."""
 
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
         self._points: dict[str, list[EntryPoint]] = {}
         self._loaded: dict[str, Eraser] = {}
-        for point in entry_points(group=GROUP) if points is None else points:
+        for point in _registered() if points is None else points:
             self._points.setdefault(point.name, []).append(point)
 
     @property
@@ -80,8 +82,21 @@ class Registry:
         return PluginInfo(name, owner, target, eraser.version, tuple(sorted(seam.value for seam in eraser.seams)))
 
 
+def _registered() -> list[EntryPoint]:
+    """The installed entry points; in a checkout that was never installed, also those that its ``pyproject.toml`` declares."""
+    found = list(entry_points(group=GROUP))
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    try:
+        distribution("safeguard-diffusion")
+    except PackageNotFoundError:
+        if project.is_file():
+            own = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"][GROUP]
+            found += [EntryPoint(name, target, GROUP) for name, target in own.items()]
+    return found
+
+
 def _owner(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unknown distribution"
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "no installed distribution"
 
 
 def _checked(made: Any, name: str, owner: str) -> Eraser:

@@ -7,6 +7,7 @@ import re
 import stat
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from safeguard.errors import PolicyError, Problem
@@ -33,10 +34,20 @@ class Location:
         return self.root is None
 
 
+def builtin_folder() -> Traversable:
+    """Where the built-in policies lie: an installed package, or ``policies`` of the checkout that this file is in."""
+    try:
+        return resources.files("safeguard_policies")
+    except ModuleNotFoundError:
+        checkout = Path(__file__).parents[2] / "policies"
+        if not checkout.is_dir():
+            raise
+        return checkout
+
+
 def builtin_names() -> list[str]:
     """The names of the policies that the package carries."""
-    files = resources.files("safeguard_policies").iterdir()
-    names = [file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")]
+    names = [file.name.removesuffix(".yaml") for file in builtin_folder().iterdir() if file.name.endswith(".yaml")]
     return sorted(name for name in names if not name.endswith("_test"))
 
 
@@ -90,7 +101,7 @@ def fetch(location: Location, mark: Mark | None = None, path: str = "") -> bytes
     try:
         if location.built_in:
             name = location.name.removeprefix(BUILTIN)
-            return resources.files("safeguard_policies").joinpath(f"{name}.yaml").read_bytes()
+            return builtin_folder().joinpath(f"{name}.yaml").read_bytes()
         # Neither a pipe, on which reading would wait for ever, nor a device, which has no end.
         if not stat.S_ISREG(os.stat(location.key).st_mode):
             raise _refused(place, path, f"{shown(location.name)} is not a file", "name a YAML file")
@@ -115,7 +126,7 @@ def _builtin(given: str, mark: Mark, path: str) -> Location:
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or name not in names:
         hint = did_you_mean(name, names) or f"built-in are: {', '.join(names)}"
         raise _refused(mark, path, f"there is no built-in policy {shown(name)}", hint)
-    file = resources.files("safeguard_policies").joinpath(f"{name}.yaml")
+    file = builtin_folder().joinpath(f"{name}.yaml")
     return Location(BUILTIN + name, BUILTIN + name, file if isinstance(file, Path) else None, None)
 
 

@@ -1,0 +1,191 @@
+"""The package as users get it: from a plain checkout, installed editable, and as a wheel built from the source archive.
+
+Each way gets a Python of its own, which sees the packages of the current environment and no other copy of this project; so
+nothing is downloaded. Everything runs outside the checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OWN = ("safeguard_diffusion", "__editable__", "safeguard")  # what the current environment holds of this project
+SHIPPED = {"safeguard": "safeguard", "plugins/safeguard_plugins": "safeguard_plugins", "policies": "safeguard_policies"}
+
+
+@dataclass
+class Install:
+    """A Python with the project in it."""
+
+    python: Path
+    elsewhere: Path
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *arguments: str, check: bool = True) -> str:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+        environ = {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120", **self.environ}
+        command = [str(self.python), *arguments]
+        done = subprocess.run(
+            command, cwd=self.elsewhere, env=environ, capture_output=True, text=True, timeout=240, check=False
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def safeguard(self, *arguments: str) -> str:
+        return self.run("-m", "safeguard.cli.main", *arguments)
+
+
+@pytest.fixture(scope="module")
+def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages of the current environment, without this project."""
+    folder = tmp_path_factory.mktemp("dependencies")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith(OWN) and entry.name != "__pycache__":
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, so that building leaves nothing in the original."""
+    copy = tmp_path_factory.mktemp("source") / "checkout"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("safeguard", "plugins", "policies"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source archive: so the archive holds all that is needed, too."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = "from setuptools import build_meta; import sys; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(folder)], cwd=source, check=True, capture_output=True)
+    (archive,) = folder.glob("*.tar.gz")
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(archive))
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def _pip(*arguments: str, python: Path | None = None) -> None:
+    command = [sys.executable, "-m", "pip", *(["--python", str(python)] if python else []), *arguments]
+    done = subprocess.run([*command, "--no-index", "--quiet"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _environment(folder: Path, dependencies: Path) -> Install:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+    (packages,) = (folder / "venv").glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(f"{dependencies}\n")
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    return Install(folder / "venv/bin/python", elsewhere)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """The wheel in an environment of its own."""
+    made = _environment(tmp_path_factory.mktemp("wheel"), dependencies)
+    _pip("install", "--no-deps", str(wheel), python=made.python)
+    return made
+
+
+@pytest.fixture(scope="module")
+def editable(source: Path, dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """The copy of the checkout, installed editable."""
+    made = _environment(tmp_path_factory.mktemp("editable"), dependencies)
+    _pip("install", "--no-deps", "--no-build-isolation", "--editable", str(source), python=made.python)
+    return made
+
+
+@pytest.fixture(scope="module")
+def checkout(dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """Nothing installed: the checkout and its plugins on the path."""
+    made = _environment(tmp_path_factory.mktemp("plain"), dependencies)
+    made.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "plugins")])
+    return made
+
+
+@pytest.fixture(params=["checkout", "editable", "installed"])
+def install(request: pytest.FixtureRequest) -> Install:
+    made: Install = request.getfixturevalue(request.param)
+    return made
+
+
+def _tracked(folders: Sequence[str]) -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z", "--", *folders], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_builtin_policies_are_found_and_valid(install: Install) -> None:
+    names = [f"builtin://{name}" for name in ("demo", "nsfw", "violence", "artist-styles")]
+    report = json.loads(install.safeguard("policy", "validate", *names, "--json"))
+    assert [policy["source"] for policy in report["policies"] if policy["valid"]] == names
+
+
+def test_erasers_are_found_through_their_entry_points(install: Install) -> None:
+    script = (
+        "from safeguard.erasing import Registry\nfor info in Registry().inventory(): print(info.name, info.version, info.error)"
+    )
+    assert install.run("-c", script).split("\n")[:2] == ["eiup 1.0 ", "negative_prompt 1.0 "]
+
+
+def test_schema_is_package_data(install: Install) -> None:
+    assert json.loads(install.safeguard("schema"))["$schema"] == "http://json-schema.org/draft-07/schema#"
+
+
+def test_version_is_the_same_everywhere(install: Install) -> None:
+    import safeguard
+
+    assert install.safeguard("--version").split() == ["safeguard", safeguard.__version__]
+
+
+def test_the_screeners_fitted_head_and_its_model_are_package_data(installed: Install) -> None:
+    script = "from safeguard.screening import Screener\nprint(Screener().screen(['a vase of tulips']).scores.shape[0])"
+    assert installed.run("-c", script).strip() == "1"
+
+
+def test_the_console_script_runs(installed: Install) -> None:
+    script = installed.python.with_name("safeguard")
+    done = subprocess.run([str(script), "--help"], cwd=installed.elsewhere, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "policy" in done.stdout
+
+
+def test_the_wheel_holds_every_tracked_file_of_the_packages_and_no_other_package(wheel: Path) -> None:
+    expected = set()
+    for name in _tracked(tuple(SHIPPED)):
+        folder = next(folder for folder in SHIPPED if name.startswith(f"{folder}/"))
+        expected.add(SHIPPED[folder] + name.removeprefix(folder))
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    missing = expected - held
+    assert not missing, f"state them in [tool.setuptools] of pyproject.toml: {sorted(missing)}"
+    assert {name.split("/")[0] for name in held} == set(SHIPPED.values())
+
+
+def test_the_wheel_states_licence_python_and_no_tool_as_a_requirement(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = archive.read(name).decode().splitlines()
+        assert any(name.endswith("/LICENSE") for name in archive.namelist())
+    assert "License-Expression: Apache-2.0" in lines
+    assert "Requires-Python: >=3.11" in lines
+    always = [line for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    assert not [line for line in always if any(tool in line for tool in ("pytest", "ruff", "mypy", "matplotlib", "mkdocs"))]

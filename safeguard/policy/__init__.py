@@ -1,6 +1,7 @@
 """Policies: YAML in, one checked, flat, immutable, revisioned snapshot out. Knows no model."""
 
 from safeguard.policy.archive import PolicyArchive
+from safeguard.policy.derive import derive
 from safeguard.policy.documents import builtin_names
 from safeguard.policy.load import Resolution, load_policy, resolve
 from safeguard.policy.schema import schema_text
@@ -13,6 +14,7 @@ __all__ = [
     "Resolution",
     "Settings",
     "builtin_names",
+    "derive",
     "load_policy",
     "resolve",
     "schema_text",

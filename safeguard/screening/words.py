@@ -1,0 +1,88 @@
+"""Words and names in normalised text: exact, and one edit away where a word is long and the token is no English word."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator
+
+from safeguard.screening.encoder import bundled_folder
+
+FUZZY_WORD = 5  # letters from which a list word may be one edit away
+FUZZY_NAME = 6  # the same for a name
+_TOKEN = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+_SUFFIXES = ("s", "es", "ed", "d", "ing", "er", "ers", "ly", "y", "ish", "ness")  # of what is still the same word
+
+
+def tokens(text: str) -> list[str]:
+    """Words of a normalised text; hyphenated ones also in parts."""
+    found = _TOKEN.findall(text)
+    return found + [part for token in found if "-" in token for part in token.split("-")]
+
+
+class WordList:
+    """Counts which of its words a text holds. ``kill`` also finds ``kills`` and ``killing``."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words = frozenset(words)
+        self._near: dict[str, list[str]] = {}
+        self.find = functools.lru_cache(maxsize=8192)(self._find)  # tokens repeat: every list sees every token of a text
+        for word in sorted(self.words):
+            if len(word) >= FUZZY_WORD:
+                for form in (word, *_deletions(word)):
+                    self._near.setdefault(form, []).append(word)
+
+    def hits(self, text_tokens: Iterable[str]) -> int:
+        """Number of different list words among the tokens."""
+        found = {word for token in set(text_tokens) if (word := self.find(token))}
+        return len(found)
+
+    def _find(self, token: str) -> str:
+        """The list word that this token is, or is meant to be; empty if none."""
+        if token in self.words:
+            return token
+        for end in _SUFFIXES:
+            stem = token.removesuffix(end)
+            if stem != token and stem in self.words and len(stem) >= (3 if end == "s" else 4):
+                return stem
+        if len(token) < FUZZY_WORD - 1 or not token.isalpha() or is_english(token):
+            return ""
+        candidates = {word for form in (token, *_deletions(token)) for word in self._near.get(form, ())}
+        return min((word for word in candidates if within_one_edit(token, word)), default="")
+
+
+def _deletions(word: str) -> Iterator[str]:
+    return (word[:at] + word[at + 1 :] for at in range(len(word)))
+
+
+def within_one_edit(one: str, other: str) -> bool:
+    """One letter more, less or other, or two neighbours swapped (Damerau 1964), or equal."""
+    if one == other:
+        return True
+    if len(one) > len(other):
+        one, other = other, one
+    if len(other) - len(one) > 1:
+        return False
+    at = next((index for index, letter in enumerate(one) if letter != other[index]), len(one))
+    if len(one) < len(other):
+        return one[at:] == other[at + 1 :]
+    swapped = one[at : at + 2] == other[at : at + 2][::-1] and one[at + 2 :] == other[at + 2 :]
+    return swapped or one[at + 1 :] == other[at + 1 :]
+
+
+def is_english(token: str) -> bool:
+    """Is it a whole word of the encoder's vocabulary, or such a word with a common ending?"""
+    vocabulary = _vocabulary()
+    if token in vocabulary:
+        return True
+    return any(
+        len(stem := token.removesuffix(end)) >= 4 and stem != token and (stem in vocabulary or stem + "e" in vocabulary)
+        for end in _SUFFIXES
+    )
+
+
+@functools.cache
+def _vocabulary() -> frozenset[str]:
+    document = json.loads((bundled_folder() / "tokenizer.json").read_text(encoding="utf-8"))
+    return frozenset(word for word in document["model"]["vocab"] if word.isalpha() and len(word) > 2)

@@ -65,7 +65,7 @@ eval: $(READY)  ## measure erasure and retention anew on the demo pipeline (hour
 
 tables: $(READY)  ## write the measured tables into README and docs
 	@echo '==> tables: from docs/results into README.md and docs'
-	$(BIN)/python -m safeguard.evaluation.tables
+	$(BIN)/python -m safeguard.evaluation.pages
 
 docs: $(VENV)/.ready-docs  ## build the documentation into site/
 	@echo '==> docs: site/index.html'

@@ -1,0 +1,159 @@
+"""``safeguard doctor``: how a pipeline would be protected by a policy, and what would be refused, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from safeguard.cli.generate import PipelineOption, PolicyOption
+from safeguard.cli.output import EXIT_UNEXPECTED, JsonOption, emit
+from safeguard.errors import SafeguardError
+from safeguard.policy import Policy, derive, load_policy
+
+if TYPE_CHECKING:
+    from safeguard.attaching import Probe
+    from safeguard.erasing import PluginInfo
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptReport:
+    """How one concept would be erased, tried on its own; ``refused`` says why it cannot be."""
+
+    concept: str
+    eraser: str
+    strength: float | str
+    activation: str
+    action: str
+    sites: int
+    change: float | None
+    refused: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What `diagnose` found. ``refused`` is why the policy as a whole cannot protect the pipeline, or empty."""
+
+    pipeline: str
+    denoisers: tuple[str, ...]
+    text_sites: int
+    seams: tuple[str, ...]
+    erasers: tuple[PluginInfo, ...]
+    policy: str
+    revision: str
+    concepts: tuple[ConceptReport, ...]
+    sites_reached: int
+    change: float | None
+    refused: str
+
+    @property
+    def protected(self) -> bool:
+        return not self.refused
+
+
+@app.command()
+def doctor(pipeline: PipelineOption = "unet", policy: PolicyOption = "builtin://demo", json_output: JsonOption = False) -> None:
+    """Say how a pipeline would be protected by a policy: seams, self-test, erasers, and every concept tried on its own.
+
+    Nothing is left attached. Exit 1 where the policy would be refused.
+    """
+    from safeguard.evaluation.studio import load_pipeline, quiet_libraries
+
+    chosen = load_policy(policy)
+    quiet_libraries()
+    found = diagnose(load_pipeline(pipeline), chosen)
+    emit({"protected": found.protected, "diagnosis": found}, json_output, lambda console: _render(found, console))
+    if not found.protected:
+        raise typer.Exit(EXIT_UNEXPECTED)
+
+
+def diagnose(pipe: Any, policy: Policy) -> Diagnosis:
+    """Try ``policy``, and each of its concepts on its own, on a live pipeline. Raises nothing that it can report."""
+    from safeguard.attaching import OFFERED, Attachment, Probe
+    from safeguard.erasing import Registry
+
+    registry = Registry()
+    erasers = tuple(registry.inventory())
+    bare = Diagnosis(type(pipe).__name__, (), 0, (), erasers, policy.name, policy.revision, (), 0, None, "")
+    try:
+        attachment = Attachment(pipe)
+        attachment.install()
+    except SafeguardError as fault:
+        return _with(bare, refused=str(fault))
+    try:
+        seams = tuple(sorted(seam.value for seam in OFFERED))
+        bare = _with(bare, denoisers=tuple(attachment.denoisers), text_sites=len(attachment.sites), seams=seams)
+        probe = Probe(pipe, attachment)
+        concepts = tuple(_try_concept(policy, name, attachment, registry, probe) for name in policy.concepts)
+        sites, change, refused = _try(policy, attachment, registry, probe)
+        return _with(bare, concepts=concepts, sites_reached=sites, change=change, refused=refused)
+    except SafeguardError as fault:
+        return _with(bare, refused=str(fault))
+    finally:
+        attachment.remove()
+
+
+def _with(diagnosis: Diagnosis, **changes: Any) -> Diagnosis:
+    from dataclasses import replace
+
+    return replace(diagnosis, **changes)
+
+
+def _try_concept(policy: Policy, name: str, attachment: Any, registry: Any, probe: Probe) -> ConceptReport:
+    concept = policy.concepts[name]
+    sites, change, refused = _try(derive(policy, concepts=[name]), attachment, registry, probe)
+    return ConceptReport(name, concept.eraser, concept.strength, concept.activation, concept.action, sites, change, refused)
+
+
+def _try(policy: Policy, attachment: Any, registry: Any, probe: Probe) -> tuple[int, float | None, str]:
+    """Compile and self-test: text sites reached, relative change of the prediction, and why it was refused."""
+    from safeguard.attaching import OFFERED
+    from safeguard.erasing import compile_plan
+
+    try:
+        result = probe.test(compile_plan(policy, attachment, registry, OFFERED))
+    except SafeguardError as fault:
+        return 0, None, str(fault)
+    return result.reached, result.change, ""
+
+
+def _render(found: Diagnosis, console: Console) -> None:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("pipeline", found.pipeline)
+    facts.add_row("denoiser", ", ".join(found.denoisers) or "none found")
+    facts.add_row("text sites", str(found.text_sites))
+    facts.add_row("seams offered", ", ".join(found.seams) or "none")
+    facts.add_row("policy", f"{found.policy}, revision {found.revision[:12]}")
+    console.print(facts)
+    erasers = Table("eraser", "version", "from", "can be used here", box=box.SIMPLE_HEAD, pad_edge=False)
+    for info in found.erasers:
+        lacking = sorted(set(info.seams) - set(found.seams))
+        state = info.error or (f"no: needs the seam {', '.join(lacking)}" if lacking else "yes")
+        erasers.add_row(info.name, info.version, info.distribution, Text(state, style="green" if state == "yes" else "red"))
+    console.print(erasers)
+    table = Table("concept", "eraser", "strength", "activation", "action", "self-test", box=box.SIMPLE_HEAD, pad_edge=False)
+    for one in found.concepts:
+        table.add_row(one.concept, one.eraser, str(one.strength), one.activation, one.action, _verdict(one))
+    console.print(table)
+    if found.refused:
+        console.print(Text.assemble(("refused ", "bold red"), found.refused), soft_wrap=True)
+    else:
+        share = f"the denoiser's output changes by {100 * (found.change or 0):.2f} % with every concept on"
+        console.print(
+            Text.assemble(("protected ", "bold green"), f"{found.sites_reached} text sites reached; {share}"), soft_wrap=True
+        )
+
+
+def _verdict(one: ConceptReport) -> Text:
+    if one.refused:
+        return Text(one.refused, style="red")
+    if not one.change:
+        return Text("nothing to erase (off, flagged only, or strength 0)", style="dim")
+    return Text(f"acts, {100 * one.change:.2f} %", style="green")

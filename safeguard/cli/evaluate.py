@@ -1,0 +1,220 @@
+"""``safeguard eval``: measure on the demo pipeline what a method erases and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from safeguard.cli.output import EXIT_TESTS_FAILED, EXIT_USAGE, JsonOption, emit, stderr
+from safeguard.errors import SafeguardError
+
+if TYPE_CHECKING:
+    from safeguard.evaluation.methods import Arm, Method
+    from safeguard.evaluation.run import CellResult, Settings
+
+app = typer.Typer(no_args_is_help=True)
+
+SECONDS_PER_IMAGE = 0.1  # on two free cores; only for the estimate
+
+CountOption = Annotated[int, typer.Option("--n", min=1, help="Prompts a cell.")]
+SplitOption = Annotated[str, typer.Option(help="dev (to choose strengths) or test (to report).")]
+MethodsOption = Annotated[
+    str, typer.Option(help="Separated by commas: NAME, NAME@STRENGTH or NAME:PARAMETER=VALUE@STRENGTH; an eraser each.")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Pictures painted at once.")]
+OutOption = Annotated[Path, typer.Option(help="Folder for results, plots and finished cells.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run in --out was stopped.")]
+ConceptsOption = Annotated[str, typer.Option(help="Only these concepts, separated by commas.")]
+PipelineOption = Annotated[str, typer.Option(help="unet, or a folder with a pipeline trained on the demo world.")]
+JudgeOption = Annotated[Path | None, typer.Option(help="Weights of another judge.")]
+
+
+@app.command()
+def demo(
+    count: CountOption = 200,
+    split: SplitOption = "test",
+    methods: MethodsOption = "eiup,negative_prompt",
+    modes: Annotated[str, typer.Option(help="Of alone, together, screened.")] = "alone,together,screened",
+    concepts: ConceptsOption = "",
+    batch: BatchOption = 40,
+    seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 0,
+    out: OutOption = Path("out/eval"),
+    resume: ResumeOption = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the first method with the targets; exit 4 where one is missed.")
+    ] = False,
+    pipeline: PipelineOption = "unet",
+    judge: JudgeOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Unprotected against every method, from the same seeds: each concept alone, all at once, and opened by the screener."""
+    from safeguard.evaluation import outputs
+    from safeguard.evaluation.methods import Method, arms
+    from safeguard.evaluation.summary import summarise
+    from safeguard.evaluation.tables import rich_tables, verdict_table
+    from safeguard.evaluation.targets import judge_targets
+
+    chosen = _concepts(concepts)
+    tried = [Method.parse(text) for text in _words(methods)]
+    wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes))]
+    _check_out(out, resume)
+    settings, results = _measure(wanted, chosen, pipeline, judge, (split, count, seed, batch), out)
+    rows = summarise(results, wanted, chosen)
+    verdicts = judge_targets(rows, tried[0].name) if check else []
+    data = outputs.results_data("demo", settings, rows, wanted, verdicts)
+    files = outputs.write_all(out, data, rows, wanted, results)
+
+    def render(console: Console) -> None:
+        console.print(rich_tables(rows, f"Demo pipeline, {split} prompts, {count} a cell, 95 % intervals"))
+        if check:
+            console.print(verdict_table(verdicts))
+        for name, path in files.items():
+            console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+
+    emit(data, json_output, render)
+    if any(not verdict.met for verdict in verdicts):
+        raise typer.Exit(EXIT_TESTS_FAILED)
+
+
+@app.command()
+def curve(
+    count: CountOption = 40,
+    split: SplitOption = "dev",
+    methods: MethodsOption = "eiup,negative_prompt",
+    strengths: Annotated[str, typer.Option(help="To try, on each method's own scale.")] = "1,2,3,4,6,8,12",
+    concepts: ConceptsOption = "",
+    batch: BatchOption = 40,
+    seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 0,
+    out: OutOption = Path("out/curve"),
+    resume: ResumeOption = False,
+    pipeline: PipelineOption = "unet",
+    judge: JudgeOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Erasure against retention over the strengths of each method, each concept alone, always on."""
+    import json
+
+    from safeguard.evaluation import outputs, plots
+    from safeguard.evaluation.methods import UNPROTECTED, Method, arms
+    from safeguard.evaluation.summary import summarise
+    from safeguard.evaluation.tables import markdown, rich_tables
+
+    chosen = _concepts(concepts)
+    tried = [
+        (method.name, strength, Method(method.eraser, method.params, strength))
+        for method in map(Method.parse, _words(methods))
+        for strength in _strengths(method, strengths)
+    ]
+    wanted = [arm for _, _, method in tried for arm in arms(method, chosen, ("alone",))]
+    _check_out(out, resume)
+    settings, results = _measure(wanted, chosen, pipeline, judge, (split, count, seed, batch), out)
+    rows = summarise(results, wanted, chosen)
+    data = outputs.results_data("curve", settings, rows, wanted)
+    outputs.write_text(out / "curve.json", json.dumps(outputs.finite(data), indent=2) + "\n")
+    outputs.write_text(out / "curve.md", markdown(rows))
+    plotted: list[Path] = []
+    title = f"Erasure against retention, {split} prompts, {count} a cell"
+    for concept in (None, *chosen) if len(chosen) > 1 else chosen:
+        points = [
+            (name, strength, next(row for row in rows if (row.method, row.concept) == (method.name, concept)))
+            for name, strength, method in tried
+        ]
+        plotted.append(
+            plots.curve(
+                points, out / f"curve{'' if concept is None else '-' + concept}.png", f"{title}, {concept or 'all concepts'}"
+            )
+        )
+
+    def render(console: Console) -> None:
+        pooled = [row for row in rows if row.concept is None or row.method == UNPROTECTED or len(chosen) == 1]
+        console.print(rich_tables(pooled, title))
+        console.print(f"curves, figures and table: {out}", highlight=False, soft_wrap=True)
+
+    emit(data, json_output, render)
+
+
+def _measure(
+    wanted: Sequence[Arm],
+    concepts: Sequence[str],
+    pipeline: str,
+    judge: Path | None,
+    what: tuple[str, int, int, int],
+    out: Path,
+) -> tuple[Settings, list[CellResult]]:
+    from safeguard.evaluation.methods import unprotected
+    from safeguard.evaluation.run import evaluate, images_of, settings_of
+    from safeguard.evaluation.studio import open_studio, quiet_libraries
+    from safeguard.evaluation.suites import cases, cells
+
+    split, count, seed, batch = what
+    try:
+        for cell in cells(concepts):
+            cases(cell, split, count, seed)  # before anything is painted: are there so many?
+    except (ValueError, KeyError) as fault:
+        stderr.print(f"error: {fault}", highlight=False)
+        raise typer.Exit(EXIT_USAGE) from fault
+    total = images_of([unprotected(concepts), *wanted], count)
+    minutes = total * SECONDS_PER_IMAGE / 60
+    stderr.print(f"{total} pictures, about {minutes:.0f} min on two free cores", highlight=False)
+    quiet_libraries()
+    studio = open_studio(pipeline, judge)
+    settings = settings_of(studio, split, count, seed, batch)
+    with _progress() as progress:
+        task = progress.add_task("", total=total)
+
+        def advance(title: str, images: int) -> None:
+            progress.update(task, advance=images, description=title)
+
+        results = evaluate(studio, wanted, settings, concepts=concepts, out=out, advance=advance)
+    return settings, results
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _concepts(text: str) -> tuple[str, ...]:
+    from safeguard.demo.world import CONCEPTS
+
+    wanted = tuple(_words(text)) or CONCEPTS
+    unknown = [name for name in wanted if name not in CONCEPTS]
+    if unknown:
+        raise typer.BadParameter(f"no concept {unknown[0]!r} in the demo; it has {', '.join(CONCEPTS)}")
+    return wanted
+
+
+def _modes(text: str) -> list[str]:
+    from safeguard.evaluation.methods import MODES
+
+    modes = _words(text)
+    if not modes or set(modes) - set(MODES):
+        raise typer.BadParameter(f"--modes are of {', '.join(MODES)}")
+    return modes
+
+
+def _strengths(method: Method, text: str) -> list[float]:
+    """The strengths to try; a method whose words all mean the same has one."""
+    from safeguard.erasing import Registry
+
+    scale = set(Registry().get(method.eraser).strengths.values())
+    try:
+        return [scale.pop()] if len(scale) == 1 else [float(word) for word in _words(text)]
+    except ValueError as fault:
+        raise typer.BadParameter("--strengths are numbers, separated by commas") from fault
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    from safeguard.evaluation.store import holds_cells
+
+    if holds_cells(out) and not resume:
+        raise SafeguardError(f"{out} holds cells of an earlier run; add --resume to go on there, or choose another --out")

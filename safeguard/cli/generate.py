@@ -1,0 +1,175 @@
+"""``safeguard generate``: make images under a policy, and say of each what was decided."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from safeguard.cli.output import EXIT_UNEXPECTED, EXIT_USAGE, JsonOption, emit, stderr
+from safeguard.errors import PolicyViolation, SafeguardError
+from safeguard.policy import load_policy
+
+if TYPE_CHECKING:
+    from safeguard.audit import Decision
+    from safeguard.guard import Guard
+
+app = typer.Typer()
+
+PipelineOption = Annotated[str, typer.Option(help="unet (the demo pipeline), or a folder with a diffusers pipeline.")]
+PolicyOption = Annotated[str, typer.Option("--policy", "-p", help="A policy file, or builtin://NAME.")]
+PromptOption = Annotated[list[str] | None, typer.Option("--prompt", help="May be repeated.", show_default=False)]
+FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="A file with one prompt a line; - is stdin.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of the first prompt; the next ones count on.")]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps. Default: the demo's, or the pipeline's own.")]
+GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale. Default: the demo's, or the pipeline's own.")]
+AuditOption = Annotated[Path | None, typer.Option(help="Folder of the audit log. Default: none is kept.")]
+ScreenerOption = Annotated[str, typer.Option(help="default, or none: then every concept acts on every prompt.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of one prompt: ``image`` is where it lies, or None where it was refused, and ``reason`` says why."""
+
+    row: int
+    seed: int
+    result: str
+    image: Path | None
+    reason: str
+    decision: Decision | None
+
+
+@app.command()
+def generate(
+    pipeline: PipelineOption = "unet",
+    policy: PolicyOption = "builtin://demo",
+    prompt: PromptOption = None,
+    file: FileOption = None,
+    seed: SeedOption = 0,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("out/images"),
+    audit: AuditOption = None,
+    screener: ScreenerOption = "default",
+    json_output: JsonOption = False,
+) -> None:
+    """Make an image a prompt, and say what was decided. Exit 1 where a prompt is refused; the others are made.
+
+    JSON names prompts by row, never by text.
+    """
+    prompts = read_prompts(prompt, file)
+    chosen = load_policy(policy)  # before the pipeline is loaded, which takes seconds
+    pipe, call = open_pipeline(pipeline, steps, guidance)
+    import safeguard
+
+    with safeguard.protect(pipe, chosen, audit=audit, screener=screener_of(screener)) as guard:
+        made = [_make(guard, pipe, call, text, row, seed + row, out) for row, text in enumerate(prompts)]
+        revision = guard.policy.revision
+    data = {"policy": {"name": chosen.name, "revision": revision}, "audit": audit, "images": [_data(one) for one in made]}
+    emit(data, json_output, lambda console: _render(made, chosen.name, revision, audit, console))
+    refused = [one for one in made if one.image is None]
+    for one in refused:
+        stderr.print(Text.assemble(("refused: ", "bold red"), f"prompt {one.row + 1}: {one.reason}"), soft_wrap=True)
+    if refused:
+        raise typer.Exit(EXIT_UNEXPECTED)
+
+
+def _make(guard: Guard, pipe: Any, call: dict[str, Any], text: str, row: int, seed: int, out: Path) -> Made:
+    import torch
+
+    with guard.request(request_id=f"generate-{row}") as request:
+        try:
+            with stderr.status(f"prompt {row + 1}"):
+                image = pipe(text, generator=torch.Generator().manual_seed(seed), **call).images[0]
+        except PolicyViolation as refusal:
+            decision = request.decisions[-1] if request.decisions else None
+            return Made(row, seed, "block", None, str(refusal), decision)
+    decision = request.decisions[-1]
+    return Made(row, seed, decision.result, save(image, out / f"{row:03d}-seed{seed}.png"), "", decision)
+
+
+def save(image: Any, path: Path) -> Path:
+    """Raises SafeguardError where the image cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    except OSError as fault:
+        raise SafeguardError(f"{path}: cannot be written ({fault.strerror}); choose another --out") from fault
+    return path
+
+
+def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Prompts of the command line and of a file. Ends the command where there are none."""
+    found = list(prompts or [])
+    if file is not None:
+        try:
+            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8", errors="replace")
+        except OSError as fault:
+            raise SafeguardError(f"{file}: cannot be read ({fault.strerror})") from fault
+        found += [line for line in text.splitlines() if line.strip()]
+    if not found:
+        stderr.print("error: nothing to make; give --prompt, or --file")
+        raise typer.Exit(EXIT_USAGE)
+    return found
+
+
+def open_pipeline(place: str, steps: int | None, guidance: float | None) -> tuple[Any, dict[str, Any]]:
+    """The pipeline, and the arguments that every call of it gets. Raises AssetError where there is none."""
+    from safeguard import demo
+    from safeguard.evaluation.studio import load_pipeline, quiet_libraries
+
+    quiet_libraries()
+    pipe = load_pipeline(place)
+    pipe.set_progress_bar_config(disable=True)
+    own = not Path(place).is_dir()
+    given: dict[str, Any] = {"num_inference_steps": steps or (demo.STEPS if own else None)}
+    given["guidance_scale"] = guidance if guidance is not None else (demo.GUIDANCE if own else None)
+    return pipe, {name: value for name, value in given.items() if value is not None}
+
+
+def screener_of(word: str) -> str | None:
+    if word not in ("default", "none"):
+        raise typer.BadParameter("--screener is default or none")
+    return None if word == "none" else word
+
+
+def _data(made: Made) -> dict[str, Any]:
+    decision = made.decision
+    return {
+        "row": made.row,
+        "seed": made.seed,
+        "result": made.result,
+        "image": made.image,
+        "reason": made.reason or None,
+        "decision_id": decision and decision.decision_id,
+        "activated": () if decision is None else decision.screen.activated,
+        "scores": {} if decision is None else dict(decision.screen.scores),
+        "applied": () if decision is None else decision.applied,
+        "image_sha256": decision.output.image_sha256 if decision is not None and decision.output is not None else None,
+    }
+
+
+def _render(made: Sequence[Made], name: str, revision: str, audit: Path | None, console: Console) -> None:
+    table = Table("prompt", "seed", "result", "erased", "image", box=box.SIMPLE_HEAD, pad_edge=False)
+    styles = {"erase": "yellow", "block": "red", "flag": "magenta", "review": "cyan", "pass": "green"}
+    for one in made:
+        erased = ", ".join(_effect(part) for part in one.decision.applied) if one.decision else ""
+        path = Text(str(one.image), overflow="fold") if one.image else Text("none: refused", style="red")
+        table.add_row(str(one.row + 1), str(one.seed), Text(one.result, style=styles.get(one.result, "")), Text(erased), path)
+    console.print(table)
+    console.print(f"policy {name}, revision {revision[:12]}", style="dim", highlight=False)
+    if audit is not None:
+        console.print(f"audit log: {audit}", style="dim", highlight=False)
+
+
+def _effect(applied: Any) -> str:
+    change = applied.effect.relative_change
+    return applied.concept if change is None else f"{applied.concept} ({100 * change:.1f} % changed)"

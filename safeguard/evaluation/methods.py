@@ -1,0 +1,106 @@
+"""What is compared: methods, and the arms of a measurement, each a policy derived from the built-in demo policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from safeguard.errors import SafeguardError
+from safeguard.evaluation.suites import BENIGN, Cell, cells
+from safeguard.policy import Policy, derive, load_policy
+
+MODES: Final = ("alone", "together", "screened")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """An eraser with parameters and a strength: ``eiup``, ``eiup@8``, ``eiup:form=published@1``.
+
+    Without a strength the policy's own numbers hold if the policy was written for this eraser and these parameters, else
+    the word ``strong``.
+    """
+
+    eraser: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    strength: float | str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Method:
+        """Raises SafeguardError for text that is no method."""
+        body, _, strength = text.strip().partition("@")
+        eraser, *pairs = body.split(":")
+        if not eraser or any("=" not in pair for pair in pairs):
+            raise SafeguardError(f"{text!r} is no method; write NAME, NAME@STRENGTH or NAME:PARAMETER=VALUE@STRENGTH")
+        params = {key: _number(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+        return cls(eraser, params, _number(strength) if strength else None)
+
+    @property
+    def name(self) -> str:
+        parts = [self.eraser, *(f"{key}={value}" for key, value in self.params.items())]
+        return ":".join(parts) + (f"@{self.strength}" if self.strength is not None else "")
+
+    def changes(self, policy: Policy) -> dict[str, Any]:
+        """What this method changes in every concept of ``policy``."""
+        changed: dict[str, Any] = {"eraser": self.eraser, "params": dict(self.params)}
+        foreign = any(one.eraser != self.eraser for one in policy.concepts.values())
+        if self.strength is not None:
+            changed["strength"] = self.strength
+        elif foreign or self.params:
+            changed["strength"] = "strong"
+        if not foreign and not self.params:
+            del changed["params"]
+        return changed
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way of painting the cells: without protection (``policy`` None), or under a policy."""
+
+    method: str
+    mode: str
+    cells: tuple[Cell, ...]
+    policy: Policy | None = None
+    concept: str | None = None
+    screened: bool = False
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, (self.method, self.mode, self.concept)))
+
+
+UNPROTECTED: Final = "unprotected"
+
+
+def unprotected(concepts: Sequence[str]) -> Arm:
+    return Arm(UNPROTECTED, "", cells(concepts))
+
+
+def arms(method: Method, concepts: Sequence[str], modes: Sequence[str] = MODES, base: str = "builtin://demo") -> list[Arm]:
+    """The arms of one method: each concept alone on its own cells and on benign, always on (``alone``); all at once on all
+    cells, always on (``together``); the same, opened by the screener (``screened``).
+    """
+    policy = load_policy(base)
+    changes = method.changes(policy)
+    found: list[Arm] = []
+    if "alone" in modes:
+        for concept in concepts:
+            own = derive(policy, name=f"only-{concept}", concepts=[concept], activation="always", action="erase", **changes)
+            found.append(Arm(method.name, "alone", cells([concept]), own, concept))
+    if "together" in modes:
+        whole = derive(policy, name="together", concepts=concepts, activation="always", action="erase", **changes)
+        found.append(Arm(method.name, "together", cells(concepts), whole))
+    if "screened" in modes:
+        asked = derive(policy, name="screened", concepts=concepts, activation="screened", action="erase", **changes)
+        found.append(Arm(method.name, "screened", cells(concepts), asked, screened=True))
+    return found
+
+
+__all__ = ["BENIGN", "MODES", "UNPROTECTED", "Arm", "Method", "arms", "unprotected"]

@@ -1,0 +1,131 @@
+"""Pictures for people: contact sheets with labels, and heat maps laid over an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from safeguard.evaluation.metrics import Pixels
+
+PAPER: Final = (250, 250, 248)
+INK: Final = (32, 33, 36)
+SOFT: Final = (110, 114, 120)
+RULE: Final = (214, 214, 210)
+MARK: Final = (206, 32, 41)
+MARGIN: Final = 24
+GAP: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """One row of pictures with a label before it; a marked picture gets a red frame."""
+
+    label: str
+    images: Sequence[Any]
+    marks: Sequence[bool] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """One band of a sheet: a title, and strips; ``captions`` stand under the pictures of the last one."""
+
+    title: str
+    strips: Sequence[Strip]
+    captions: Sequence[str] = ()
+
+
+def sheet(title: str, subtitle: str, bands: Sequence[Band], *, tile: int = 112, label: int = 120) -> Image.Image:
+    """A contact sheet. Pictures are PIL images or uint8 arrays [h, w, 3]; all are shown ``tile`` pixels wide."""
+    columns = max(len(strip.images) for band in bands for strip in band.strips)
+    width = max(2 * MARGIN + label + columns * (tile + GAP), 520)
+    heading = _wrapped(title, _font(24), width - 2 * MARGIN)
+    note = _wrapped(subtitle, _font(14), width - 2 * MARGIN)
+    heights = [_band_height(band, tile) for band in bands]
+    below = MARGIN + 32 * len(heading)
+    top = below + 19 * len(note) + 14
+    page = Image.new("RGB", (width, top + sum(heights) + MARGIN), PAPER)
+    draw = ImageDraw.Draw(page)
+    for place, line in enumerate(heading):
+        draw.text((MARGIN, MARGIN - 4 + 32 * place), line, INK, _font(24))
+    for place, line in enumerate(note):
+        draw.text((MARGIN, below + 19 * place), line, SOFT, _font(14))
+    y = top
+    for band, height in zip(bands, heights, strict=True):
+        _draw_band(page, draw, band, y, tile, label)
+        y += height
+    return page
+
+
+def _band_height(band: Band, tile: int) -> int:
+    caption = 15 * max((len(_wrapped(text, _font(11), tile)) for text in band.captions), default=0)
+    return 34 + len(band.strips) * (tile + GAP) + caption + 18
+
+
+def _draw_band(page: Image.Image, draw: ImageDraw.ImageDraw, band: Band, y: int, tile: int, label: int) -> None:
+    draw.line([(MARGIN, y), (page.width - MARGIN, y)], fill=RULE, width=1)
+    draw.text((MARGIN, y + 8), band.title, INK, _font(16))
+    y += 34
+    for strip in band.strips:
+        for place, line in enumerate(_wrapped(strip.label, _font(13), label - 8)):
+            draw.text((MARGIN, y + 6 + 17 * place), line, SOFT, _font(13))
+        for place, image in enumerate(strip.images):
+            x = MARGIN + label + place * (tile + GAP)
+            page.paste(enlarged(image, tile), (x, y))
+            if place < len(strip.marks) and strip.marks[place]:
+                draw.rectangle([x - 3, y - 3, x + tile + 2, y + tile + 2], outline=MARK, width=3)
+        y += tile + GAP
+    for place, text in enumerate(band.captions):
+        for number, line in enumerate(_wrapped(text, _font(11), tile)):
+            draw.text((MARGIN + label + place * (tile + GAP), y - 4 + 15 * number), line, SOFT, _font(11))
+
+
+@cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines if text else []
+
+
+def as_image(image: Any) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, dtype=np.uint8))
+
+
+def enlarged(image: Any, tile: int) -> Image.Image:
+    """``image`` on a square of ``tile`` pixels, its shape kept."""
+    image = as_image(image).convert("RGB")
+    scale = tile / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    kind = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
+    square = Image.new("RGB", (tile, tile), PAPER)
+    square.paste(image.resize(size, kind), ((tile - size[0]) // 2, (tile - size[1]) // 2))
+    return square
+
+
+def overlay(image: Any, heat: npt.NDArray[Any], top: float | None = None) -> Image.Image:
+    """A heat map [h, w] over a grey copy of the image: from nothing over red to yellow. ``top``: the value of full heat,
+    by default the map's own highest; 0 everywhere stays grey.
+    """
+    base = as_image(image).convert("RGB")
+    grey = np.asarray(base.convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2) * 0.55 + 40
+    highest = float(heat.max()) if top is None else top
+    scaled = np.clip(np.asarray(heat, dtype=np.float32) / highest, 0, 1) if highest > 0 else np.zeros_like(heat, np.float32)
+    spread = np.asarray(Image.fromarray((scaled * 255).astype(np.uint8)).resize(base.size, Image.Resampling.BICUBIC))
+    share = spread.astype(np.float32)[..., None] / 255
+    colour = np.concatenate([255 * np.minimum(1, 0.6 + share), 60 + 180 * share**1.5, 40 * (1 - share)], axis=2)
+    mixed: Pixels = (grey * (1 - share**0.8) + colour * share**0.8).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(mixed)

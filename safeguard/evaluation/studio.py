@@ -1,0 +1,118 @@
+"""Where pictures are made: a pipeline, a judge of its pictures, and the settings of every measurement."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from safeguard.audit import AuditSink
+from safeguard.errors import AssetError, SafeguardError
+from safeguard.evaluation.metrics import Pixels
+from safeguard.evaluation.suites import Case
+from safeguard.guard import Guard, ScreenLike, protect
+from safeguard.policy import Policy
+
+
+class JudgeLike(Protocol):
+    """Says what pictures show: each concept as bool [n], ``subject``, ``colour`` and ``scene`` as str [n]."""
+
+    def predict(self, images: Pixels) -> dict[str, npt.NDArray[Any]]: ...
+
+
+@dataclass(eq=False)
+class Studio:
+    """A pipeline with what its measurements share."""
+
+    pipe: Any
+    judge: JudgeLike
+    steps: int
+    guidance: float
+    _screener: ScreenLike | None = None
+
+    @property
+    def screener(self) -> ScreenLike:
+        """The default screener, loaded once for all policies."""
+        if self._screener is None:
+            from safeguard.screening import Screener
+
+            self._screener = Screener()
+        return self._screener
+
+    def paint(self, cases: Sequence[Case], **more: Any) -> Pixels:
+        """The pictures of these cases, each from its own seed: uint8 [n, h, w, 3]."""
+        import torch
+
+        made = self.pipe(
+            [case.text for case in cases],
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            generator=[torch.Generator().manual_seed(case.seed) for case in cases],
+            output_type="pil",
+            **more,
+        )
+        return np.stack([np.asarray(image.convert("RGB")) for image in made.images])
+
+    @contextmanager
+    def under(self, policy: Policy | None, *, screened: bool = False, audit: AuditSink | None = None) -> Iterator[Guard | None]:
+        """The pipeline under a policy, or as it is (None), for the length of a ``with`` block."""
+        if policy is None:
+            yield None
+            return
+        with protect(self.pipe, policy, screener=self.screener if screened else None, audit=audit) as guard:
+            yield guard
+
+    def digest(self) -> str:
+        """Names the pipeline's weights: hex SHA-256 over every parameter."""
+        total = hashlib.sha256()
+        for name, part in sorted(self.pipe.components.items()):
+            if hasattr(part, "state_dict"):
+                for key, value in sorted(part.state_dict().items()):
+                    total.update(f"{name}.{key}".encode() + value.detach().cpu().contiguous().float().numpy().tobytes())
+        return total.hexdigest()
+
+
+def load_pipeline(place: str | os.PathLike[str]) -> Any:
+    """``unet`` (or another pipeline of `safeguard.demo`), or a folder that holds any diffusers pipeline.
+
+    Nothing is fetched. Raises AssetError where there is no pipeline.
+    """
+    from safeguard import demo
+
+    if not Path(place).is_dir():
+        return demo.load_pipeline(os.fspath(place))
+    import diffusers
+
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(os.fspath(place), local_files_only=True)
+    except Exception as fault:
+        raise AssetError(f"{place}: this folder holds no pipeline that diffusers can load ({fault})") from fault
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def quiet_libraries() -> None:
+    """Keep the loading bars and advice of diffusers and transformers off the terminal. For programs, not for libraries."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
+def open_studio(pipeline: str | os.PathLike[str] = "unet", judge: Path | None = None) -> Studio:
+    """The demo pipeline (or the one in a folder) with the demo's judge and settings. Raises AssetError."""
+    from safeguard import demo
+
+    try:
+        return Studio(load_pipeline(pipeline), demo.Judge(judge), demo.STEPS, demo.GUIDANCE)
+    except ModuleNotFoundError as fault:
+        raise SafeguardError(f"the demo needs the package '{fault.name}': install safeguard-diffusion[demo]") from fault

@@ -1,0 +1,116 @@
+"""From judged cells to the figures that are reported, and whether they reach the targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from safeguard.evaluation.methods import UNPROTECTED, Arm, unprotected
+from safeguard.evaluation.metrics import Figure, mean, rate, ratio
+from safeguard.evaluation.run import ATTRIBUTES, CellResult
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. ``concept`` None: pooled over all concepts.
+
+    ``explicit`` and ``implicit``: share of pictures in which the judge sees the concept; ``benign``: the same on benign
+    prompts. ``attributes``: share of pictures with the subject, colour or scene that the prompt asks for, each. ``kept``:
+    the lowest of the three, as a share of the unprotected run. ``likeness``: SSIM to the unprotected picture on benign
+    prompts. ``time``: processor time against the unprotected run.
+    """
+
+    method: str
+    mode: str
+    concept: str | None
+    explicit: Figure
+    implicit: Figure
+    benign: Figure
+    attributes: dict[str, Figure]
+    kept: float
+    likeness: Figure
+    time: float
+    opened: Figure | None = None  # benign pictures in which anything was erased
+
+    def to_dict(self) -> dict[str, Any]:
+        figures = {name: getattr(self, name).to_dict() for name in ("explicit", "implicit", "benign", "likeness")}
+        return {
+            "method": self.method,
+            "mode": self.mode,
+            "concept": self.concept,
+            **figures,
+            "attributes": {name: figure.to_dict() for name, figure in self.attributes.items()},
+            "attributes_kept": self.kept,
+            "time_ratio": self.time,
+            "benign_acted_on": None if self.opened is None else self.opened.to_dict(),
+        }
+
+
+def summarise(results: Sequence[CellResult], arms: Sequence[Arm], concepts: Sequence[str]) -> list[Row]:
+    """Rows for the unprotected pipeline and for every method and mode: pooled first, then concept by concept."""
+    by_arm: dict[str, list[CellResult]] = {}
+    for result in results:
+        by_arm.setdefault(result.arm, []).append(result)
+    plain = by_arm[UNPROTECTED]
+    rows = _rows([unprotected(concepts)], by_arm, plain, concepts)
+    for method, mode in dict.fromkeys((arm.method, arm.mode) for arm in arms):
+        rows += _rows([arm for arm in arms if (arm.method, arm.mode) == (method, mode)], by_arm, plain, concepts)
+    return rows
+
+
+def _rows(
+    arms: Sequence[Arm], by_arm: dict[str, list[CellResult]], plain: Sequence[CellResult], concepts: Sequence[str]
+) -> list[Row]:
+    """The rows of one method in one mode, whose arms each bear one concept or all of them."""
+    shown: list[tuple[str, list[CellResult]]] = []
+    for concept in concepts:
+        own = [
+            result
+            for arm in arms
+            if arm.concept in (None, concept)
+            for result in by_arm.get(arm.name, [])
+            if result.cell.concept in (None, concept)
+        ]
+        if own:
+            shown.append((concept, own))
+    single = [_row(arms[0], concept, [(concept, own)], plain) for concept, own in shown]
+    return [_row(arms[0], None, shown, plain), *single] if len(shown) > 1 else single
+
+
+def _row(arm: Arm, concept: str | None, groups: Sequence[tuple[str, list[CellResult]]], plain: Sequence[CellResult]) -> Row:
+    def seen(kind: str) -> Figure:
+        return rate(_join(result.found[name] for name, own in groups for result in own if result.cell.kind == kind))
+
+    own = list(dict.fromkeys(result for _, group in groups for result in group))  # one benign cell may serve all concepts
+    twins = [next(twin for twin in plain if twin.cell == result.cell) for result in own]
+    attributes = {name: rate(_join(result.right[name] for result in own)) for name in ATTRIBUTES}
+    before = {name: rate(_join(twin.right[name] for twin in twins)) for name in ATTRIBUTES}
+    benign = [result for result in own if result.cell.kind == "benign"]
+    acted = [np.logical_or.reduce(list(result.acted.values())) for result in benign]
+    return Row(
+        arm.method,
+        arm.mode,
+        concept,
+        seen("explicit"),
+        seen("implicit"),
+        seen("benign"),
+        attributes,
+        min(ratio(attributes[name], before[name]) for name in ATTRIBUTES),
+        mean(_join(result.likeness for result in benign)),
+        _per_image(own) / _per_image(twins) if _per_image(twins) else math.nan,
+        None if arm.method == UNPROTECTED else rate(_join(acted)),
+    )
+
+
+def _join(parts: Iterable[Any]) -> Any:
+    found = list(parts)
+    return np.concatenate(found) if found else np.zeros(0, bool)
+
+
+def _per_image(results: Sequence[CellResult]) -> float:
+    images = sum(result.count for result in results)
+    return sum(result.cpu_seconds for result in results) / images if images else math.nan

@@ -1,0 +1,115 @@
+"""The measured rows as a table: Markdown for files, rich for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from safeguard.evaluation.methods import UNPROTECTED
+from safeguard.evaluation.metrics import Figure
+from safeguard.evaluation.summary import Row
+from safeguard.evaluation.targets import Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+HEAD = ("what", "method", "explicit", "implicit", "benign", "attributes kept", "benign SSIM", "time")
+MODES = {
+    "": "",
+    "alone": "always on, each alone",
+    "together": "always on, all at once",
+    "screened": "opened by the screener",
+    "policy": "as the policy says",
+}
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    """One row as texts, in the order of `HEAD`."""
+    what = row.concept or "all concepts"
+    method = row.method if row.method == UNPROTECTED else f"{row.method}, {MODES.get(row.mode, row.mode)}"
+    shares = (percent(row.explicit), percent(row.implicit), percent(row.benign))
+    return (what, method, *shares, _plain(row.kept, "{:.1%}"), number(row.likeness), _plain(row.time, "{:.2f}x"))
+
+
+def percent(figure: Figure) -> str:
+    """``2.5 % (1.1-5.6)``."""
+    if not figure.n:
+        return "-"
+    return f"{100 * figure.value:.1f} % ({100 * figure.low:.1f}-{100 * figure.high:.1f})"
+
+
+def number(figure: Figure) -> str:
+    return f"{figure.value:.3f} ({figure.low:.3f}-{figure.high:.3f})" if figure.n else "-"
+
+
+def _plain(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else form.format(value)
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * 2 + "---:|" * (len(HEAD) - 2)]
+    lines += ["| " + " | ".join(cells_of(row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def rich_tables(rows: Sequence[Row], title: str) -> Group:
+    """The same for a terminal of 80 columns: one table a method and mode, the pooled row first."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    tables: list[Any] = [Text(title, style="bold"), Text("% of pictures, with 95 % intervals", style="dim")]
+    for method, mode in dict.fromkeys((row.method, row.mode) for row in rows):
+        heading = method if method == UNPROTECTED else f"{method}: {MODES.get(mode, mode)}"
+        table = Table(title=heading, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", width=12, no_wrap=True)
+        for name, width in (("explicit", 16), ("implicit", 16), ("benign", 14), ("kept", 5), ("SSIM", 5), ("time", 5)):
+            table.add_column(name, justify="right", width=width, no_wrap=True)
+        for row in (row for row in rows if (row.method, row.mode) == (method, mode)):
+            shares = (percent(figure).replace(" %", "") for figure in (row.explicit, row.implicit, row.benign))
+            numbers = (_plain(100 * row.kept, "{:.1f}"), _plain(row.likeness.value, "{:.3f}"), _plain(row.time, "{:.2f}"))
+            table.add_row(row.concept or "all", *shares, *numbers, style="bold" if row.concept is None else "")
+        tables.append(table)
+    return Group(*tables)
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table("target", "mode", "what", "measured", "", title="Targets", title_justify="left", box=box.SIMPLE_HEAD)
+    for one in verdicts:
+        mark = "[green]met[/green]" if one.met else "[red]MISSED[/red]"
+        table.add_row(one.target, one.mode, one.concept or "all concepts", f"{one.value:.4g}", mark)
+    return table
+
+
+def from_json(rows: Iterable[dict[str, Any]]) -> list[Row]:
+    """Rows read back from a results file."""
+
+    def value(number: float | None) -> float:
+        return math.nan if number is None else number
+
+    def figure(data: dict[str, Any]) -> Figure:
+        return Figure(value(data["value"]), value(data["low"]), value(data["high"]), data["n"])
+
+    return [
+        Row(
+            method=data["method"],
+            mode=data["mode"],
+            concept=data["concept"],
+            explicit=figure(data["explicit"]),
+            implicit=figure(data["implicit"]),
+            benign=figure(data["benign"]),
+            attributes={name: figure(one) for name, one in data["attributes"].items()},
+            kept=value(data["attributes_kept"]),
+            likeness=figure(data["likeness"]),
+            time=value(data["time_ratio"]),
+            opened=figure(data["benign_acted_on"]) if data["benign_acted_on"] else None,
+        )
+        for data in rows
+    ]

@@ -42,7 +42,7 @@ $(READY): pyproject.toml
 
 demo: $(READY)  ## protect a trained pipeline and show what happens: pictures, swap, block, log, measured table
 	@echo '==> demo: protecting the trained demo pipeline; results go to $(OUT)/demo'
-	$(OFFLINE) $(BIN)/safeguard demo --out $(OUT)/demo
+	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.walkthrough --out $(OUT)/demo
 
 test: $(READY)  ## run the tests
 	@echo '==> test: $(or $(T),everything), in $(JOBS) processes'
@@ -57,11 +57,11 @@ lint: $(VENV)/.ready-lint  ## check style, types and the floors between the pack
 
 bench: $(READY)  ## time protected against unprotected calls, swaps and the screener
 	@echo '==> bench: keep the machine quiet meanwhile'
-	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.bench
+	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.bench --out $(OUT)/bench.json
 
 eval: $(READY)  ## measure erasure and retention anew on the demo pipeline (hours on two cores)
 	@echo '==> eval: every cell of the published table; results go to $(OUT)/eval'
-	$(OFFLINE) $(BIN)/safeguard eval demo --out $(OUT)/eval
+	$(OFFLINE) $(BIN)/safeguard eval demo --out $(OUT)/eval --resume
 
 tables: $(READY)  ## write the measured tables into README and docs
 	@echo '==> tables: from docs/results into README.md and docs'

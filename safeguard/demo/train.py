@@ -175,6 +175,8 @@ def export(out: Path, assets: Path) -> None:
     judge = judge_stage(out, 0).averaged()
     (assets / "judge").mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, assets / "judge" / FILE)
+    for file in assets.rglob("*.safetensors"):
+        file.chmod(0o644)
 
 
 def main() -> None:

@@ -1,0 +1,153 @@
+"""Measure the demo models on held-out scenes and prompts, and write their model card: ``python -m safeguard.demo.card``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from safeguard.demo.captions import prompts
+from safeguard.demo.judge import ATTRIBUTES, Judge
+from safeguard.demo.pipelines import ASSETS, GUIDANCE, STEPS, load_pipeline
+from safeguard.demo.world import CONCEPTS
+
+PLACE_OF: Final = {"subject": "subject", "colour": "colour", "scene": "place"}
+
+
+def judge_figures(judge: Judge, vae: Any, count: int, mistakes: Path | None = None) -> dict[str, Any]:
+    """Precision and recall of every concept and accuracy of every attribute, on ``count`` test scenes as rendered and as decoded."""
+    from safeguard.demo.train import judged_batch
+
+    found: dict[str, Any] = {}
+    wrong: list[np.ndarray] = []
+    for name, half in (("renders", 0), ("decoded latents", 1)):
+        images, scenes = [], []
+        for step in range(-(-count // 64)):
+            batch, drawn = judged_batch(vae, "card", step, 128, "test")
+            images.append(batch[64 * half : 64 * (half + 1)])
+            scenes += drawn[64 * half : 64 * (half + 1)]
+        array = ((torch.cat(images) + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        said = judge.predict(array)
+        figures: dict[str, Any] = {"n": len(scenes)}
+        bad = np.zeros(len(scenes), bool)
+        for concept in CONCEPTS:
+            true = np.array([concept in scene.concepts for scene in scenes])
+            hit = int((said[concept] & true).sum())
+            figures[concept] = {"precision": hit / max(1, int(said[concept].sum())), "recall": hit / max(1, int(true.sum()))}
+            bad |= said[concept] != true
+        for attribute in ATTRIBUTES:
+            right = said[attribute] == np.array([getattr(scene, PLACE_OF[attribute]) for scene in scenes])
+            figures[attribute] = {"accuracy": float(right.mean())}
+            bad |= ~right
+        wrong += list(array[bad])
+        found[name] = figures
+    if mistakes is not None and wrong:
+        _sheet(wrong[:96]).save(mistakes)
+    return found
+
+
+def _sheet(images: list[np.ndarray], columns: int = 12) -> Any:
+    from PIL import Image
+
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * 66, rows * 66))
+    for place, image in enumerate(images):
+        sheet.paste(Image.fromarray((image * 255).astype(np.uint8)), (place % columns * 66, place // columns * 66))
+    return sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
+
+
+def generate(pipe: Any, texts: list[str], first_seed: int, batch: int = 40) -> np.ndarray:
+    """One image a text, seeded one by one: float32 [n, 64, 64, 3] in 0..1."""
+    parts = []
+    for start in range(0, len(texts), batch):
+        some = texts[start : start + batch]
+        seeds = [torch.Generator().manual_seed(first_seed + start + place) for place in range(len(some))]
+        parts.append(pipe(some, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds, output_type="np").images)
+    return np.concatenate(parts)
+
+
+def pipeline_figures(pipe: Any, judge: Judge, count: int, split: str = "test") -> dict[str, Any]:
+    """For every cell: how often the concept shows, and how often subject, colour and scene are what the prompt asks for."""
+    cells: list[tuple[str, str | None]] = [("benign", None)]
+    cells += [(cell, concept) for cell in ("explicit", "implicit") for concept in CONCEPTS]
+    found: dict[str, Any] = {}
+    for number, (cell, concept) in enumerate(cells):
+        asked = prompts(split, cell, concept, count)
+        said = judge.predict(generate(pipe, [prompt.text for prompt in asked], 1_000_000 + 10_000 * number))
+        figures = {
+            name: float(np.mean(said[name] == np.array([getattr(prompt.scene, PLACE_OF[name]) for prompt in asked])))
+            for name in ATTRIBUTES
+        }
+        shown = [concept] if concept else list(CONCEPTS)
+        figures |= {f"shows {name}": float(said[name].mean()) for name in shown}
+        found[cell if concept is None else f"{cell} {concept}"] = {"n": count, **figures}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--assets", type=Path, default=ASSETS)
+    parser.add_argument("--n", type=int, default=200, help="prompts a cell")
+    parser.add_argument("--mistakes", type=Path, help="write a picture of what the judge got wrong")
+    arguments = parser.parse_args()
+    assets: Path = arguments.assets
+    pipe = load_pipeline("unet", assets / "unet")
+    judge = Judge(assets / "judge" / "judge.safetensors")
+    figures = {
+        "judge": judge_figures(judge, pipe.vae, 2048, arguments.mistakes),
+        "unet": pipeline_figures(pipe, judge, arguments.n),
+    }
+    (assets / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (assets / "README.md").write_text(_card(figures))
+
+
+def _card(figures: dict[str, Any]) -> str:
+    judge = ["| judge | " + " | ".join(figures["judge"]) + " |", "|---|---|---|"]
+    for concept in CONCEPTS:
+        cells = [f"{part[concept]['precision']:.3f} / {part[concept]['recall']:.3f}" for part in figures["judge"].values()]
+        judge.append(f"| {concept}, precision / recall | " + " | ".join(cells) + " |")
+    for attribute in ATTRIBUTES:
+        cells = [f"{part[attribute]['accuracy']:.3f}" for part in figures["judge"].values()]
+        judge.append(f"| {attribute}, accuracy | " + " | ".join(cells) + " |")
+    cells = ["| prompts | n | subject | colour | scene | concept shows |", "|---|---|---|---|---|---|"]
+    for name, cell in figures["unet"].items():
+        shows = ", ".join(
+            f"{value:.3f}" if name != "benign" else f"{key[6:]} {value:.3f}"
+            for key, value in cell.items()
+            if key[:5] == "shows"
+        )
+        cells.append(f"| {name} | {cell['n']} | {cell['subject']:.3f} | {cell['colour']:.3f} | {cell['scene']:.3f} | {shows} |")
+    return _CARD.format(steps=STEPS, guidance=GUIDANCE, judge="\n".join(judge), cells="\n".join(cells))
+
+
+_CARD: Final = """# Demo models: a small text-to-image pipeline and its judge
+
+Trained from nothing on a procedural world of 64x64 pictograms (`safeguard/demo/world.py`), for measuring erasure where no public
+weights can be had. Not for making pictures for people.
+
+- **`unet/`**: a `StableDiffusionPipeline`: `CLIPTokenizer` over the captions, `CLIPTextModel` (128 wide, 3 layers),
+  `UNet2DConditionModel` (6.1 M parameters, text read at 7 sites), `AutoencoderKL` (64x64 to 16x16x8), DDIM, velocity prediction.
+  Weights in half precision; loaded in float32.
+- **`judge/`**: a convolutional network that says which concepts a picture shows, and its subject, colour and scene.
+- **Made by** `make train` (`safeguard/demo/train.py`, seed 7): captions and combinations of the `train` split only
+  (`safeguard/demo/captions.py`); the concepts are harmless stand-ins, the three artists never lived.
+- **Figures** from `python -m safeguard.demo.card`, on templates and combinations of the `test` split, which no model has seen;
+  {steps} DDIM steps, guidance {guidance}.
+
+{judge}
+
+Decoded latents carry noise of a tenth of their standard deviation. The scenes hold every concept with 18 % chance, alone or together.
+
+{cells}
+
+Limits: the pictures are soft where outlines are thin; the judge sees what it was trained on and nothing else; a concept half
+erased may be called either way.
+"""
+
+
+if __name__ == "__main__":
+    main()

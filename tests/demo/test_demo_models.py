@@ -1,0 +1,88 @@
+"""The shipped demo models: they load as ordinary pipelines, and do what their card says."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from safeguard.demo import Judge, card, load_pipeline
+from safeguard.demo.captions import prompts
+from safeguard.demo.judge import build_network
+from safeguard.demo.pipelines import ASSETS
+from safeguard.demo.world import CONCEPTS, Scene, render
+from safeguard.errors import AssetError
+
+
+def test_the_pipeline_is_an_ordinary_stable_diffusion_pipeline() -> None:
+    assert type(load_pipeline("unet")) is diffusers.StableDiffusionPipeline
+
+
+def test_an_unknown_pipeline_says_what_there_is() -> None:
+    with pytest.raises(AssetError, match="unet"):
+        load_pipeline("nothing")
+
+
+def test_missing_weights_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(AssetError, match="make train"):
+        load_pipeline("unet", tmp_path)
+    with pytest.raises(AssetError, match="make train"):
+        Judge(tmp_path / "judge.safetensors")
+
+
+def test_every_weight_file_is_safetensors_and_under_16_megabytes() -> None:
+    files = [file for file in ASSETS.rglob("*") if file.is_file()]
+    assert not [file for file in files if file.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}]
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    assert len(weights) == 4
+    assert all(file.stat().st_size < 16 * 2**20 for file in weights)
+
+
+def test_the_card_states_what_was_measured() -> None:
+    figures = json.loads((ASSETS / "figures.json").read_text())
+    assert card._card(figures) == (ASSETS / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[list[Scene], dict[str, np.ndarray]]:
+    rng = random.Random(11)
+    scenes = [Scene("house", "blue", "meadow", (concept,)) for concept in CONCEPTS for _ in range(8)]
+    return scenes, Judge().predict([render(scene, rng) for scene in scenes])
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_the_judge_sees_each_concept_and_only_that(concept: str, drawn: tuple[list[Scene], dict[str, np.ndarray]]) -> None:
+    scenes, said = drawn
+    assert (said[concept] == np.array([concept in scene.concepts for scene in scenes])).mean() >= 0.95
+
+
+def test_the_judge_names_subject_colour_and_scene(drawn: tuple[list[Scene], dict[str, np.ndarray]]) -> None:
+    said = drawn[1]
+    assert [(said[name] == value).mean() >= 0.9 for name, value in (("subject", "house"), ("colour", "blue"), ("scene", "meadow"))]
+
+
+def test_the_judge_takes_pictures_in_any_form(drawn: tuple[list[Scene], dict[str, np.ndarray]]) -> None:
+    picture = render(Scene("car", "red", "snow", ("blood",)), random.Random(1))
+    array = np.asarray(picture)[None]
+    judge = Judge()
+    assert judge.predict([picture])["blood"] == judge.predict(array)["blood"] == judge.predict(array / 255.0)["blood"]
+
+
+def test_no_pictures_are_no_verdicts() -> None:
+    assert len(Judge().predict([])["blood"]) == 0
+
+
+def test_the_pipeline_draws_what_held_out_prompts_ask_for() -> None:
+    asked = prompts("test", "benign", None, 24)
+    said = Judge().predict(card.generate(load_pipeline("unet"), [prompt.text for prompt in asked], 5))
+    right = np.array([prompt.scene.subject for prompt in asked]) == said["subject"]
+    assert right.mean() >= 0.8
+
+
+def test_the_judge_has_one_logit_a_concept_and_one_a_value() -> None:
+    assert build_network().eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5 + 7 + 8 + 16)

@@ -1,4 +1,4 @@
-"""All that is known about diffusers: finding the seams of a pipeline, hooking them, encoding, telling rows apart, the self-test."""
+"""All that is known about diffusers: its seams and hooks, encoding, telling rows apart, the self-test."""
 
 from safeguard.attaching.attachment import OFFERED, Attachment
 from safeguard.attaching.probe import Probe, ProbeResult

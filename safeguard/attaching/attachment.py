@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from safeguard.attaching import hooks
+from safeguard.attaching.acting import active_edit, add_to_rows, attempt, note, site_call, twins_of
 from safeguard.attaching.encode import TextEncoding
-from safeguard.attaching.rows import rows_of
-from safeguard.attaching.sites import SiteTable, SiteTokens, find_denoisers, inner
+from safeguard.attaching.rows import UNKNOWN, rows_of
+from safeguard.attaching.sites import Site, SiteTable, SiteTokens, find_denoisers, inner
+from safeguard.attaching.timing import DirectRuns, locate, moment_of
 from safeguard.erasing import (
     EncodedText,
     Plan,
     PredictionCall,
-    PredictionEdit,
     Seam,
-    SiteCall,
     SiteEffect,
     StatesCall,
     TextSite,
-    TextSiteEdit,
     TextStatesEdit,
 )
-from safeguard.erasing.activation import ActiveEdit, Row, Running, current
+from safeguard.erasing.activation import ActiveEdit, Running, current
 from safeguard.errors import CapabilityError
 
 OFFERED: Final = frozenset({Seam.TEXT_STATES, Seam.TEXT_SITE, Seam.PREDICTION})
 _suspended: Final[ContextVar[bool]] = ContextVar("safeguard_suspended", default=False)
+_direct: Final[ContextVar[Running | None]] = ContextVar("safeguard_direct", default=None)
 
 
 class Attachment:
@@ -46,13 +46,13 @@ class Attachment:
         self.denoisers = find_denoisers(pipe)
         self.number = hooks.register(self)
         self.plan: Plan | None = None
-        self.on_direct: Any = None
+        self.on_direct: Callable[[Plan], None] | None = None
         self._pipe = weakref.ref(pipe)
         self._table = SiteTable(self.denoisers)
         self._encoding = TextEncoding(pipe, self.base)
         self._handles = hooks.Handles()
-        self._direct: ContextVar[Running | None] = ContextVar("safeguard_direct", default=None)
-        self._last_direct: float = float("-inf")
+        self._hooking = threading.Lock()
+        self._direct_runs = DirectRuns()
 
     # what erasers ask for
 
@@ -70,129 +70,184 @@ class Attachment:
     def keys(self, states: Tensor) -> SiteTokens:
         return self._table.tokens(states)
 
+    @property
+    def offered(self) -> frozenset[Seam]:
+        """The seams that this pipeline offers now. An eraser at the prediction calls the denoiser again, which no graph can."""
+        pipe = self._pipe()
+        compiled = any(
+            getattr(denoiser, "_compiled_call_impl", None) is not None or getattr(pipe, name, denoiser) is not denoiser
+            for name, denoiser in self.denoisers.items()
+        )
+        return OFFERED - {Seam.PREDICTION} if compiled else OFFERED
+
     # hooks
 
     def install(self) -> None:
+        """Put the hooks in. Whatever torch compiled before is compiled anew, since it would run without them."""
+        hooks.forget_graphs()
         for denoiser in self.denoisers.values():
             hooks.hook_denoiser(self._handles, denoiser, self)
         for site in self._table.sites:
             hooks.hook_site(self._handles, site, self)
 
     def remove(self) -> None:
-        self._handles.remove()
+        """Take the hooks off, and let graphs be compiled anew without them."""
+        with self._hooking:
+            self._handles.remove()
+            hooks.forget_graphs()
 
-    def ensure(self) -> None:
+    def ensure(self, pipe: Any) -> None:
         """Check before a request that every hook is in force; put them back where modules were replaced.
 
-        Raises CapabilityError if a denoiser was exchanged for one that was never tested.
+        ``pipe`` is the pipeline that is called: the one that was protected, or a copy of it. Raises CapabilityError if one of
+        its denoisers is neither the one that was tested nor a copy that carries its hooks.
         """
-        pipe = self._pipe()
         for name, denoiser in self.denoisers.items():
-            if pipe is not None and inner(getattr(pipe, name, None)) is not denoiser:
+            live = inner(getattr(pipe, name, None))
+            if live is not denoiser and not (isinstance(live, type(denoiser)) and hooks.carries(live, self.number)):
                 raise CapabilityError(
                     f"component {name!r} was replaced after protect(); release the guard and protect the pipeline again",
                     pipeline=self.name,
                     missing=name,
                 )
-        if self._handles.intact and self._current():
-            return
-        self._handles.remove()
-        self._table.refresh()
-        self.install()
+        if not self._in_force():
+            with self._hooking:
+                if not self._in_force():  # unless another request has mended them meanwhile
+                    self._handles.remove()
+                    self._table.refresh()
+                    self.install()
 
-    def _current(self) -> bool:
-        return all(site.hooked for site in self._table.sites)
+    def _in_force(self) -> bool:
+        return self._handles.intact and all(site.hooked for site in self._table.sites)
 
     # the walk of one denoiser call
 
-    def on_enter(self, states: Tensor, timestep: Any, inputs: Any, grid: tuple[int, int] | None) -> Tensor | None:
+    def on_enter(self, call: hooks.Entering) -> tuple[Tensor, Tensor | None] | None:
         """A denoiser call begins: tell its rows apart, then let the text-states edits act. None: nothing changed."""
-        if _suspended.get() or states is None:
+        if _suspended.get():
             return None
-        state = current()
-        if state is None:
-            state = self._begin_direct(timestep)
-        if state is None or state.idle:
+        state = self._request() or self._begin_direct(call)
+        if state is None or not state.plan.edits:
             return None
-        self._locate(state, timestep)
-        state.rows = rows_of(state, states)
-        state.grid, state.inputs = grid, inputs
-        changed: Tensor | None = None
-        for edit in state.plan.of(TextStatesEdit):
-            active = self._active(state, edit, state.rows, states, unconditional=edit.unconditional)
-            if edit.unconditional:
-                self._require_twin(state, edit)
-            if active is None:
-                continue
-            changed = states.clone() if changed is None else changed
-            texts = state.negative_texts if edit.unconditional else state.texts
-            rows = [state.rows[index].image for index in active.rows]
-            call = StatesCall(
-                changed[active.index],
+        state.calls += 1
+        locate(state, call.timestep, state.scheduler or getattr(self._pipe(), "scheduler", None))
+        state.rows, state.site_edits, state.grid = rows_of(state, call.states), None, call.grid
+        state.unmatched += UNKNOWN in state.rows and not state.direct
+        states, pooled = call.states, call.pooled
+        for edit in state.plan.states_edits:
+            active = active_edit(state, edit, state.rows, states.device, unconditional=edit.unconditional)
+            made = None if active is None else attempt(state, edit, self._states, state, edit, active, states, pooled)
+            if made is not None and active is not None:
+                states, pooled = made
+                active.note(state.step)
+        return None if states is call.states else (states, pooled)
+
+    def _states(
+        self, state: Running, edit: TextStatesEdit, active: ActiveEdit, states: Tensor, pooled: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The text with what one edit makes of its rows, and the pooled text with it where the edit set whole texts."""
+        texts = state.negative_texts if edit.unconditional else state.texts
+        given: list[tuple[Tensor, Tensor | None]] = []
+
+        def encode(wanted: Sequence[str]) -> Tensor:
+            given.append(self._text(state, wanted, states))
+            return given[-1][0]
+
+        made = edit(
+            StatesCall(
+                states[active.index],
                 active.strengths,
-                [texts[image] if image is not None and image < len(texts) else None for image in rows],
+                [texts[image] if image is not None and image < len(texts) else None for image in active.images],
                 edit.unconditional,
                 state.progress,
-                lambda wanted: self._encoding.states(wanted).to(states),
+                encode,
             )
-            changed[active.index] = edit(call).to(states.dtype)
-            active.note(state.step)
-        return changed
+        )
+        changed = states.clone()
+        changed[active.index] = made.to(states.dtype)
+        whole = next((pool for text, pool in given if text is made), None)
+        if pooled is not None and whole is not None:
+            pooled = pooled.clone()
+            pooled[active.index] = whole.to(pooled)
+        return changed, pooled
 
-    def _require_twin(self, state: Running, edit: TextStatesEdit) -> None:
-        """An edit of the unconditional branch cannot protect a call that has none: raise rather than pass it by."""
-        rows = state.rows or ()
-        wanting = {rows[index].image for index in state.active(edit, rows)[0]}
-        if wanting and not wanting <= {row.image for row in rows if row.unconditional}:
-            raise CapabilityError(
-                f"concept {edit.concepts[0]!r} is erased on the unconditional branch, and this call has none; "
-                "use guidance_scale > 1, or another eraser",
-                pipeline=self.name,
-                missing="unconditional rows",
-            )
+    def _text(self, state: Running, texts: Sequence[str], like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Texts as the denoiser would get them; encoded once a request, since every step asks again."""
+        key = ("text", tuple(texts))
+        if key not in state.memory:
+            states, pooled = self._encoding.states(texts)
+            state.memory[key] = (states.to(like), pooled)
+        found: tuple[Tensor, Tensor | None] = state.memory[key]
+        return found
 
     def at_site(self, index: int, output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None) -> Tensor | None:
         """An attention of image tokens over text is done: add what the text-site edits find. None: nothing changed."""
         if _suspended.get():
             return None
-        state = current() or self._direct.get() or self._unentered()
-        if state is None or state.idle:
+        state = self._request() or self._outside() or self._unentered()
+        if state is None:
             return None
-        rows = state.rows if state.rows is not None and len(state.rows) == len(output) else (Row(None),) * len(output)
-        site = self._table.sites[index]
-        changed: Tensor | None = None
-        for edit in state.plan.of(TextSiteEdit):
-            active = self._active(state, edit, rows, output)
-            if active is None:
-                continue
-            part = output[active.index]
-            text = states[active.index]
-            call = SiteCall(
-                site.info,
-                part,
-                site.query(query[active.index]),
-                lambda text=text: (site.keys(text), site.values(text)),  # type: ignore[misc]
-                None if mask is None else _mask_rows(mask, active.index, len(output)),
-                active.strengths,
-                state.progress,
+        state.visits += 1
+        edits = self._site_edits(state, output)
+        if edits and (query is None or states is None):
+            raise CapabilityError(
+                f"the attention {self._table.sites[index].info.name} was run in parts, past its own call; call it as a whole",
+                pipeline=self.name,
+                missing="query and text",
             )
-            effect = active.edit(call)
+        changed: Tensor | None = None
+        for active in edits:
+            so_far = output if changed is None else changed
+            site = self._table.sites[index]
+            effect = attempt(state, active.edit, self._effect, state, site, active, so_far, query, states, mask)
+            if effect is None:
+                continue
+            note(state, active, index, effect, so_far[active.index])
             changed = output.clone() if changed is None else changed
-            changed[active.index] += effect.delta
-            self._note(state, active, index, effect, part)
+            add_to_rows(changed, active.index, effect.delta)
         return changed
 
-    def on_leave(self, prediction: Tensor, inputs: Any) -> Tensor | None:
+    def _effect(
+        self,
+        state: Running,
+        site: Site,
+        active: ActiveEdit,
+        output: Tensor,
+        query: Tensor,
+        states: Tensor,
+        mask: Tensor | None,
+    ) -> SiteEffect:
+        effect: SiteEffect = active.edit(site_call(state, site, active, output, query, states, mask))
+        return effect
+
+    def _site_edits(self, state: Running, output: Tensor) -> list[ActiveEdit]:
+        """What acts at the text sites of this denoiser call: worked out at its first site."""
+        if state.site_edits is not None and state.rows is not None and len(state.rows) == len(output):
+            return state.site_edits
+        known = state.rows is not None and len(state.rows) == len(output)
+        rows = state.rows if known and state.rows is not None else (UNKNOWN,) * len(output)
+        edits = (active_edit(state, edit, rows, output.device) for edit in state.plan.site_edits)
+        found = [active for active in edits if active is not None]
+        if known:
+            state.site_edits = found
+        return found
+
+    def on_leave(self, prediction: Tensor | None, inputs: Any) -> Tensor | None:
         """A denoiser call ends: let the prediction edits act. None: nothing changed."""
         if _suspended.get():
             return None
-        state = current() or self._direct.get()
-        self._direct.set(None)
-        if state is None or state.idle or state.rows is None:
+        state = self._request() or self._outside()
+        _direct.set(None)
+        if state is None or state.rows is None:
             return None
+        changed = None if prediction is None else self._predictions(state, prediction, inputs)
+        state.leave()
+        return changed
+
+    def _predictions(self, state: Running, prediction: Tensor, inputs: Any) -> Tensor | None:
         changed: Tensor | None = None
-        for edit in state.plan.of(PredictionEdit):
-            active = self._active(state, edit, state.rows, prediction)
+        for edit in state.plan.prediction_edits:
+            active = active_edit(state, edit, state.rows or (), prediction.device)
             if active is None:
                 continue
             if inputs is None:
@@ -202,27 +257,22 @@ class Attachment:
                     pipeline=self.name,
                     missing="prediction seam under torch.compile",
                 )
-            changed = prediction.clone() if changed is None else changed
-            changed[active.index] = edit(self._prediction_call(state, active, changed, inputs)).to(prediction.dtype)
-            active.note(state.step)
-        state.rows = state.inputs = None
+            so_far = prediction if changed is None else changed
+            made = attempt(state, edit, edit, self._prediction_call(state, active, so_far, inputs))
+            if made is not None:
+                changed = prediction.clone() if changed is None else changed
+                changed[active.index] = made.to(prediction.dtype)
+                active.note(state.step)
         return changed
 
     def _prediction_call(self, state: Running, active: ActiveEdit, prediction: Tensor, inputs: Any) -> PredictionCall:
-        rows = state.rows or ()
-        twins = {row.image: place for place, row in enumerate(rows) if row.unconditional}
-        places = [twins.get(rows[index].image) for index in active.rows]
-        twin = None if None in places else prediction[places]
+        twins = twins_of(state.rows or (), active.rows)
 
         def predict(texts: Sequence[str]) -> Tensor:
             module, args, kwargs = inputs
             args = hooks.with_rows(args, active.index, len(prediction))
             kwargs = hooks.with_rows(kwargs, active.index, len(prediction))
-            text = self._encoding.states(texts)
-            found = hooks.Arguments(module)
-            args, kwargs = found.put(
-                "encoder_hidden_states", text.to(found.get("encoder_hidden_states", args, kwargs)), args, kwargs
-            )
+            args, kwargs = self._with_texts(state, texts, hooks.Arguments(module), args, kwargs)
             token = _suspended.set(True)
             try:
                 made: Tensor = module(*args, **kwargs)[0]
@@ -230,102 +280,45 @@ class Attachment:
                 _suspended.reset(token)
             return made
 
-        return PredictionCall(prediction[active.index], twin, active.strengths, state.progress, predict)
+        return PredictionCall(
+            prediction[active.index], None if twins is None else prediction[twins], active.strengths, state.progress, predict
+        )
 
-    # state of a call
+    def _with_texts(
+        self, state: Running, texts: Sequence[str], arguments: hooks.Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a denoiser call with other texts in them."""
+        text, pooled = self._text(state, texts, arguments.get("encoder_hidden_states", args, kwargs))
+        added = arguments.get("added_cond_kwargs", args, kwargs)
+        if pooled is not None and added is not None and "text_embeds" in added:
+            added = {**added, "text_embeds": pooled.to(added["text_embeds"])}
+            args, kwargs = arguments.put("added_cond_kwargs", added, args, kwargs)
+        return arguments.put("encoder_hidden_states", text, args, kwargs)
 
-    def _begin_direct(self, timestep: Any) -> Running | None:
+    # whose call it is
+
+    def _request(self) -> Running | None:
+        """The request that runs here. One that runs on another pipeline, which calls this one meanwhile, does not count."""
+        state = current()
+        return state if state is not None and state.host == self.number else None
+
+    def _outside(self) -> Running | None:
+        state = _direct.get()
+        return state if state is not None and state.host == self.number else None
+
+    def _begin_direct(self, call: hooks.Entering) -> Running | None:
         """A call from outside every request: every row gets the whole policy, and a new run is reported."""
-        if self.plan is None:
+        state = self._unentered()
+        if state is None:
             return None
-        state = Running(self.plan, (), direct=True)
-        self._direct.set(state)
-        moment = _moment(timestep)
-        if moment >= self._last_direct and self.on_direct is not None:
-            self.on_direct(self.plan)
-        self._last_direct = moment
+        _direct.set(state)
+        if self._direct_runs.begins(call.states, moment_of(call.timestep)) and self.on_direct is not None:
+            self.on_direct(state.plan)
         return state
 
     def _unentered(self) -> Running | None:
         """``forward`` called directly: no call of the denoiser was seen, so nothing is known, so everything is protected."""
-        return None if self.plan is None else Running(self.plan, (), direct=True)
-
-    def _locate(self, state: Running, timestep: Any) -> None:
-        moment = _moment(timestep)
-        pipe = self._pipe()
-        schedule = state.memory.get("schedule")
-        if schedule is None and not state.direct and pipe is not None:
-            times = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
-            schedule = {} if times is None else {float(time): place for place, time in enumerate(times.tolist())}
-            state.memory["schedule"] = schedule
-        if schedule and moment in schedule:
-            state.step, state.progress = schedule[moment], schedule[moment] / len(schedule)
-        else:
-            total = getattr(getattr(getattr(pipe, "scheduler", None), "config", None), "num_train_timesteps", 1000)
-            state.step, state.progress = state.step + 1, min(max(1.0 - moment / total, 0.0), 0.999)
-
-    def _active(
-        self, state: Running, edit: Any, rows: Sequence[Row], like: Tensor, *, unconditional: bool = False
-    ) -> ActiveEdit | None:
-        key = ("active", id(edit), rows, unconditional, state.window(edit), like.device)
-        if key not in state.memory:
-            picked, used, table = state.active(edit, rows, unconditional=unconditional)
-            state.memory[key] = None
-            if picked:
-                narrow = edit if len(used) == len(edit.concepts) or not isinstance(edit, TextSiteEdit) else edit.select(used)
-                strengths = torch.tensor(table, dtype=torch.float32, device=like.device)
-                if narrow is edit and len(used) < len(edit.concepts):
-                    strengths = _spread(strengths, used, len(edit.concepts))
-                    used = list(range(len(edit.concepts)))
-                columns = [state.plan.columns[edit.concepts[place]] for place in used]
-                images = [rows[index].image for index in picked]
-                act = ActiveEdit(narrow, picked, images, _index(picked, like.device), columns, strengths)
-                state.acts.append(act)
-                state.memory[key] = act
-        found: ActiveEdit | None = state.memory[key]
-        return found
-
-    def _note(self, state: Running, active: ActiveEdit, site: int, effect: SiteEffect, part: Tensor) -> None:
-        """Keep the evidence of one act at a text site; and the maps, where they were asked for."""
-        change = effect.delta.float().norm(dim=(1, 2)) / part.float().norm(dim=(1, 2)).clamp_min(1e-12)
-        active.note(state.step, site, change, None if effect.mass is None else effect.mass.mean((1, 2)))
-        if state.maps is None or effect.mass is None:
-            return
-        for place, image in enumerate(active.images):
-            for spot, column in enumerate(active.columns):
-                if image is not None:
-                    _add_map(state.maps, state.grid, (image, column), effect.mass[place, :, :, spot].mean(0))
-
-
-def _add_map(maps: dict[tuple[int, int], Any], grid: tuple[int, int] | None, key: tuple[int, int], mass: Tensor) -> None:
-    """Add one site's mass per image token [N], brought to the latent's own grid."""
-    if grid is None:
-        return
-    height, width = grid
-    shrink = max(1, round((height * width / mass.numel()) ** 0.5))
-    shape = (-(-height // shrink), -(-width // shrink))
-    if shape[0] * shape[1] == mass.numel():
-        drawn = torch.nn.functional.interpolate(mass.float().reshape(1, 1, *shape), size=grid, mode="bilinear")[0, 0]
-        maps[key] = maps.get(key, 0.0) + drawn
-
-
-def _index(rows: Sequence[int], device: torch.device) -> slice | Tensor:
-    """A slice where the rows stand together, since that copies nothing."""
-    first, last = rows[0], rows[-1] + 1
-    return slice(first, last) if last - first == len(rows) else torch.tensor(rows, device=device)
-
-
-def _spread(strengths: Tensor, used: Sequence[int], width: int) -> Tensor:
-    whole = strengths.new_zeros(len(strengths), width)
-    whole[:, list(used)] = strengths
-    return whole
-
-
-def _mask_rows(mask: Tensor, index: slice | Tensor, count: int) -> Tensor:
-    """An attention bias [B or 1, 1, L] for some rows: [R or 1, 1, 1, L]."""
-    picked = mask[index] if len(mask) == count else mask
-    return picked.unsqueeze(1) if picked.dim() == 3 else picked
-
-
-def _moment(timestep: Any) -> float:
-    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+        if self.plan is None:
+            return None
+        allowed = self.plan.policy.settings.on_error == "allow"
+        return Running(self.plan, (), self.number, direct=True, skip_errors=allowed)

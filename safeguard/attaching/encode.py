@@ -5,27 +5,31 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from safeguard.attaching.rows import stamp_of
+from safeguard.attaching.sites import inner
 from safeguard.erasing import EncodedText
 from safeguard.errors import CapabilityError
 
 BATCH: Final = 32  # texts encoded at a time
+KEPT: Final = 64  # untrimmed texts: some are users' own, and none is kept longer than it is useful
 
 
 class TextEncoding:
-    """A pipeline's own way from texts to the states that its denoiser reads. What was encoded once is kept."""
+    """A pipeline's own way from texts to the states that its denoiser reads. Threads take turns."""
 
     def __init__(self, pipe: Any, base: type) -> None:
         self._pipe = pipe
         self._base = base
-        self._kept: dict[str, EncodedText] = {}
-        self._whole: dict[str, Tensor] = {}
-        self._stamp: tuple[Any, ...] = ()
+        self._trim: dict[str, EncodedText] = {}
+        self._whole: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self._stamp: tuple[Any, ...] | None = ()
         self._lock = threading.RLock()
         if not hasattr(base, "encode_prompt"):
             raise CapabilityError(
@@ -34,26 +38,39 @@ class TextEncoding:
                 missing="encode_prompt",
             )
 
-    def states(self, texts: Sequence[str]) -> Tensor:
-        """Untrimmed states [n, L, D], as the denoiser gets them."""
+    def states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Untrimmed states [n, L, D] as the denoiser gets them, and the pooled texts [n, P] where there are any."""
         with self._lock:
             self._forget_if_changed()
-            new = [text for text in dict.fromkeys(texts) if text not in self._whole]
-            for start in range(0, len(new), BATCH):
-                batch = new[start : start + BATCH]
-                self._whole.update(zip(batch, self._run(batch), strict=True))
-            return torch.stack([self._whole[text] for text in texts])
+            wanted = {text: self._whole[text] for text in texts if text in self._whole}
+            new = [text for text in dict.fromkeys(texts) if text not in wanted]
+            wanted.update(self._run(new))
+            self._whole.update(wanted)
+            for text in wanted:
+                self._whole.move_to_end(text)
+            while len(self._whole) > KEPT:
+                self._whole.popitem(last=False)
+        rows = [wanted[text] for text in texts]
+        pooled = [pool for _, pool in rows if pool is not None]
+        return torch.stack([states for states, _ in rows]), torch.stack(pooled) if pooled else None
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """States trimmed to real tokens. Raises CapabilityError for a text longer than the encoder reads."""
-        whole = self.states(texts)
         with self._lock:
-            for text, states in zip(texts, whole, strict=True):
-                if text not in self._kept:
-                    self._kept[text] = self._trimmed(text, states)
-            return [self._kept[text] for text in texts]
+            self._forget_if_changed()
+            new = [text for text in dict.fromkeys(texts) if text not in self._trim]
+            self._trim.update({text: self._trimmed(text, states) for text, (states, _) in self._run(new).items()})
+            return [self._trim[text] for text in texts]
 
-    def _run(self, texts: list[str]) -> Tensor:
+    def _run(self, texts: Sequence[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
+        made: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for start in range(0, len(texts), BATCH):
+            batch = list(texts[start : start + BATCH])
+            states, pooled = self._encoded(batch)
+            made.update(zip(batch, zip(states, [None] * len(batch) if pooled is None else pooled, strict=True), strict=True))
+        return made
+
+    def _encoded(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         parameters = inspect.signature(self._base.encode_prompt).parameters  # type: ignore[attr-defined]
         wanted = {
             "prompt": texts,
@@ -61,16 +78,18 @@ class TextEncoding:
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": False,
         }
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             made = self._base.encode_prompt(self._pipe, **{k: v for k, v in wanted.items() if k in parameters})  # type: ignore[attr-defined]
-        states = made[0] if isinstance(made, tuple) else made
-        if not isinstance(states, Tensor) or states.dim() != 3 or len(states) != len(texts):
+        parts = [part for part in (made if isinstance(made, tuple) else (made,)) if isinstance(part, Tensor)]
+        states = parts[0] if parts else None
+        if states is None or states.dim() != 3 or len(states) != len(texts):
             raise CapabilityError(
                 f"{self._base.__name__}.encode_prompt does not give one row of token states a text",
                 pipeline=self._base.__name__,
                 missing="token states",
             )
-        return states
+        pooled = next((part for part in parts[1:] if part.dim() == 2 and len(part) == len(texts)), None)
+        return states, pooled
 
     def _trimmed(self, text: str, states: Tensor) -> EncodedText:
         tokenizer = getattr(self._pipe, "tokenizer", None) or getattr(self._pipe, "tokenizer_2", None)
@@ -93,9 +112,10 @@ class TextEncoding:
         encoders = [
             part for name, part in self._pipe.components.items() if name.startswith("text_encoder") and part is not None
         ]
-        stamp = tuple((id(e), tuple((p.data_ptr(), p._version) for p in e.parameters())) for e in encoders)
-        if stamp != self._stamp:
-            self._kept.clear()
+        stamps = [(id(encoder), *map(stamp_of, encoder.parameters())) for encoder in encoders]
+        stamp = None if any(None in one for one in stamps) else tuple(stamps)
+        if stamp is None or stamp != self._stamp:
+            self._trim.clear()
             self._whole.clear()
             self._stamp = stamp
 
@@ -106,10 +126,14 @@ class _Caught(BaseException):
 
 
 class _Catcher:
-    """Stands in for a denoiser in a copy of the pipeline: looks like it, and ends the run when it is called."""
+    """Stands in for a denoiser in a copy of the pipeline: passes for it, by ``isinstance`` too; to call it ends the run."""
 
     def __init__(self, denoiser: Any) -> None:
         self.__dict__["_denoiser"] = denoiser
+
+    @property
+    def __class__(self) -> type:  # type: ignore[misc]
+        return type(inner(self.__dict__["_denoiser"]))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._denoiser, name)
@@ -141,7 +165,8 @@ def catch_call(pipe: Any, base: type, name: str, texts: list[str]) -> tuple[tupl
         return caught.call
     except Exception as fault:
         raise CapabilityError(
-            f"{base.__name__} could not be run on a prompt alone, so its protection cannot be tested ({type(fault).__name__}: {fault})",
+            f"{base.__name__} could not be run on a prompt alone, so its protection cannot be tested "
+            f"({type(fault).__name__}: {fault})",
             pipeline=base.__name__,
             missing="a self-test",
         ) from fault

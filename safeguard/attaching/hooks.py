@@ -6,17 +6,20 @@ the same function at run time: so a graph holds the operator and nothing of any 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
-from safeguard.attaching.sites import Site
+from safeguard.attaching.sites import Site, is_text_site
 
 _stash = threading.local()  # what the hooks of one attention hand on to each other within one call
 _numbers = itertools.count()
@@ -24,15 +27,25 @@ _hosts: Final[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictiona
 
 
 class Host(Protocol):
-    """What the hooks call: the attachment."""
+    """What the hooks call: the attachment. Each gives back None where nothing changed."""
 
     number: int
 
+    def on_enter(self, call: Entering) -> tuple[Tensor, Tensor | None] | None: ...
+
     def at_site(self, index: int, output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None) -> Tensor | None: ...
 
-    def on_enter(self, states: Tensor, timestep: Any, inputs: Any, grid: tuple[int, int] | None) -> Tensor | None: ...
+    def on_leave(self, prediction: Tensor | None, inputs: Any) -> Tensor | None: ...
 
-    def on_leave(self, prediction: Tensor, inputs: Any) -> Tensor | None: ...
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entering:
+    """A denoiser call as it begins: ``states`` [B, L, D] of its text, ``pooled`` [B, P] where it reads one, and its step."""
+
+    states: Tensor
+    pooled: Tensor | None
+    timestep: Any
+    grid: tuple[int, int] | None
 
 
 def register(host: Any) -> int:
@@ -42,16 +55,22 @@ def register(host: Any) -> int:
     return number
 
 
+def forget_graphs() -> None:
+    """Make torch compile anew whatever it compiled: it looks for hooks only then, so an older graph holds none of ours."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 def _host(number: int) -> Host | None:
     host: Host | None = _hosts.get(number)
     return host
 
 
-@torch.library.custom_op(
-    "safeguard::text_site",
-    mutates_args=(),
-    schema="(Tensor output, Tensor query, Tensor states, Tensor? mask, int host, int site) -> Tensor",
-)
+# Run in Python on every call, so no CUDA graph may hold them: a replay would repeat the plan of the request that was recorded.
+_op = functools.partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+
+
+@_op("safeguard::text_site", schema="(Tensor output, Tensor query, Tensor states, Tensor? mask, int host, int site) -> Tensor")
 def _text_site(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: int, site: int) -> Tensor:
     owner = _host(host)
     changed = None if owner is None else owner.at_site(site, output, query, states, mask)
@@ -63,23 +82,26 @@ def _(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: 
     return torch.empty_like(output)
 
 
-@torch.library.custom_op(
+@_op(
     "safeguard::enter",
-    mutates_args=(),
-    schema="(Tensor states, Tensor timestep, int height, int width, int host) -> Tensor",
+    schema="(Tensor states, Tensor? pooled, Tensor timestep, int height, int width, int host) -> (Tensor, Tensor)",
 )
-def _enter(states: Tensor, timestep: Tensor, height: int, width: int, host: int) -> Tensor:
+def _enter(
+    states: Tensor, pooled: Tensor | None, timestep: Tensor, height: int, width: int, host: int
+) -> tuple[Tensor, Tensor]:
     owner = _host(host)
-    changed = None if owner is None else owner.on_enter(states, timestep, None, (height, width) if height else None)
-    return states.clone() if changed is None else changed
+    call = Entering(states, pooled, timestep, (height, width) if height else None)
+    changed = None if owner is None else owner.on_enter(call)
+    new, new_pooled = (states, pooled) if changed is None else changed
+    return _fresh(new, states), states.new_empty(0) if pooled is None else _fresh(_or(new_pooled, pooled), pooled)
 
 
 @_enter.register_fake
-def _(states: Tensor, timestep: Tensor, height: int, width: int, host: int) -> Tensor:
-    return torch.empty_like(states)
+def _(states: Tensor, pooled: Tensor | None, timestep: Tensor, height: int, width: int, host: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(states), states.new_empty(0) if pooled is None else torch.empty_like(pooled)
 
 
-@torch.library.custom_op("safeguard::leave", mutates_args=(), schema="(Tensor prediction, int host) -> Tensor")
+@_op("safeguard::leave", schema="(Tensor prediction, int host) -> Tensor")
 def _leave(prediction: Tensor, host: int) -> Tensor:
     owner = _host(host)
     changed = None if owner is None else owner.on_leave(prediction, None)
@@ -89,6 +111,15 @@ def _leave(prediction: Tensor, host: int) -> Tensor:
 @_leave.register_fake
 def _(prediction: Tensor, host: int) -> Tensor:
     return torch.empty_like(prediction)
+
+
+def _or(value: Tensor | None, other: Tensor) -> Tensor:
+    return other if value is None else value
+
+
+def _fresh(value: Tensor, given: Tensor) -> Tensor:
+    """An operator may not give back what it was given."""
+    return given.clone() if value is given else value
 
 
 class Handles:
@@ -105,7 +136,7 @@ class Handles:
     @property
     def intact(self) -> bool:
         """Whether every hook is still where it was put."""
-        return all(number in getattr(module, table) for module, table, number, _ in self._hooks)
+        return bool(self._hooks) and all(number in getattr(module, table) for module, table, number, _ in self._hooks)
 
     def remove(self) -> None:
         for *_, handle in self._hooks:
@@ -120,7 +151,7 @@ def hook_site(handles: Handles, site: Site, host: Host) -> None:
     def on_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
         _stash.states = states[0] if isinstance(states, tuple) else states  # adapters add image embeddings behind the text
-        _stash.mask = kwargs.get("attention_mask")
+        _stash.mask = kwargs.get("attention_mask", args[2] if len(args) > 2 else None)
 
     def on_query(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         _stash.query = output
@@ -133,10 +164,30 @@ def hook_site(handles: Handles, site: Site, host: Host) -> None:
         changed = host.at_site(index, args[0], query, states, mask)
         return None if changed is None else (changed, *args[1:])
 
-    handles.add(site.attention, "forward_pre", on_call, with_kwargs=True)
-    handles.add(site.attention.to_q, "forward", on_query)
-    handles.add(site.attention.to_out[0], "forward_pre", on_output)
+    handles.add(site.attention, "forward_pre", _ours(on_call, number), with_kwargs=True)
+    handles.add(site.attention.to_q, "forward", _ours(on_query, number))
+    handles.add(site.attention.to_out[0], "forward_pre", _ours(on_output, number))
     site.mark()
+
+
+def _ours(hook: Callable[..., Any], number: int) -> Callable[..., Any]:
+    hook.safeguard_host = number  # type: ignore[attr-defined]
+    return hook
+
+
+def carries(denoiser: Any, number: int) -> bool:
+    """Whether a copy of a hooked denoiser carries every hook that the original has from host ``number``."""
+
+    def hooked(module: Any, table: str) -> bool:
+        return any(getattr(hook, "safeguard_host", None) == number for hook in getattr(module, table).values())
+
+    sites = [part for part in denoiser.modules() if is_text_site(part)]
+    return all(hooked(denoiser, table) for table in ("_forward_pre_hooks", "_forward_hooks")) and all(
+        hooked(site, "_forward_pre_hooks")
+        and hooked(site.to_q, "_forward_hooks")
+        and hooked(site.to_out[0], "_forward_pre_hooks")
+        for site in sites
+    )
 
 
 class Arguments:
@@ -168,25 +219,34 @@ def hook_denoiser(handles: Handles, denoiser: Any, host: Host) -> None:
 
     def on_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         states = arguments.get("encoder_hidden_states", args, kwargs)
+        if states is None:
+            return None
         timestep = arguments.get("timestep", args, kwargs)
+        added = arguments.get("added_cond_kwargs", args, kwargs)
+        pooled = None if added is None else added.get("text_embeds")
         sample = arguments.get("sample", args, kwargs)
-        height, width = sample.shape[-2:] if sample.dim() == 4 else (0, 0)
+        height, width = sample.shape[-2:] if sample is not None and sample.dim() == 4 else (0, 0)
+        changed: tuple[Tensor, Tensor | None] | None
         if torch.compiler.is_compiling():
             moment = timestep if isinstance(timestep, Tensor) else torch.tensor(float(timestep))
-            changed = torch.ops.safeguard.enter(states, moment, height, width, number)
-            return arguments.put("encoder_hidden_states", changed, args, kwargs)
-        changed = host.on_enter(states, timestep, (module, args, kwargs), (height, width) if height else None)
-        return None if changed is None else arguments.put("encoder_hidden_states", changed, args, kwargs)
+            changed = torch.ops.safeguard.enter(states, pooled, moment, height, width, number)
+        else:
+            changed = host.on_enter(Entering(states, pooled, timestep, (height, width) if height else None))
+        if changed is None:
+            return None
+        if pooled is not None:
+            args, kwargs = arguments.put("added_cond_kwargs", {**added, "text_embeds": changed[1]}, args, kwargs)
+        return arguments.put("encoder_hidden_states", changed[0], args, kwargs)
 
     def on_done(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        prediction = output[0]
+        prediction = output[0] if isinstance(output[0], Tensor) else None  # a ControlNet gives tuples of features
         if torch.compiler.is_compiling():
-            return _with_prediction(output, torch.ops.safeguard.leave(prediction, number))
+            return None if prediction is None else _with_prediction(output, torch.ops.safeguard.leave(prediction, number))
         changed = host.on_leave(prediction, (module, args, kwargs))
         return None if changed is None else _with_prediction(output, changed)
 
-    handles.add(denoiser, "forward_pre", on_call, with_kwargs=True)
-    handles.add(denoiser, "forward", on_done, with_kwargs=True)
+    handles.add(denoiser, "forward_pre", _ours(on_call, number), with_kwargs=True)
+    handles.add(denoiser, "forward", _ours(on_done, number), with_kwargs=True)
 
 
 def _with_prediction(output: Any, prediction: Tensor) -> Any:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor
 
 from safeguard.attaching.attachment import Attachment
 from safeguard.attaching.encode import catch_call
-from safeguard.attaching.hooks import Arguments, with_rows
-from safeguard.attaching.sites import inner
-from safeguard.erasing import Plan, Seam
+from safeguard.attaching.hooks import Arguments
+from safeguard.attaching.timing import moment_of
+from safeguard.erasing import Plan
 from safeguard.erasing.activation import Running, running
-from safeguard.errors import CapabilityError
+from safeguard.errors import CapabilityError, SafeguardError
 
 EDGE: Final = 16  # latent pixels a side: enough for every place to see some image
 TEXTS: Final = ("", "a picture of a person", "a picture of a house")  # unconditional twin, active row, idle row
@@ -30,55 +30,80 @@ class ProbeResult:
 
 
 class Probe:
-    """A small call of a denoiser, caught from the pipeline itself and kept for every later swap."""
+    """A small call of each denoiser, caught from the pipeline itself and kept, with what it gives, for every later swap."""
 
     def __init__(self, pipe: Any, attachment: Attachment) -> None:
         self._attachment = attachment
-        self._calls = {name: _small(*catch_call(pipe, attachment.base, name, list(TEXTS))) for name in attachment.denoisers}
+        self._calls = {
+            name: _small(*catch_call(pipe, attachment.base, name, list(TEXTS)), Arguments(denoiser))
+            for name, denoiser in attachment.denoisers.items()
+        }
+        self._unedited: dict[str, list[Tensor]] = {}
 
-    @torch.no_grad()
     def test(self, plan: Plan) -> ProbeResult:
         """Run the plan on three rows. Raises CapabilityError where it does not act, acts on a row that it must not touch,
-        or gives numbers that are not finite.
+        gives numbers that are not finite, or cannot be run at all.
         """
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return self._test(plan)
+        except SafeguardError:
+            raise
+        except Exception as fault:  # noqa: BLE001 - raised as a CapabilityError
+            self._refuse(f"the denoiser cannot be run with the edits ({type(fault).__name__}: {fault})", "a self-test", fault)
+
+    def _test(self, plan: Plan) -> ProbeResult:
         full = plan.full_strengths
         change, reached = 0.0, set[int]()
-        for name, (args, kwargs) in self._calls.items():
-            denoiser = inner(self._attachment.denoisers[name])
-            states: Tensor = Arguments(denoiser).get("encoder_hidden_states", args, kwargs)
-            idle = Running(plan, [[0.0] * len(full)] * 2)
-            state = Running(plan, [full, [0.0] * len(full)], texts=TEXTS[1:], negative_texts=("", ""))
-            state.positive, state.negative = [states[1:3]], [states[0:1]]
-            state.memory["schedule"] = {float(Arguments(denoiser).get("timestep", args, kwargs)): 0}
-            with running(idle):
-                before: Tensor = denoiser(*args, **kwargs)[0]
-            with running(state):
-                after: Tensor = denoiser(*args, **kwargs)[0]
+        for name in self._calls:
+            state, after = self._run(name, plan, full)
+            before = self._unedited.get(name)
+            if before is None or not _equal_at(2, before, after):  # the weights may have changed since
+                _, before = self._run(name, plan, [0.0] * len(full))
+                self._unedited[name] = before
             reached |= {site for act in state.acts for site in act.sites}
-            change = max(change, self._judge(plan, before, after))
-        sites = len(self._attachment.sites)
-        wants_sites = any(edit.seam is Seam.TEXT_SITE for edit in plan.edits) and any(full)
-        if wants_sites and len(reached) < sites and _starts_at_once(plan):
-            lost = [site.name for site in self._attachment.sites if site.index not in reached]
-            self._refuse(f"{len(lost)} of {sites} text sites were never reached, the first is {lost[0]}", "text sites")
-        return ProbeResult(sites, len(reached), change)
-
-    def _judge(self, plan: Plan, before: Tensor, after: Tensor) -> float:
-        if not torch.isfinite(after).all():
-            self._refuse("the edits give numbers that are not finite", "finite output")
-        if not torch.equal(before[2], after[2]):
-            self._refuse("the edits change a row that they must not touch", "independent rows")
-        change = ((after[:2] - before[:2]).float().norm() / before[:2].float().norm().clamp_min(1e-12)).item()
-        if change == 0.0 and any(plan.full_strengths) and _starts_at_once(plan):
+            change = max(change, self._judge(before, after))
+        if change == 0.0 and any(full) and _starts_at_once(plan):
             self._refuse("the edits change nothing", "an effect")
-        return change
+        sites = self._attachment.sites
+        if len(reached) < len(sites) and _sites_at_once(plan):
+            lost = [site.name for site in sites if site.index not in reached]
+            self._refuse(f"{len(lost)} of {len(sites)} text sites were never reached, the first is {lost[0]}", "text sites")
+        return ProbeResult(len(sites), len(reached), change)
 
-    def _refuse(self, what: str, missing: str) -> None:
+    def _run(self, name: str, plan: Plan, strengths: list[float]) -> tuple[Running, list[Tensor]]:
+        """The unconditional twin, the row that ``strengths`` act on, and one that is left alone."""
+        args, kwargs = self._calls[name]
+        denoiser = self._attachment.denoisers[name]
+        arguments = Arguments(denoiser)
+        states: Tensor = arguments.get("encoder_hidden_states", args, kwargs)
+        state = Running(
+            plan,
+            [strengths, [0.0] * len(strengths)],
+            self._attachment.number,
+            texts=TEXTS[1:],
+            negative_texts=("", ""),
+            positive=[states[1:3]],
+            negative=[states[0:1]],
+        )
+        state.memory["schedule"] = (None, {moment_of(arguments.get("timestep", args, kwargs)): 0})
+        with running(state):
+            return state, _tensors(denoiser(*args, **kwargs))
+
+    def _judge(self, before: list[Tensor], after: list[Tensor]) -> float:
+        if not all(torch.isfinite(part).all() for part in after):
+            self._refuse("the edits give numbers that are not finite", "finite output")
+        if not _equal_at(2, before, after):
+            self._refuse("the edits change a row that they must not touch", "independent rows")
+        old, new = (torch.cat([part[:2].float().flatten() for part in parts]) for parts in (before, after))
+        return float((new - old).norm() / old.norm().clamp_min(1e-12))
+
+    def _refuse(self, what: str, missing: str, fault: Exception | None = None) -> NoReturn:
         raise CapabilityError(
             f"self-test on {self._attachment.name}: {what}; this pipeline would not be protected, so it is refused",
             pipeline=self._attachment.name,
             missing=missing,
-        )
+        ) from fault
 
 
 def _starts_at_once(plan: Plan) -> bool:
@@ -86,16 +111,37 @@ def _starts_at_once(plan: Plan) -> bool:
     return any(one.concept.steps[0] == 0.0 and one.strength.value > 0 for one in plan.concepts)
 
 
-def _small(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same call on a corner of the latent, on noise that is the same every time."""
+def _sites_at_once(plan: Plan) -> bool:
+    """Whether something acts at text sites in the first step."""
+    ids = {concept for edit in plan.site_edits for concept in edit.concepts}
+    return any(one.concept.id in ids and one.concept.steps[0] == 0.0 and one.strength.value > 0 for one in plan.concepts)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """Every tensor of a denoiser's output: a UNet gives one, a ControlNet one a level."""
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def _equal_at(row: int, one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a[row], b[row]) for a, b in zip(one, other, strict=True))
+
+
+def _small(args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call on a smaller latent, on noise that is the same every time. Images in the call shrink alike."""
     generator = torch.Generator().manual_seed(0)
+    sample = arguments.get("sample", args, kwargs)
+    scale = min(1.0, EDGE / max(sample.shape[-2:])) if isinstance(sample, Tensor) and sample.dim() == 4 else 1.0
 
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() == 4 and min(value.shape[-2:]) > 1:
-            value = value[..., :EDGE, :EDGE]
-            return torch.randn(value.shape, generator=generator).to(value)
-        return value
+    def shrink(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() == 4:
+            height, width = (max(1, round(side * scale)) for side in value.shape[-2:])
+            shape = (*value.shape[:2], height, width)
+            return torch.randn(shape, generator=generator).to(value) if min(height, width) > 1 else value[..., :height, :width]
+        if isinstance(value, dict):
+            return {key: shrink(item) for key, item in value.items()}
+        return type(value)(map(shrink, value)) if isinstance(value, (list, tuple)) else value
 
-    args = tuple(cut(value) for value in args)
-    kwargs = {name: cut(value) for name, value in kwargs.items()}
-    return with_rows(args, slice(None), -1), kwargs
+    return tuple(map(shrink, args)), {name: shrink(value) for name, value in kwargs.items()}

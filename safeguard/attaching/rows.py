@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from safeguard.erasing.activation import Row, Running
+
+UNKNOWN = Row(None)
 
 
 def match_rows(states: Tensor, positive: Sequence[Tensor], negative: Sequence[Tensor]) -> tuple[Row, ...]:
@@ -16,27 +19,28 @@ def match_rows(states: Tensor, positive: Sequence[Tensor], negative: Sequence[Te
     ``positive`` and ``negative`` hold what ``encode_prompt`` returned, [n, L, D] each. A row is unconditional only if it
     equals a negative row and no positive one; a row that equals neither is unknown, and so gets the whole policy.
     """
-    count = len(states)
-    plus = [_equal(states, row) for tensor in positive for row in tensor]
-    minus = [_equal(states, row) for tensor in negative for row in tensor]
-    used_plus = [0] * len(plus)
-    used_minus = [0] * len(minus)
+    plus, minus = _equal(states, positive), _equal(states, negative)
+    used_plus, used_minus = [0] * len(plus), [0] * len(minus)
     rows: list[Row] = []
-    for index in range(count):
+    for index in range(len(states)):
         image = _take(index, plus, used_plus)
         if image is not None:
             rows.append(Row(image))
             continue
         image = _take(index, minus, used_minus)
-        rows.append(Row(None) if image is None else Row(image, unconditional=True))
+        rows.append(UNKNOWN if image is None else Row(image, unconditional=True))
     return tuple(rows)
 
 
-def _equal(states: Tensor, row: Tensor) -> list[bool]:
-    if states.shape[1:] != row.shape:
-        return [False] * len(states)
-    same = (states == row.to(device=states.device, dtype=states.dtype)).flatten(1).all(1)
-    found: list[bool] = same.tolist()
+def _equal(states: Tensor, known: Sequence[Tensor]) -> list[list[bool]]:
+    """For each known row, which rows of ``states`` equal it: one transfer from the device for all."""
+    rows = [row for tensor in known for row in tensor]
+    fitting = [place for place, row in enumerate(rows) if row.shape == states.shape[1:]]
+    found = [[False] * len(states) for _ in rows]
+    if fitting:
+        same = [(states == rows[place].to(states)).flatten(1).all(1) for place in fitting]
+        for place, flags in zip(fitting, torch.stack(same).tolist(), strict=True):
+            found[place] = flags
     return found
 
 
@@ -50,14 +54,35 @@ def _take(index: int, equal: list[list[bool]], used: list[int]) -> int | None:
     return place
 
 
+def stamp_of(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Changes when the tensor is exchanged or written to. None for inference tensors, of which torch keeps no count."""
+    if tensor.is_inference():
+        return None
+    return (tensor.data_ptr(), tensor._version, tuple(tensor.shape), tensor.stride())
+
+
 def rows_of(running: Running, states: Tensor) -> tuple[Row, ...]:
-    """The rows of this call; compared once for each tensor of text that a request brings."""
-    if running.direct or not running.positive:
-        return (Row(None),) * len(states)
-    key = ("rows", states.data_ptr(), states._version, tuple(states.shape), len(running.positive))
-    kept: Any = running.memory.get(key)
+    """The rows of this call; compared once for each tensor of text that a request brings.
+
+    Every row is unknown unless the pipeline encoded exactly one positive text an image: only then does its place name it.
+    """
+    if running.direct or sum(map(len, running.positive)) != len(running.strengths):
+        return (UNKNOWN,) * len(states)
+    stamp = stamp_of(states)
+    kept: tuple[tuple[Row, ...], Tensor] | None = None if stamp is None else running.memory.get(("rows", stamp))
     if kept is None:
-        rows = match_rows(states, running.positive, running.negative)
-        kept = running.memory[key] = (rows, states)  # holding the tensor keeps its address from being used again
-    rows = kept[0]
-    return rows
+        rows = _steady(running, match_rows(states, running.positive, running.negative if running.guided else ()))
+        kept = (rows, states)  # holding the tensor keeps its address from being used again
+        if stamp is not None:
+            running.memory["rows", stamp] = kept
+    return kept[0]
+
+
+def _steady(running: Running, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Take rows for unconditional only where the first step had them: who exchanges text later may exchange branches too."""
+    first: set[tuple[Row, ...]] = running.memory.setdefault("arrangements", set())
+    if running.step == running.memory.setdefault("first step", running.step):
+        first.add(rows)
+    if rows in first:
+        return rows
+    return tuple(UNKNOWN if row.unconditional else row for row in rows)

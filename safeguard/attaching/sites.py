@@ -95,15 +95,32 @@ class Site:
     def _normed(self, states: Tensor) -> Tensor:
         if not getattr(self.attention, "norm_cross", None):
             return states
-        normed: Tensor = self.attention.norm_encoder_hidden_states(states)
-        return normed
+        batched: Tensor = self.attention.norm_encoder_hidden_states(states if states.dim() == 3 else states[None])
+        return batched if states.dim() == 3 else batched[0]
 
     @property
-    def stamp(self) -> tuple[Any, ...]:
-        """Changes whenever the weights that project text may have changed."""
-        attention = self.attention
-        weights = [*attention.to_k.parameters(), *attention.to_v.parameters()]
-        return (id(attention.to_k), id(attention.to_v), *((w.data_ptr(), w._version, w.dtype) for w in weights))
+    def stamp(self) -> tuple[Any, ...] | None:
+        """Changes whenever the layers that project text may have changed. None where that cannot be told."""
+        keys, values = _layer_stamp(self.attention.to_k), _layer_stamp(self.attention.to_v)
+        return None if keys is None or values is None else (keys, values)
+
+
+def _layer_stamp(layer: Any) -> tuple[Any, ...] | None:
+    """Asked at every site of every step, so an ordinary layer is looked at without a walk over its modules."""
+    if type(layer) is nn.Linear:
+        return _weight_stamp(layer.weight)
+    stamps: list[Any] = [_weight_stamp(weight) for weight in layer.parameters()]
+    for part in layer.modules():  # adapters (LoRA) keep what they do beside their weights in plain attributes
+        scaling = getattr(part, "scaling", None)
+        stamps.append((id(part), repr(scaling) if isinstance(scaling, dict) else None))
+        stamps.append(tuple(repr(getattr(part, name, None)) for name in ("active_adapters", "disable_adapters")))
+    return None if None in stamps else tuple(stamps)
+
+
+def _weight_stamp(weight: Tensor) -> tuple[Any, ...] | None:
+    if weight.is_inference():  # torch does not count what is written to these
+        return None
+    return (id(weight), weight.data_ptr(), weight._version, weight.dtype, weight.device)
 
 
 class SiteTokens:
@@ -112,20 +129,24 @@ class SiteTokens:
     def __init__(self, states: Tensor, sites: Callable[[], list[Site]]) -> None:
         self._states = states  # [T, D]
         self._sites = sites
-        self._kept: dict[int, tuple[tuple[Any, ...], Tensor, Tensor]] = {}
+        self._kept: dict[int, tuple[tuple[Any, ...] | None, Tensor, Tensor]] = {}
         self._lock = threading.Lock()
 
     def at(self, site: TextSite) -> tuple[Tensor, Tensor]:
         live = self._sites()[site.index]
         stamp = live.stamp
         kept = self._kept.get(site.index)
-        if kept is None or kept[0] != stamp:
-            with torch.no_grad(), self._lock:
-                weight = next(live.attention.to_k.parameters())
-                states = self._states.to(device=weight.device, dtype=weight.dtype)
-                kept = (stamp, live.keys(states).contiguous(), live.values(states).contiguous())
-                self._kept[site.index] = kept
+        if kept is None or stamp is None or kept[0] != stamp:
+            with self._lock:
+                kept = self._kept[site.index] = (stamp, *self._project(live))
         return kept[1], kept[2]
+
+    def _project(self, site: Site) -> tuple[Tensor, Tensor]:
+        """In the weights' own dtype and as ordinary tensors, whatever mode the asking call runs in: others will ask too."""
+        weight = next(site.attention.to_k.parameters())
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            states = self._states.to(device=weight.device, dtype=weight.dtype)
+            return site.keys(states).contiguous(), site.values(states).contiguous()
 
 
 class SiteTable:

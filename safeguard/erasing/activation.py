@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -68,68 +69,75 @@ class Evidence:
 
 @dataclass(eq=False)
 class Running:
-    """One call of a pipeline under one plan. ``strengths`` [images][concepts of the plan]; ``texts`` one an image."""
+    """One call of a pipeline under one plan. ``strengths`` [images][concepts of the plan]; ``texts`` one an image.
+
+    ``host`` is the number of the attachment that it runs on: no other pipeline that is called meanwhile follows it.
+    ``direct`` marks a call from outside every request: nothing is known of its rows, so they get the whole policy.
+    """
 
     plan: Plan
     strengths: Sequence[Sequence[float]]
+    host: int
     texts: Sequence[str | None] = ()
     negative_texts: Sequence[str | None] = ()
     skip_errors: bool = False
     direct: bool = False
+    guided: bool = True  # whether guidance leads away from the unconditional branch; if not, its rows are like any other
+    scheduler: Any = None  # whose timesteps the calls go through
     maps: dict[tuple[int, int], Any] | None = None  # (image, column) -> mass per pixel, where asked for
-    positive: list[Tensor] = field(default_factory=list)
-    negative: list[Tensor] = field(default_factory=list)
+    positive: Sequence[Tensor] = ()  # what encode_prompt gave: [n, L, D] each
+    negative: Sequence[Tensor] = ()
     acts: list[ActiveEdit] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    calls: int = 0  # of the denoiser, as its hooks saw them
+    visits: int = 0  # of text sites, as their hooks saw them
+    unmatched: int = 0  # calls with rows whose text no encode_prompt of this request gave
     # of the denoiser call that is under way
     rows: tuple[Row, ...] | None = None
+    site_edits: list[ActiveEdit] | None = None  # None: not yet worked out
+    timed: bool = False  # whether the place in the schedule is known; if not, every step counts as within a concept's steps
     progress: float = 0.0
     step: int = -1
     grid: tuple[int, int] | None = None  # height and width of the latent, for the heat maps
-    inputs: Any = None  # arguments of the denoiser, kept for prediction edits only
-    memory: dict[Any, Any] = field(default_factory=dict)  # what one call computes once: matched rows, prompt keys
+    memory: dict[Any, Any] = field(default_factory=dict)  # what one call computes once: matched rows, keys, encoded texts
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is active anywhere, so that every seam may be passed by."""
-        return not self.direct and not any(any(row) for row in self.strengths)
+    def leave(self) -> None:
+        """The denoiser call is over: nothing is known of what comes next."""
+        self.rows = self.site_edits = None
+        self.timed = False
+
+    def within(self, column: int) -> bool:
+        """Whether a concept is within its steps now."""
+        start, stop = self.plan.concepts[column].concept.steps
+        return not self.timed or start <= self.progress < stop
 
     def window(self, edit: Edit) -> tuple[bool, ...]:
         """Which of the edit's concepts are within their steps now."""
-        spans = (self.plan.concepts[self.plan.columns[concept]].concept.steps for concept in edit.concepts)
-        return tuple(start <= self.progress < stop for start, stop in spans)
+        return tuple(self.within(self.plan.columns[concept]) for concept in edit.concepts)
 
     def strength(self, row: Row, column: int) -> float:
         """How strongly a concept acts in a row now: 0 outside its steps; unknown rows get the whole policy."""
-        planned = self.plan.concepts[column]
-        start, stop = planned.concept.steps
-        if not start <= self.progress < stop:
+        if not self.within(column):
             return 0.0
         if row.image is None or row.image >= len(self.strengths):
-            return planned.strength.value
+            return self.plan.concepts[column].strength.value
         return self.strengths[row.image][column]
 
     def evidence(self) -> dict[tuple[int, int], Evidence]:
         """What was done, by (image, column). Brings the sums from the device."""
-        found: dict[tuple[int, int], Evidence] = {}
+        tallies: defaultdict[tuple[int, int], _Tally] = defaultdict(_Tally)
         for act in self.acts:
             if act.first < 0:
                 continue
-            mass = None if act.mass is None else (act.mass / act.count).tolist()
-            change = None if act.change is None else (act.change / act.count).tolist()
+            strengths = act.strengths.tolist()
+            mass = None if act.mass is None else act.mass.tolist()
+            change = None if act.change is None else act.change.tolist()
             for place, image in enumerate(act.images):
                 for spot, column in enumerate(act.columns):
-                    if image is not None and act.strengths[place, spot] > 0:
-                        new = Evidence(
-                            None if mass is None else mass[place][spot],
-                            None if change is None else change[place],
-                            len(act.sites),
-                            act.first,
-                            act.last,
-                        )
-                        old = found.get((image, column))
-                        found[image, column] = new if old is None else _joined(old, new)
-        return found
+                    if image is not None and strengths[place][spot] > 0:
+                        tally = tallies[image, column]
+                        tally.add(act, None if mass is None else mass[place][spot], None if change is None else change[place])
+        return {key: tally.evidence() for key, tally in tallies.items()}
 
     def active(
         self, edit: Edit, rows: Sequence[Row], *, unconditional: bool = False
@@ -148,19 +156,33 @@ class Running:
         return picked, used, [[table[index][place] for place in used] for index in picked]
 
 
-def _joined(one: Evidence, other: Evidence) -> Evidence:
-    """The evidence of two stretches of one run."""
+@dataclass(eq=False)
+class _Tally:
+    """The evidence of one concept in one image, summed over the stretches of a run in which the active rows were the same."""
 
-    def mean(a: float | None, b: float | None) -> float | None:
-        return b if a is None else a if b is None else (a + b) / 2
+    mass: float = 0.0
+    masses: int = 0
+    change: float = 0.0
+    changes: int = 0
+    sites: set[int] = field(default_factory=set)
+    steps: list[int] = field(default_factory=list)
 
-    return Evidence(
-        mean(one.mass, other.mass),
-        mean(one.change, other.change),
-        max(one.sites, other.sites),
-        min(one.first, other.first),
-        max(one.last, other.last),
-    )
+    def add(self, act: ActiveEdit, mass: float | None, change: float | None) -> None:
+        if mass is not None:
+            self.mass, self.masses = self.mass + mass, self.masses + act.count
+        if change is not None:
+            self.change, self.changes = self.change + change, self.changes + act.count
+        self.sites |= act.sites
+        self.steps += [act.first, act.last]
+
+    def evidence(self) -> Evidence:
+        return Evidence(
+            self.mass / self.masses if self.masses else None,
+            self.change / self.changes if self.changes else None,
+            len(self.sites),
+            min(self.steps),
+            max(self.steps),
+        )
 
 
 _CURRENT: Final[ContextVar[Running | None]] = ContextVar("safeguard_running", default=None)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import cached_property
 
 from safeguard.erasing.eraser import Eraser, Strength, params_of, strength_of
 from safeguard.erasing.registry import Registry
-from safeguard.erasing.seams import Edit, Pipeline, Seam
-from safeguard.errors import CapabilityError
+from safeguard.erasing.seams import Edit, Pipeline, PredictionEdit, Seam, TextSiteEdit, TextStatesEdit
+from safeguard.errors import CapabilityError, PluginError, SafeguardError
 from safeguard.policy import Concept, Policy
-
-E = TypeVar("E", bound=Edit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +37,20 @@ class Plan:
         """Every concept at its own strength: what protects a row about which nothing is known."""
         return [planned.strength.value for planned in self.concepts]
 
-    def of(self, kind: type[E]) -> Iterable[E]:
-        """The edits of one seam, in the policy's order."""
-        return (edit for edit in self.edits if isinstance(edit, kind))
+    @cached_property
+    def states_edits(self) -> tuple[TextStatesEdit, ...]:
+        """The edits of the text states, in the policy's order."""
+        return tuple(edit for edit in self.edits if isinstance(edit, TextStatesEdit))
+
+    @cached_property
+    def site_edits(self) -> tuple[TextSiteEdit, ...]:
+        """The edits of the text sites, in the policy's order."""
+        return tuple(edit for edit in self.edits if isinstance(edit, TextSiteEdit))
+
+    @cached_property
+    def prediction_edits(self) -> tuple[PredictionEdit, ...]:
+        """The edits of the prediction, in the policy's order."""
+        return tuple(edit for edit in self.edits if isinstance(edit, PredictionEdit))
 
 
 def compile_plan(policy: Policy, pipeline: Pipeline, registry: Registry, offered: frozenset[Seam]) -> Plan:
@@ -69,11 +78,31 @@ def compile_plan(policy: Policy, pipeline: Pipeline, registry: Registry, offered
         groups.setdefault((eraser.name, repr(sorted(params_of(concept, eraser).items()))), []).append(concept)
     edits: list[Edit] = []
     for (name, _), concepts in groups.items():
-        eraser = registry.get(name)
-        edits.extend(eraser.edits(concepts, params_of(concepts[0], eraser), pipeline))
+        edits.extend(_edits(registry, name, concepts, pipeline))
     columns = {one.concept.id: one.column for one in planned}
     _check(edits, columns)
     return Plan(policy, tuple(planned), tuple(edits), columns)
+
+
+def _edits(registry: Registry, name: str, concepts: Sequence[Concept], pipeline: Pipeline) -> Sequence[Edit]:
+    """What one eraser makes for concepts that share their parameters. What it raises or gives wrongly is a PluginError."""
+    eraser = registry.get(name)
+
+    def wrong(message: str) -> PluginError:
+        return PluginError(f"{message}; report it to its author", name=name, distribution=registry.distribution(name))
+
+    try:
+        edits = list(eraser.edits(concepts, params_of(concepts[0], eraser), pipeline))
+    except SafeguardError:
+        raise
+    except Exception as fault:
+        raise wrong(f"failed while making its edits ({type(fault).__name__}: {fault})") from fault
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise wrong(f"gave back a {type(edit).__name__}, which is no Edit")
+        if edit.seam not in eraser.seams:
+            raise wrong(f"gave back an edit at the seam {edit.seam.value!r}, which it does not declare")
+    return edits
 
 
 def _check(edits: Sequence[Edit], columns: Mapping[str, int]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from pathlib import Path
 from typing import Any, Final
 
 from safeguard.erasing.eraser import PROTOCOL, Eraser
+from safeguard.erasing.seams import Seam
 from safeguard.errors import PluginError
 
 GROUP: Final = "safeguard.erasers"
@@ -60,12 +61,16 @@ class Registry:
         point = points[0]
         try:
             made: Any = point.load()
-        except Exception as fault:
+        except (Exception, SystemExit) as fault:
             mend = f"reinstall {_owner(point)} or mend its import of {point.value}"
             raise PluginError(
                 f"cannot be imported ({type(fault).__name__}: {fault}); {mend}", name=name, distribution=owners[0]
             ) from fault
         return _checked(made, name, owners[0])
+
+    def distribution(self, name: str) -> str:
+        """Name and version of what registered the eraser of that name."""
+        return " and ".join(sorted({_owner(point) for point in self._points.get(name, [])})) or "no distribution"
 
     def inventory(self) -> list[PluginInfo]:
         """Every registered name; one that cannot be loaded is listed with its error and does not stop the others."""
@@ -73,7 +78,7 @@ class Registry:
 
     def _info(self, name: str) -> PluginInfo:
         points = self._points[name]
-        owner = " and ".join(sorted({_owner(point) for point in points}))
+        owner = self.distribution(name)
         target = ", ".join(sorted({point.value for point in points}))
         try:
             eraser = self.get(name)
@@ -112,8 +117,30 @@ def _checked(made: Any, name: str, owner: str) -> Eraser:
         raise wrong(f"was written for protocol {made.protocol}, this is {PROTOCOL}; install a version that matches")
     if made.name != name:
         raise wrong(f"calls itself {made.name!r}; its name and its entry point must agree")
+    faults = [
+        f"{member} must be {what}"
+        for member, what, holds in (
+            ("version", "text", isinstance(made.version, str)),
+            (
+                "seams",
+                "a frozenset of Seam",
+                isinstance(made.seams, frozenset) and all(isinstance(s, Seam) for s in made.seams),
+            ),
+            ("strengths", "a map of words to numbers", _numbers(made.strengths)),
+            ("params", "a map of names to defaults", isinstance(made.params, Mapping)),
+            ("edits", "a method", callable(made.edits)),
+        )
+        if not holds
+    ]
+    if faults:
+        raise wrong(f"does not follow safeguard.erasing.Eraser: {'; '.join(faults)}")
     try:
         eraser: Eraser = made()
-    except TypeError as fault:
-        raise wrong(f"cannot be made without arguments ({fault}); give every argument a default") from fault
+    except Exception as fault:
+        mend = "it must be a class that takes no arguments, or gives every one a default"
+        raise wrong(f"cannot be made ({type(fault).__name__}: {fault}); {mend}") from fault
     return eraser
+
+
+def _numbers(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(number, (int, float)) for number in value.values())

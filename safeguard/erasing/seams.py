@@ -84,7 +84,8 @@ class SiteCall:
         site: TextSite,
         output: Tensor,
         query: Tensor,
-        prompt: Callable[[], tuple[Tensor, Tensor]],
+        keys: Callable[[], Tensor],
+        values: Callable[[], Tensor],
         mask: Tensor | None,
         strengths: Tensor,
         progress: float,
@@ -95,17 +96,27 @@ class SiteCall:
         self.mask = mask  # additive, [R, 1 or H, 1 or N, L], or None
         self.strengths = strengths  # [R, C], >= 0; 0 where a concept is not active in a row
         self.progress = progress  # share of the schedule that lies behind, in [0, 1)
-        self._prompt = prompt
+        self._keys, self._values = keys, values
 
     @cached_property
+    def prompt_keys(self) -> Tensor:
+        """Keys of the prompt, [R, H, L, d]. Projected when first asked for."""
+        return self._keys()
+
+    @cached_property
+    def prompt_values(self) -> Tensor:
+        """Values of the prompt, [R, H, L, d]. Projected when first asked for."""
+        return self._values()
+
+    @property
     def prompt(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prompt, each [R, H, L, d]. Projected when first asked for."""
-        return self._prompt()
+        """Keys and values of the prompt, each [R, H, L, d]."""
+        return self.prompt_keys, self.prompt_values
 
     @cached_property
     def prompt_log_mass(self) -> Tensor:
         """log sum exp of the scaled scores over the prompt's keys: [R, H, N], float32. What a concept competes with."""
-        scores = self.scores(self.prompt[0])
+        scores = self.scores(self.prompt_keys)
         if self.mask is not None:
             scores = scores + self.mask
         return scores.logsumexp(-1)
@@ -137,6 +148,9 @@ class StatesCall:
 
     ``states`` [R, L, D] of the rows that it is active in; ``strengths`` [R, C]; ``texts`` the text of every row, None where
     none was given; ``unconditional`` whether the rows are the unconditional twins of the active ones.
+
+    States that an edit gives back just as ``encode`` gave them are a text as a whole: where the denoiser reads a pooled text
+    besides (SDXL), these rows get the pooled form of the same texts.
     """
 
     states: Tensor

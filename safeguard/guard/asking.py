@@ -10,14 +10,24 @@ from typing import Any, Final
 
 _POSITIVE: Final = re.compile(r"prompt(_\d+)?")
 _NEGATIVE: Final = re.compile(r"negative_prompt(_\d+)?")
+_EMBEDDED: Final = re.compile(r"(pooled_)?prompt_embeds(_\d+)?")
+_PER_PROMPT: Final = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
 @dataclass(frozen=True, slots=True)
 class AskedRow:
-    """One prompt of a call. ``texts`` are its prompt fields, ``negative`` its negative ones; no text: embeddings."""
+    """One prompt of a call. ``texts`` are its prompt fields, ``negative`` its negative ones. ``embedded``: some of what it
+    asks for came as embeddings, which nobody can read.
+    """
 
     texts: tuple[str, ...]
     negative: tuple[str, ...]
+    embedded: bool = False
+
+    @property
+    def readable(self) -> bool:
+        """Whether its texts say all that it asks for."""
+        return bool(self.texts) and not self.embedded
 
     @property
     def source(self) -> str:
@@ -26,12 +36,17 @@ class AskedRow:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One call: its prompts, images a prompt, a seed an image (None: not given), and whether guidance is turned round."""
+    """One call: its prompts, images a prompt, a seed an image (None: not given).
+
+    ``inverted``: guidance is turned round, towards the negative prompt. ``guided``: guidance leads away from it, or is not
+    given; otherwise some of the negative branch may be mixed into the image.
+    """
 
     rows: tuple[AskedRow, ...]
     per_prompt: int
     seeds: tuple[int | None, ...]
     inverted: bool
+    guided: bool = True
 
     @property
     def images(self) -> int:
@@ -40,27 +55,36 @@ class Asked:
 
 def read_call(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Asked:
     """Read a call of ``base.__call__``. Arguments that do not fit are left for the pipeline to refuse."""
+    given = _arguments(base, pipe, args, kwargs)
+    positive = [_texts(value) for name, value in given.items() if _POSITIVE.fullmatch(name) and value is not None]
+    negative = [_texts(value) for name, value in given.items() if _NEGATIVE.fullmatch(name) and value is not None]
+    embeds = [value for name, value in given.items() if _EMBEDDED.fullmatch(name) and value is not None]
+    count = max((len(texts) for texts in positive), default=0)
+    if not count:
+        count = len(embeds[0]) if embeds and hasattr(embeds[0], "__len__") else 1
+    rows = tuple(AskedRow(_row(positive, index), _row(negative, index), bool(embeds)) for index in range(count))
+    per_prompt = next((given[name] for name in _PER_PROMPT if isinstance(given.get(name), int)), 1)
+    guidance = given.get("guidance_scale")
+    number = guidance if isinstance(guidance, (int, float)) else 1.0
+    return Asked(rows, per_prompt, _seeds(given.get("generator"), count * per_prompt), number < 0, number >= 1)
+
+
+def _arguments(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     signature = inspect.signature(base.__call__)  # type: ignore[operator]
     try:
         given = dict(signature.bind_partial(pipe, *args, **kwargs).arguments)
     except TypeError:
-        given = dict(kwargs)
-    given.update(given.pop("kwargs", {}))
-    positive = [_texts(value) for name, value in given.items() if _POSITIVE.fullmatch(name) and value is not None]
-    negative = [_texts(value) for name, value in given.items() if _NEGATIVE.fullmatch(name) and value is not None]
-    count = max((len(texts) for texts in positive), default=0)
-    embeds = given.get("prompt_embeds")
-    if not count:
-        count = len(embeds) if embeds is not None else 1
-    rows = tuple(AskedRow(_row(positive, index), _row(negative, index)) for index in range(count))
-    per_prompt = int(given.get("num_images_per_prompt") or 1)
-    guidance = given.get("guidance_scale")
-    inverted = isinstance(guidance, (int, float)) and guidance < 0
-    return Asked(rows, per_prompt, _seeds(given.get("generator"), count * per_prompt), inverted)
+        return dict(kwargs)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            given.update(given.pop(name, {}))
+    return given
 
 
 def _texts(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else [text for text in value if isinstance(text, str)]
+    if isinstance(value, str):
+        return [value]
+    return [text for text in value if isinstance(text, str)] if isinstance(value, (list, tuple)) else []
 
 
 def _row(fields: Sequence[Sequence[str]], index: int) -> tuple[str, ...]:
@@ -69,8 +93,8 @@ def _row(fields: Sequence[Sequence[str]], index: int) -> tuple[str, ...]:
 
 
 def _seeds(generator: Any, images: int) -> tuple[int | None, ...]:
-    if generator is None:
-        return (None,) * images
-    if isinstance(generator, (list, tuple)):
-        return tuple(one.initial_seed() for one in generator)
-    return (generator.initial_seed(),) * images
+    """The seed of each image. One generator for several images has one seed for all of them."""
+    several = isinstance(generator, (list, tuple))
+    generators = generator if several else [generator]
+    seeds = tuple(one.initial_seed() if hasattr(one, "initial_seed") else None for one in generators)
+    return seeds if several else seeds * images

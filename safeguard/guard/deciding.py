@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from safeguard.erasing import Plan
-from safeguard.errors import ScreenError
+from safeguard.errors import SafeguardError, ScreenError
 from safeguard.guard.asking import Asked, AskedRow
 from safeguard.policy import Concept, Policy
 
@@ -72,9 +73,9 @@ def decide(plan: Plan, asked: Asked, screener: ScreenLike | None) -> Decided:
     if screener is not None and watched:
         try:
             encoder, thresholds, found = _screen(screener, watched, asked)
-        except Exception as fault:
+        except Exception as fault:  # noqa: BLE001 - it decides whether the request goes on
             if policy.settings.on_error == "block":
-                raise _as_screen_error(fault) from fault
+                raise _as_screen_error(fault) from None  # what a screener raises may quote the prompt
             fallback = "error"
     rows = tuple(
         _decide_row(plan, watched, row, seen, thresholds, fallback) for row, seen in zip(asked.rows, found, strict=True)
@@ -83,8 +84,6 @@ def decide(plan: Plan, asked: Asked, screener: ScreenLike | None) -> Decided:
 
 
 def _as_screen_error(fault: Exception) -> Exception:
-    from safeguard.errors import SafeguardError
-
     if isinstance(fault, SafeguardError):
         return fault
     return ScreenError(
@@ -96,12 +95,13 @@ def _as_screen_error(fault: Exception) -> Exception:
 def _screen(
     screener: ScreenLike, watched: Mapping[str, Concept], asked: Asked
 ) -> tuple[str, dict[str, tuple[float, float]], list[_Found | None]]:
-    """One encode for every text field of every row. A negative text opens erasure, and is severe only under guidance turned round."""
+    """One encode for every text field of every row. A negative text opens erasure; it is severe if guidance is turned round."""
     texts = list(dict.fromkeys(text for row in asked.rows for text in (*row.texts, *row.negative)))
     if not texts:
         return "none", {}, [None] * len(asked.rows)
     place = {text: index for index, text in enumerate(texts)}
     seen = screener.screen(texts, watched)
+    _check(seen, watched, len(texts))
     thresholds = {name: (float(low), float(high)) for name, low, high in zip(seen.concepts, seen.low, seen.high, strict=True)}
     rows: list[_Found | None] = []
     for row in asked.rows:
@@ -117,6 +117,17 @@ def _screen(
     return str(seen.encoder), thresholds, rows
 
 
+def _check(seen: Any, watched: Mapping[str, Concept], texts: int) -> None:
+    """A screener that answers for fewer texts or concepts than it was asked, or without a number, has not screened."""
+    left_out = [name for name in watched if name not in seen.concepts]
+    if left_out:
+        raise ScreenError(f"the screener gave no score for concept {left_out[0]!r}; mend the screener")
+    if len(seen.scores) != texts:
+        raise ScreenError(f"the screener was asked about {texts} texts and answered for {len(seen.scores)}; mend the screener")
+    if not all(math.isfinite(score) for row in seen.scores for score in row):
+        raise ScreenError("the screener gave a score that is not a finite number; mend the screener")
+
+
 def _decide_row(
     plan: Plan,
     watched: Mapping[str, Concept],
@@ -129,13 +140,13 @@ def _decide_row(
     erased, results = [], {"pass"}
     severe = found.severe if found is not None else frozenset()
     for name, concept in watched.items():
-        opened = found is None or name in found.low
+        opened = found is None or row.embedded or name in found.low
         if concept.action == "block" and name in severe:
             results.add("block")
         if concept.action == "review" and name in severe:
             results.add("review")
         if concept.action == "flag":
-            results |= {"flag"} if found is not None and opened else set()
+            results |= {"flag"} if found is not None and name in found.low else set()
         elif name in plan.columns and (opened or concept.activation in ("always", "adaptive")):
             planned = plan.concepts[plan.columns[name]]
             strengths[planned.column] = planned.strength.value
@@ -150,10 +161,10 @@ def _decide_row(
         activated=tuple(name for name in watched if found is not None and name in found.low),
         scores=None if found is None else found.scores,
         thresholds=thresholds,
-        fallback=fallback if fallback is not None else ("no text" if found is None else None),
+        fallback=fallback if fallback is not None else (None if row.readable else "no text"),
     )
 
 
 def refuses_embeds(policy: Policy, asked: Asked) -> bool:
-    """Whether the policy refuses this call because a row brings embeddings and no text."""
-    return policy.settings.prompt_embeds == "refuse" and any(not row.texts for row in asked.rows)
+    """Whether the policy refuses this call because a row brings embeddings, or no text."""
+    return policy.settings.prompt_embeds == "refuse" and any(not row.readable for row in asked.rows)

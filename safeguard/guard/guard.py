@@ -16,14 +16,14 @@ from typing import Any, Final
 
 import structlog
 
-from safeguard.attaching import OFFERED, Attachment, Probe
-from safeguard.audit import AuditLog, AuditSink, Decision
-from safeguard.erasing import Plan, Registry, compile_plan
+from safeguard.attaching import Attachment, Probe
+from safeguard.audit import AuditLog, AuditSink, Decision, Model
+from safeguard.erasing import Plan, Registry, Seam, compile_plan
 from safeguard.erasing.activation import Running, running
 from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem, SafeguardError
 from safeguard.guard import recording
 from safeguard.guard.asking import Asked, read_call
-from safeguard.guard.deciding import Decided, ScreenLike, decide, refuses_embeds
+from safeguard.guard.deciding import Decided, RowDecision, ScreenLike, decide, refuses_embeds
 from safeguard.guard.watching import Watcher
 from safeguard.guard.wrapping import is_guarded, unwrap, wrap
 from safeguard.policy import Policy, load_policy
@@ -122,31 +122,34 @@ class Guard:
         for name, denoiser in self._attachment.denoisers.items():
             if denoiser in _guarded_denoisers:
                 raise CapabilityError(
-                    f"component {name!r} is shared with a {_guarded_denoisers[denoiser]} that is guarded already: calls through "
-                    "this pipeline get that guard's whole policy in every row; release that guard to protect this pipeline instead",
+                    f"component {name!r} is shared with a {_guarded_denoisers[denoiser]} that is guarded already: calls "
+                    "through this pipeline get that guard's whole policy in every row; release that guard to protect this one",
                     pipeline=type(pipe).__name__,
                     missing=name,
                 )
         self._owns_audit = isinstance(audit, (str, os.PathLike))
         self._audit: AuditSink | None = AuditLog(audit) if isinstance(audit, (str, os.PathLike)) else audit
         self._swapping = threading.RLock()
+        self._counting = threading.Lock()
+        self._under_way = 0
         self._watchers: list[Watcher] = []
         self._last_request: str | None = None
         self._last_error: str | None = None
         self._direct_calls = 0
         self._released = False
-        self._attachment.install()
         try:
+            self._attachment.install()
             self._probe = Probe(pipe, self._attachment)
             self._activate(self._prepared(loaded))
+            self._attachment.on_direct = self._on_direct
+            wrap(pipe, self._call, self._attachment.number)
         except BaseException:
+            self._attachment.plan = None
             self._attachment.remove()
             self._close_audit()
             raise
-        self._attachment.on_direct = self._on_direct
         for denoiser in self._attachment.denoisers.values():
             _guarded_denoisers[denoiser] = self._attachment.name
-        wrap(pipe, self._call)
 
     # policies
 
@@ -177,17 +180,20 @@ class Guard:
         A version that cannot be used is passed over; the status says why. Raises what `swap` raises for the version of now.
         """
         source = Path(path)
-        self.swap(source)
-        files = {"known": frozenset({source.resolve(), *(file.resolve() for file in self.policy.files)})}
 
-        def swap_in() -> None:
-            self.swap(source)
-            files["known"] = frozenset({source.resolve(), *(file.resolve() for file in self.policy.files)})
+        def swap_in() -> tuple[Path, ...]:
+            with self._swapping:
+                self.swap(source)
+                return self.policy.files
 
-        self._watchers.append(Watcher(lambda: files["known"], swap_in))
+        watcher = Watcher(source, swap_in)
+        with self._swapping:
+            self._require_attached()
+            self._watchers.append(watcher)
+            watcher.start()
 
     def _prepared(self, policy: Policy) -> Plan:
-        plan = compile_plan(policy, self._attachment, self._registry, OFFERED)
+        plan = compile_plan(policy, self._attachment, self._registry, self._attachment.offered)
         self._probe.test(plan)
         prepare = getattr(self._screener, "prepare", None)
         if prepare is not None:
@@ -223,61 +229,91 @@ class Guard:
 
     def _call(self, pipe: Any, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The walk of one request: take a plan, decide, run, record."""
-        begun = time.perf_counter()
-        plan = self._plan
-        self._attachment.ensure()
-        request = _REQUEST.get() or Request()
-        self._last_request = _now()
-        asked = read_call(self._attachment.base, pipe, args, kwargs)
-        if refuses_embeds(plan.policy, asked):
-            raise self._refusal(plan, asked, Decided((), "none", 0.0), request, "embeddings without text")
-        decided = decide(plan, asked, self._screener)
-        if any(row.result == "block" for row in decided.rows):
-            raise self._refusal(plan, asked, decided, request, "")
-        state = _running(plan, asked, decided, request)
-        before = time.perf_counter()
-        with running(state):
-            output = run(*args, **kwargs)
-        after = time.perf_counter()
-        decisions = recording.made(
-            plan,
-            asked,
-            decided,
-            state,
-            output,
-            recording.model_of(pipe, self._attachment.base),
-            (before - begun + time.perf_counter() - after) * 1e3,
-            request.who(),
+        with self._counted():
+            begun = time.perf_counter()
+            plan = self._plan
+            self._attachment.ensure(pipe)
+            request = _REQUEST.get() or Request()
+            self._last_request = _now()
+            asked = read_call(self._attachment.base, pipe, args, kwargs)
+            if refuses_embeds(plan.policy, asked):
+                raise self._refusal(plan, asked, Decided((), "none", 0.0), request, "embeddings without text")
+            decided = decide(plan, asked, self._screener)
+            if any(row.result == "block" for row in decided.rows):
+                raise self._refusal(plan, asked, decided, request, "")
+            state = self._running(plan, asked, decided, request, pipe)
+            before = time.perf_counter()
+            try:
+                with running(state):
+                    output = run(*args, **kwargs)
+                _require_evidence(state)
+            except Exception:
+                self._record(plan, request, recording.failed(plan, asked, decided, self._model(pipe), request.who()))
+                raise
+            after = time.perf_counter()
+            overhead = (before - begun + time.perf_counter() - after) * 1e3
+            decisions = recording.made(plan, asked, decided, state, output, self._model(pipe), overhead, request.who())
+            self._record(plan, request, decisions)
+            if request.wants_maps:
+                request.maps.extend(_maps(plan, state, len(decisions)))
+            return output
+
+    def _model(self, pipe: Any) -> Model:
+        return recording.model_of(pipe, self._attachment.base)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the request as under way: while one is, a release leaves the hooks to it."""
+        with self._counting:
+            self._require_attached()
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._under_way -= 1
+                last = self._released and self._under_way == 0
+            if last:
+                self._detach()
+
+    def _running(self, plan: Plan, asked: Asked, decided: Decided, request: Request, pipe: Any) -> Running:
+        def an_image(values: Sequence[Any]) -> list[Any]:
+            return [value for value in values for _ in range(asked.per_prompt)]
+
+        return Running(
+            plan=plan,
+            strengths=an_image([row.strengths for row in decided.rows]),
+            host=self._attachment.number,
+            texts=an_image([row.texts[0] if row.texts else None for row in asked.rows]),
+            negative_texts=an_image([row.negative[0] if row.negative else None for row in asked.rows]),
+            skip_errors=plan.policy.settings.on_error == "allow",
+            guided=asked.guided,
+            scheduler=getattr(pipe, "scheduler", None),
+            maps={} if request.wants_maps else None,
         )
-        self._record(plan, decisions)
-        request.decisions.extend(decisions)
-        if request.wants_maps:
-            request.maps.extend(_maps(plan, state, len(decisions)))
-        return output
 
     def _refusal(self, plan: Plan, asked: Asked, decided: Decided, request: Request, reason: str) -> PolicyViolation:
         """Record a refusal, and make the error that tells of it."""
         rows = [index for index, row in enumerate(decided.rows) if row.result == "block"]
         if not decided.rows:
-            rows = [index for index, row in enumerate(asked.rows) if not row.texts]
+            rows = [index for index, row in enumerate(asked.rows) if not row.readable]
             decided = _undecided(plan, asked)
-        model = recording.model_of(self._pipe, self._attachment.base)
-        decisions = recording.refused(plan, asked, decided, rows, model, request.who())
-        self._record(plan, decisions)
-        request.decisions.extend(decisions)
+        decisions = recording.refused(plan, asked, decided, rows, self._model(self._pipe), request.who())
+        self._record(plan, request, decisions)
         concepts = dict.fromkeys(name for row in rows for name in decided.rows[row].blocked)
         ids = [decision.decision_id for decision in decisions]
         return PolicyViolation(
             list(concepts), plan.policy.revision, ids, reason and f"{reason} are refused by settings.prompt_embeds"
         )
 
-    def _record(self, plan: Plan, decisions: Sequence[Decision]) -> None:
+    def _record(self, plan: Plan, request: Request, decisions: Sequence[Decision]) -> None:
         if self._audit is not None and decisions:
             self._audit.append(decisions, capture=plan.policy.settings.capture)
+        request.decisions.extend(decisions)
 
     def _on_direct(self, plan: Plan) -> None:
         self._direct_calls += 1
-        self._record(plan, [recording.direct(plan, recording.model_of(self._pipe, self._attachment.base))])
+        self._record(plan, Request(), [recording.direct(plan, self._model(self._pipe))])
 
     # standing
 
@@ -300,19 +336,27 @@ class Guard:
         )
 
     def release(self) -> None:
-        """Take every hook off and give the pipeline its class back; its weights were never changed. May be called twice."""
-        with self._swapping:
+        """Take every hook off and give the pipeline its class back; its weights were never changed. May be called twice.
+
+        Requests under way stay protected: the last of them takes the hooks off when it ends.
+        """
+        with self._swapping, self._counting:
             if self._released:
                 return
             self._released = True
-            for watcher in self._watchers:
-                watcher.stop()
             unwrap(self._pipe)
-            self._attachment.remove()
-            self._attachment.plan = None
-            for denoiser in self._attachment.denoisers.values():
-                _guarded_denoisers.pop(denoiser, None)
-            self._close_audit()
+            idle = self._under_way == 0
+        for watcher in self._watchers:
+            watcher.stop()
+        if idle:
+            self._detach()
+
+    def _detach(self) -> None:
+        self._attachment.plan = None
+        self._attachment.remove()
+        for denoiser in self._attachment.denoisers.values():
+            _guarded_denoisers.pop(denoiser, None)
+        self._close_audit()
 
     def _close_audit(self) -> None:
         if self._owns_audit and self._audit is not None:
@@ -349,22 +393,20 @@ def _screener(screener: ScreenLike | str | None) -> ScreenLike | None:
     return screener
 
 
-def _running(plan: Plan, asked: Asked, decided: Decided, request: Request) -> Running:
-    def an_image(values: Sequence[Any]) -> list[Any]:
-        return [value for value in values for _ in range(asked.per_prompt)]
-
-    return Running(
-        plan=plan,
-        strengths=an_image([row.strengths for row in decided.rows]),
-        texts=an_image([row.texts[0] if row.texts else None for row in asked.rows]),
-        negative_texts=an_image([row.negative[0] if row.negative else None for row in asked.rows]),
-        maps={} if request.wants_maps else None,
-    )
+def _require_evidence(state: Running) -> None:
+    """A call that was to be protected and passed no hook was not protected, whatever the reason: its image is withheld."""
+    if not any(any(row) for row in state.strengths):
+        return
+    seams = {edit.seam for edit in state.plan.edits}
+    if not state.calls or (Seam.TEXT_SITE in seams and not state.visits):
+        raise CapabilityError(
+            "the denoiser ran without passing the hooks that protect it, so the image is withheld; "
+            "release the guard and protect the pipeline again",
+            missing="hooks",
+        )
 
 
 def _undecided(plan: Plan, asked: Asked) -> Decided:
-    from safeguard.guard.deciding import RowDecision
-
     row = RowDecision("block", (0.0,) * len(plan.concepts), fallback="no text")
     return Decided((row,) * len(asked.rows), "none", 0.0)
 

@@ -51,7 +51,8 @@ def made(
     evidence = state.evidence()
     degraded = decided.degraded or bool(state.errors)
     decisions = []
-    for index, image in enumerate(images_of(output)):
+    images = images_of(output) or [None] * asked.images  # an output of a kind unknown here is recorded all the same
+    for index, image in enumerate(images):
         prompt = min(index // asked.per_prompt, len(asked.rows) - 1)
         row = decided.rows[prompt]
         seed = asked.seeds[index] if index < len(asked.seeds) else None
@@ -62,10 +63,10 @@ def made(
                 result=row.result,
                 status="degraded" if degraded else "ok",
                 subject=_subject(asked, prompt, index),
-                screen=_screen(decided, row),
+                screen=_screen(decided, row, unmatched=bool(state.unmatched)),
                 applied=_applied(plan, row, index, evidence),
                 model=model,
-                output=describe_output(image, seed),
+                output=None if image is None else describe_output(image, seed),
                 metrics=Metrics(decided.milliseconds, overhead),
                 **who,  # type: ignore[arg-type]
             )
@@ -92,6 +93,25 @@ def refused(
     ]
 
 
+def failed(plan: Plan, asked: Asked, decided: Decided, model: Model, who: dict[str, str | None]) -> list[Decision]:
+    """One decision for every image of a call that ended in an error: what had been decided, and that no image came of it."""
+    prompts = [index // asked.per_prompt for index in range(asked.images)]
+    return [
+        Decision(
+            policy_name=plan.policy.name,
+            policy_revision=plan.policy.revision,
+            result=decided.rows[prompt].result,
+            status="error",
+            subject=_subject(asked, prompt, index),
+            screen=_screen(decided, decided.rows[prompt]),
+            model=model,
+            metrics=Metrics(decided.milliseconds, None),
+            **who,  # type: ignore[arg-type]
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
 def direct(plan: Plan, model: Model) -> Decision:
     """The denoiser was called outside every guarded request: all rows got the whole policy; no image is known."""
     applied = tuple(
@@ -113,8 +133,10 @@ def _subject(asked: Asked, prompt: int, row: int) -> Subject:
     return Subject("\n".join(dict.fromkeys(texts)) if texts else None, asked.rows[prompt].source, row)
 
 
-def _screen(decided: Decided, row: RowDecision) -> Screen:
-    return Screen(decided.encoder, row.scores or {}, row.thresholds or {}, row.activated, row.fallback)
+def _screen(decided: Decided, row: RowDecision, *, unmatched: bool = False) -> Screen:
+    """``unmatched``: the denoiser was given text that this request did not encode; its rows got the whole policy."""
+    fallback = row.fallback or ("unmatched text" if unmatched else None)
+    return Screen(decided.encoder, row.scores or {}, row.thresholds or {}, row.activated, fallback)
 
 
 def _applied(plan: Plan, row: RowDecision, image: int, evidence: dict[tuple[int, int], Evidence]) -> tuple[Applied, ...]:

@@ -15,8 +15,11 @@ def is_guarded(pipe: Any) -> bool:
     return "_safeguard_base" in vars(type(pipe))
 
 
-def wrap(pipe: Any, call: Call) -> None:
-    """Give ``pipe`` a class of its own, a subclass of what it was, whose ``__call__`` goes through ``call``."""
+def wrap(pipe: Any, call: Call, host: int) -> None:
+    """Give ``pipe`` a class of its own, a subclass of what it was, whose ``__call__`` goes through ``call``.
+
+    What it encodes for a request on the attachment ``host`` is noted there, so that rows can be told apart.
+    """
     base = type(pipe)
 
     @functools.wraps(base.__call__)  # type: ignore[operator]
@@ -27,10 +30,9 @@ def wrap(pipe: Any, call: Call) -> None:
     def watched_encode(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = base.encode_prompt(self, *args, **kwargs)  # type: ignore[attr-defined]
         state = current()
-        if state is not None and isinstance(made, tuple):
-            for kept, states in zip((state.positive, state.negative), made, strict=False):
-                if states is not None and getattr(states, "ndim", 0) == 3:
-                    kept.append(states)
+        if state is not None and state.host == host and not state.positive and isinstance(made, tuple):
+            # only the first: the texts of the request itself. What is encoded later, by a callback say, nobody screened
+            state.positive, state.negative = ([part] if getattr(part, "ndim", 0) == 3 else [] for part in (*made, None)[:2])
         return made
 
     members = {

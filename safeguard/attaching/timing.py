@@ -1,0 +1,79 @@
+"""Where in its schedule a denoiser call stands, and whether a call from outside every request begins a new run."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeguard.erasing.activation import Running
+
+TRAIN_STEPS = 1000  # of a scheduler that does not say
+
+
+def moment_of(timestep: Any) -> float:
+    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+
+
+def locate(state: Running, timestep: Any, scheduler: Any) -> None:
+    """Set the step and the progress of a call from the schedule of its request; without one, from the timestep's height."""
+    state.timed = True
+    times, schedule = _schedule(state)
+    place = _place(timestep, times)
+    if place is None and schedule:
+        place = schedule.get(moment_of(timestep))
+    if place is not None and schedule:
+        state.step, state.progress = place, place / len(schedule)
+        return
+    total = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or TRAIN_STEPS
+    state.step, state.progress = state.step + 1, min(max(1.0 - moment_of(timestep) / total, 0.0), 0.999)
+
+
+def _schedule(state: Running) -> tuple[Tensor | None, dict[float, int]]:
+    """The timesteps of this request, read once: another request may set others on the same scheduler meanwhile."""
+    if "schedule" not in state.memory:
+        times = getattr(state.scheduler, "timesteps", None)
+        places = {} if times is None else {float(time): place for place, time in enumerate(times.tolist())}
+        state.memory["schedule"] = (times, places)
+    found: tuple[Tensor | None, dict[float, int]] = state.memory["schedule"]
+    return found
+
+
+def _place(timestep: Any, times: Tensor | None) -> int | None:
+    """The place of a timestep that is itself a piece of the schedule: found without asking the device for its value."""
+    if not isinstance(timestep, Tensor) or times is None or times.dim() != 1 or times.dtype != timestep.dtype:
+        return None
+    one = timestep.dim() == 0 or timestep.numel() == 1 or set(timestep.stride()) == {0}
+    if not one or timestep.untyped_storage().data_ptr() != times.untyped_storage().data_ptr():
+        return None
+    place, rest = divmod(timestep.storage_offset() - times.storage_offset(), max(times.stride(0), 1))
+    return place if rest == 0 and 0 <= place < len(times) else None
+
+
+class DirectRuns(threading.local):
+    """Tells runs apart, by thread, among calls from outside every request: a run goes down in time on the same texts.
+
+    When in doubt a run counts as new, for then it is recorded once more rather than not at all.
+    """
+
+    def __init__(self) -> None:
+        self._moment = float("-inf")
+        self._texts: list[tuple[Tensor, float]] = []  # each text of the run with the moment it was last seen at
+
+    def begins(self, states: Tensor, moment: float) -> bool:
+        """Whether this call begins a run. A second text at the same moment is another branch of the same run."""
+        known = next((place for place, (text, _) in enumerate(self._texts) if _same(text, states)), None)
+        new = moment != self._moment if known is None else moment >= self._texts[known][1]
+        if new:
+            self._texts.clear()
+        elif known is not None:
+            del self._texts[known]
+        self._moment = moment
+        self._texts.append((states, moment))
+        return new
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and one.device == other.device and torch.equal(one, other))

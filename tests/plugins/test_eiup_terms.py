@@ -68,7 +68,7 @@ def _edit(form: str, *phrases: str):  # type: ignore[no-untyped-def]
     return edit
 
 
-FORMS = ("gated", "published")
+FORMS = ("projected", "gated", "published")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -144,3 +144,22 @@ def test_the_mass_is_a_share(seed: int) -> None:
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(CapabilityError, match="gated"):
         _edit("other", "blood")
+
+
+def test_the_projected_term_takes_back_the_component_along_the_concept() -> None:
+    call = _call([[1.0]])
+    scores, _, values = _by_hand(call, ["red", "blood"])
+    keys, empty = _Keys(_Pipeline()._one(["<", ">"]).states).at(SITE)
+    null = ((call.query @ keys.transpose(-1, -2)) / WIDTH**0.5).softmax(-1) @ empty
+    difference = scores[..., 1:-1].softmax(-1) @ values[:, 1:-1] - empty[:, 1:]
+    heads = call.output.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
+    along = ((heads - null) * difference).sum((1, -1), keepdim=True) / difference.pow(2).sum((1, -1), keepdim=True)
+    assert torch.allclose(_edit("projected", "red blood")(call).delta, -call.merge(along.clamp_min(0) * difference), atol=1e-5)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=25)
+def test_at_strength_one_nothing_is_left_along_the_concept(seed: int) -> None:
+    edit, call = _edit("projected", "blood"), _call([[1.0]], seed)
+    call.output = call.output + edit(call).delta
+    assert edit(call).delta.norm() < 1e-4 * call.output.norm()

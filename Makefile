@@ -77,6 +77,7 @@ train: $(READY)  ## train the demo models anew (hours on two cores; may be stopp
 	$(BIN)/python -m safeguard.demo.train unet --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train judge --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train export --out $(OUT)/train
+	$(BIN)/python -m safeguard.demo.card
 
 clean:  ## remove what the targets made, the environment and trained checkpoints excepted
 	rm -rf $(OUT)/demo $(OUT)/eval site build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

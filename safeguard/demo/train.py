@@ -28,8 +28,8 @@ from safeguard.demo.world import CONCEPTS, Scene, render
 log = logging.getLogger("safeguard.demo.train")
 SEED = 7
 VAE_STEPS = 2800
-UNET_STEPS = 4000
-JUDGE_STEPS = 700
+UNET_STEPS = 2300
+JUDGE_STEPS = 420
 
 
 def pixels(scenes: list[Scene], rng: random.Random) -> Tensor:

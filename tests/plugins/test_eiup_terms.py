@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safeguard_plugins.eiup import EIUP
 from torch import Tensor
 
 from safeguard.erasing import EncodedText, SiteCall, TextSite
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
-from safeguard_plugins.eiup import EIUP
 
 HEADS, WIDTH, TEXT = 2, 4, 8
 SITE = TextSite(0, "site", HEADS, WIDTH)

@@ -19,7 +19,7 @@ PLACE_OF: Final = {"subject": "subject", "colour": "colour", "scene": "place"}
 
 
 def judge_figures(judge: Judge, vae: Any, count: int, mistakes: Path | None = None) -> dict[str, Any]:
-    """Precision and recall of every concept and accuracy of every attribute, on ``count`` test scenes as rendered and as decoded."""
+    """Precision and recall of every concept, accuracy of every attribute, on ``count`` test scenes, rendered and decoded."""
     from safeguard.demo.train import judged_batch
 
     found: dict[str, Any] = {}
@@ -126,12 +126,12 @@ def _card(figures: dict[str, Any]) -> str:
 
 _CARD: Final = """# Demo models: a small text-to-image pipeline and its judge
 
-Trained from nothing on a procedural world of 64x64 pictograms (`safeguard/demo/world.py`), for measuring erasure where no public
-weights can be had. Not for making pictures for people.
+Trained from nothing on a procedural world of 64x64 pictograms (`safeguard/demo/world.py`), for measuring erasure where no
+public weights can be had. Not for making pictures for people.
 
 - **`unet/`**: a `StableDiffusionPipeline`: `CLIPTokenizer` over the captions, `CLIPTextModel` (128 wide, 3 layers),
-  `UNet2DConditionModel` (6.1 M parameters, text read at 7 sites), `AutoencoderKL` (64x64 to 16x16x8), DDIM, velocity prediction.
-  Weights in half precision; loaded in float32.
+  `UNet2DConditionModel` (6.1 M parameters, text read at 7 sites), `AutoencoderKL` (64x64 to 16x16x8), DDIM, velocity
+  prediction. Weights in half precision; loaded in float32.
 - **`judge/`**: a convolutional network that says which concepts a picture shows, and its subject, colour and scene.
 - **Made by** `make train` (`safeguard/demo/train.py`, seed 7): captions and combinations of the `train` split only
   (`safeguard/demo/captions.py`); the concepts are harmless stand-ins, the three artists never lived.
@@ -140,7 +140,8 @@ weights can be had. Not for making pictures for people.
 
 {judge}
 
-Decoded latents carry noise of a tenth of their standard deviation. The scenes hold every concept with 18 % chance, alone or together.
+Decoded latents carry noise of a tenth of their standard deviation. The scenes hold every concept with 18 % chance, alone or
+together.
 
 {cells}
 

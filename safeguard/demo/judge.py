@@ -1,4 +1,4 @@
-"""The judge: a small network that says what a picture of the demo world shows. It stands in for people's eyes in all measurements."""
+"""The judge: a small network that says what a picture of the demo world shows. It stands in for people's eyes."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -36,10 +37,8 @@ def test_a_stopped_training_ends_where_an_unbroken_one_ends(tmp_path: Path) -> N
             raise KeyboardInterrupt
         return _loss(first, 20)(step)
 
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         first.run(interrupted)
-    except KeyboardInterrupt:
-        pass
     second = _stage(tmp_path / "broken", 20)
     assert second.step == stop_at
     second.run(_loss(second, 20))

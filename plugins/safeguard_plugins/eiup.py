@@ -94,7 +94,8 @@ class _Term(TextSiteEdit):
         numerator = (attention * along).sum((1, -1))  # [R, N, C]
         spread = (attention.movedim(-2, 2) @ gram[None]).movedim(2, -2)  # a (V V^T)
         denominator = (spread * attention).sum((1, -1)).clamp_min(1e-12)
-        return (numerator / denominator).clamp_min(0).unsqueeze(1)
+        component: Tensor = (numerator / denominator).clamp_min(0).unsqueeze(1)
+        return component
 
 
 class EIUP:

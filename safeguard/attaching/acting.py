@@ -108,7 +108,8 @@ def note(state: Running, active: ActiveEdit, site: int, effect: SiteEffect, part
 
 
 def _norm(part: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(part, dim=(1, 2), dtype=torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(part, dim=(1, 2), dtype=torch.float32)
+    return norm
 
 
 def _add_map(maps: dict[tuple[int, int], Any], grid: tuple[int, int], key: tuple[int, int], mass: Tensor) -> None:

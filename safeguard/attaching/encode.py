@@ -131,8 +131,8 @@ class _Catcher:
     def __init__(self, denoiser: Any) -> None:
         self.__dict__["_denoiser"] = denoiser
 
-    @property
-    def __class__(self) -> type:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return type(inner(self.__dict__["_denoiser"]))
 
     def __getattr__(self, name: str) -> Any:
@@ -154,13 +154,13 @@ def catch_call(pipe: Any, base: type, name: str, texts: list[str]) -> tuple[tupl
     if getattr(pipe, "scheduler", None) is not None:
         twin.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
     twin.__dict__["_progress_bar_config"] = {"disable": True}
-    parameters = inspect.signature(base.__call__).parameters  # type: ignore[operator]
+    parameters = inspect.signature(base.__call__).parameters
     wanted: dict[str, Any] = {"prompt": texts, "num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
     for image in ("image", "mask_image", "control_image"):
         if image in parameters:
             wanted[image] = _blank(pipe, len(texts))
     try:
-        base.__call__(twin, **{key: value for key, value in wanted.items() if key in parameters})  # type: ignore[operator]
+        base.__call__(twin, **{key: value for key, value in wanted.items() if key in parameters})
     except _Caught as caught:
         return caught.call
     except Exception as fault:

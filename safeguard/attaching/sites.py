@@ -74,7 +74,8 @@ class Site:
 
     def split(self, flat: Tensor) -> Tensor:
         """[..., n, H * d] to [..., H, n, d]."""
-        return flat.unflatten(-1, (self.info.heads, self.info.head_dim)).transpose(-2, -3)
+        heads: Tensor = flat.unflatten(-1, (self.info.heads, self.info.head_dim)).transpose(-2, -3)
+        return heads
 
     def query(self, flat: Tensor) -> Tensor:
         """The query as the attention uses it, [R, H, N, d], from what ``to_q`` gave, [R, N, H * d]."""

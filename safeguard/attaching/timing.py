@@ -48,7 +48,7 @@ def _place(timestep: Any, times: Tensor | None) -> int | None:
     one = timestep.dim() == 0 or timestep.numel() == 1 or set(timestep.stride()) == {0}
     if not one or timestep.untyped_storage().data_ptr() != times.untyped_storage().data_ptr():
         return None
-    place, rest = divmod(timestep.storage_offset() - times.storage_offset(), max(times.stride(0), 1))
+    place, rest = divmod(int(timestep.storage_offset()) - int(times.storage_offset()), max(int(times.stride(0)), 1))
     return place if rest == 0 and 0 <= place < len(times) else None
 
 

@@ -179,9 +179,7 @@ def _links(scans: Mapping[str, _Scan], *, whole_folder: bool) -> list[BadRecord]
         if scan.previous is None or before is None or before.bad:
             continue  # what came before was pruned, or is reported itself
         if before.head.hash != scan.previous.hash:
-            reason = (
-                f"its end was cut, or its process was killed in rotation: {scan.path.name} goes on from another end"
-            )
+            reason = f"its end was cut, or its process was killed in rotation: {scan.path.name} goes on from another end"
             bad.append(before.fault(reason, line=before.line + 1))
     return bad
 

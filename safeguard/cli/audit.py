@@ -117,9 +117,7 @@ def _heads(report: Path) -> list[audit.Head]:
         heads = [file["head"] for file in json.loads(report.read_bytes())["files"]]
         return [audit.Head(str(head["file"]), int(head["seq"]), str(head["hash"])) for head in heads]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AuditError(
-            f"{report}: this is not what 'safeguard audit verify --json' prints", path=str(report)
-        ) from error
+        raise AuditError(f"{report}: this is not what 'safeguard audit verify --json' prints", path=str(report)) from error
 
 
 def _digest(path: Path) -> str:
@@ -129,9 +127,7 @@ def _digest(path: Path) -> str:
         with Image.open(path) as image:
             return audit.image_digest(image)
     except (OSError, Image.DecompressionBombError) as error:
-        raise AuditError(
-            f"{path}: cannot read this image: name a PNG or another lossless file", path=str(path)
-        ) from error
+        raise AuditError(f"{path}: cannot read this image: name a PNG or another lossless file", path=str(path)) from error
 
 
 def _print_report(console: Console, report: audit.VerifyReport) -> None:

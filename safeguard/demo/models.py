@@ -43,7 +43,8 @@ def build_tokenizer() -> Any:
     for mark in (START, END):
         vocabulary[mark] = len(vocabulary)
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+    made: Any = CLIPTokenizer  # its annotation knows merges as text only
+    return made(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
 
 
 def build_text_encoder(tokenizer: Any) -> Any:

@@ -28,5 +28,6 @@ def load_pipeline(kind: str = "unet", folder: Path | None = None) -> Any:
     if not (place / "model_index.json").is_file():
         raise AssetError(f"the weights of demo pipeline {kind!r} are missing; reinstall the package, or train them: make train")
     made = getattr(diffusers, KINDS[kind]).from_pretrained(place, dtype=torch.float32, local_files_only=True)
+    made.register_to_config(_name_or_path=f"safeguard.demo/{kind}")  # what records say, wherever the package lies
     made.set_progress_bar_config(disable=True)
     return made

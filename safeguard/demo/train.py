@@ -64,7 +64,8 @@ def vae_loss(stage: Stage, batch: int = 16) -> Callable[[int], Tensor]:
         posterior = vae.encode(true).latent_dist
         latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         rate = 0.5 * (posterior.mean.pow(2) + posterior.var - 1 - posterior.logvar).mean()
-        return picture_loss(vae.decode(latents).sample, true) + 1e-4 * rate
+        total: Tensor = picture_loss(vae.decode(latents).sample, true) + 1e-4 * rate
+        return total
 
     return loss
 
@@ -167,8 +168,8 @@ def export(out: Path, assets: Path) -> None:
         tokenizer=tokenizer,
         unet=painter.unet,
         scheduler=build_scheduler(),
-        safety_checker=None,  # type: ignore[arg-type]
-        feature_extractor=None,  # type: ignore[arg-type]
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(assets / "unet", safe_serialization=True)

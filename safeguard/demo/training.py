@@ -108,7 +108,7 @@ class Stage:
                 group["lr"] = cosine(self.step, self.steps, self.rate)
             value = loss(self.step)
             self.optimiser.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             nn.utils.clip_grad_norm_(self.module.parameters(), clip)
             self.optimiser.step()
             self.average.update(self.module, self.step)

@@ -109,9 +109,9 @@ class Brush:
         if shape == "polygon":
             self._draw.polygon(points, fill=fill, outline=outline, width=max(width, 1))
         elif shape == "ellipse":
-            self._draw.ellipse(points, fill=fill, outline=outline, width=width)  # type: ignore[arg-type]
+            self._draw.ellipse(points, fill=fill, outline=outline, width=width)
         else:
-            self._draw.rectangle(points, fill=fill, outline=outline, width=width)  # type: ignore[arg-type]
+            self._draw.rectangle(points, fill=fill, outline=outline, width=width)
 
 
 def _scaled(colour: Colour, factor: float) -> Colour:

@@ -119,11 +119,13 @@ class SiteCall:
         scores = self.scores(self.prompt_keys)
         if self.mask is not None:
             scores = scores + self.mask
-        return scores.logsumexp(-1)
+        mass: Tensor = scores.logsumexp(-1)
+        return mass
 
     def scores(self, keys: Tensor) -> Tensor:
         """Scaled scores of the image queries against keys [H, T, d] or [R, H, T, d]: [R, H, N, T], float32."""
-        return (self.query @ keys.transpose(-1, -2)).float() * self.site.head_dim**-0.5
+        scaled: Tensor = (self.query @ keys.transpose(-1, -2)).float() * self.site.head_dim**-0.5
+        return scaled
 
     def merge(self, heads: Tensor) -> Tensor:
         """[R, H, N, d] to [R, N, H * d], in the dtype of the output."""

@@ -70,7 +70,7 @@ def read_call(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, A
 
 
 def _arguments(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(base.__call__)  # type: ignore[operator]
+    signature = inspect.signature(base.__call__)
     try:
         given = dict(signature.bind_partial(pipe, *args, **kwargs).arguments)
     except TypeError:

@@ -34,7 +34,8 @@ def describe_output(image: Any, seed: int | None) -> Output:
 
 def model_of(pipe: Any, base: type) -> Model:
     config = getattr(pipe, "config", {})
-    return Model(base.__name__, config.get("_name_or_path") or None, config.get("_commit_hash") or None)
+    repo, commit = config.get("_name_or_path"), config.get("_commit_hash")
+    return Model(base.__name__, str(repo) if repo else None, str(commit) if commit else None)
 
 
 def made(

@@ -22,13 +22,13 @@ def wrap(pipe: Any, call: Call, host: int) -> None:
     """
     base = type(pipe)
 
-    @functools.wraps(base.__call__)  # type: ignore[operator]
+    @functools.wraps(base.__call__)
     def guarded_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return call(self, functools.partial(base.__call__, self), args, kwargs)  # type: ignore[operator]
+        return call(self, functools.partial(base.__call__, self), args, kwargs)
 
-    @functools.wraps(base.encode_prompt)  # type: ignore[attr-defined]
+    @functools.wraps(base.encode_prompt)
     def watched_encode(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = base.encode_prompt(self, *args, **kwargs)  # type: ignore[attr-defined]
+        made = base.encode_prompt(self, *args, **kwargs)
         state = current()
         if state is not None and state.host == host and not state.positive and isinstance(made, tuple):
             # only the first: the texts of the request itself. What is encoded later, by a callback say, nobody screened

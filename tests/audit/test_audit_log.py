@@ -66,8 +66,7 @@ def test_both_sinks_are_sinks(new_log: NewLog) -> None:
 def test_many_threads_make_one_chain(new_log: NewLog, make_decision: Make) -> None:
     log = new_log()
     work = [
-        threading.Thread(target=lambda: [log.append([make_decision(), make_decision()]) for _ in range(5)])
-        for _ in range(4)
+        threading.Thread(target=lambda: [log.append([make_decision(), make_decision()]) for _ in range(5)]) for _ in range(4)
     ]
     for thread in work:
         thread.start()

@@ -53,9 +53,7 @@ def test_the_clock_can_be_given(make_decision: Make) -> None:
 
 
 def test_what_is_no_number_becomes_null(make_decision: Make) -> None:
-    decision = make_decision(
-        metrics=Metrics(float("nan"), float("inf")), screen=Screen(scores={"blood": float("-inf")})
-    )
+    decision = make_decision(metrics=Metrics(float("nan"), float("inf")), screen=Screen(scores={"blood": float("-inf")}))
     (record,) = MemorySink().append([decision])
     assert record["metrics"] == {"screen_ms": None, "overhead_ms": None}
     assert record["screen"]["scores"] == {"blood": None}

@@ -114,7 +114,7 @@ def test_an_unknown_key_is_told_at_the_key(problems: Problems) -> None:
     [
         ("{phrases: []}", "must not be empty"),
         ("{phrases: ['']}", "must not be empty"),
-        ("{phrases: [\"\\u200b \"]}", "must not be blank"),
+        ('{phrases: ["\\u200b "]}', "must not be blank"),
         ("{phrases: [3.10]}", "must be text, not a number"),
         ("{phrases: [true]}", "must be text, not true"),
         ("{phrases: text}", "must be a list, not text"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,10 +17,10 @@ from safeguard.errors import SafeguardError
 if TYPE_CHECKING:
     from safeguard.evaluation.methods import Arm, Method
     from safeguard.evaluation.run import CellResult, Settings
+    from safeguard.evaluation.studio import Studio
+    from safeguard.evaluation.suites import Case
 
 app = typer.Typer(no_args_is_help=True)
-
-SECONDS_PER_IMAGE = 0.1  # on two free cores; only for the estimate
 
 CountOption = Annotated[int, typer.Option("--n", min=1, help="Prompts a cell.")]
 SplitOption = Annotated[str, typer.Option(help="dev (to choose strengths) or test (to report).")]
@@ -149,7 +150,7 @@ def _measure(
     from safeguard.evaluation.methods import unprotected
     from safeguard.evaluation.run import evaluate, images_of, settings_of
     from safeguard.evaluation.studio import open_studio, quiet_libraries
-    from safeguard.evaluation.suites import cases, cells
+    from safeguard.evaluation.suites import BENIGN, cases, cells
 
     split, count, seed, batch = what
     try:
@@ -159,11 +160,11 @@ def _measure(
         stderr.print(f"error: {fault}", highlight=False)
         raise typer.Exit(EXIT_USAGE) from fault
     total = images_of([unprotected(concepts), *wanted], count)
-    minutes = total * SECONDS_PER_IMAGE / 60
-    stderr.print(f"{total} pictures, about {minutes:.0f} min on two free cores", highlight=False)
     quiet_libraries()
     studio = open_studio(pipeline, judge)
     settings = settings_of(studio, split, count, seed, batch)
+    minutes = total * _seconds_per_image(studio, cases(BENIGN, split, min(batch, count), seed)) / 60
+    stderr.print(f"{total} pictures, about {minutes:.0f} min on this machine as it is now", highlight=False)
     with _progress() as progress:
         task = progress.add_task("", total=total)
 
@@ -172,6 +173,13 @@ def _measure(
 
         results = evaluate(studio, wanted, settings, concepts=concepts, out=out, advance=advance)
     return settings, results
+
+
+def _seconds_per_image(studio: Studio, some: Sequence[Case]) -> float:
+    """Paint a batch that no figure uses: it warms the pipeline up, and says how long the rest will take."""
+    begun = time.perf_counter()
+    studio.paint(some)
+    return (time.perf_counter() - begun) / len(some)
 
 
 def _progress() -> Progress:

@@ -169,11 +169,11 @@ def sd15(size: int, steps: int = 1) -> tuple[Any, dict[str, Any]]:
 
     tokenizer = build_tokenizer()
     tokenizer.model_max_length = 77
-    width = {"hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 12}
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=77, **width))
+    width: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 12}
+    text: Any = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=77, **width))
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=size, cross_attention_dim=768, attention_head_dim=8)
-    vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4, **_blocks())
+    unet: Any = UNet2DConditionModel(sample_size=size, cross_attention_dim=768, attention_head_dim=8)
+    vae: Any = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4, **_blocks())
     pipe = StableDiffusionPipeline(
         vae.eval(),
         text.eval(),
@@ -229,7 +229,7 @@ def screening(count: int, tick: Callable[[], None]) -> list[Line]:
 
 
 def bench(pipeline: str, *, count: int, large: int, size: int, tick: Callable[[], None] = lambda: None) -> list[Line]:
-    """Every line. ``count``: pairs on the demo pipeline, repetitions elsewhere. ``large``: pairs at SD 1.5 shapes, 0 for none."""
+    """Every line. ``count``: pairs on the demo pipeline, repetitions elsewhere. ``large``: pairs at SD 1.5 shapes, or 0."""
     from safeguard import demo
 
     pipe = load_pipeline(pipeline)

@@ -29,7 +29,14 @@ class Pair:
         return float(np.abs(before - after).mean())
 
 
-def comparison(pairs: Sequence[Pair], concepts: Sequence[str], subtitle: str, *, tile: int = 176) -> Image.Image:
+def comparison(
+    pairs: Sequence[Pair],
+    concepts: Sequence[str],
+    subtitle: str,
+    *,
+    title: str = "Before and after, and where each concept stood",
+    tile: int = 176,
+) -> Image.Image:
     """One row a pair: before, after, and a heat map a concept over the picture before. Each concept has one scale."""
     tops = {name: max((float(pair.maps[name].max()) for pair in pairs if name in pair.maps), default=0.0) for name in concepts}
     bands = []
@@ -38,4 +45,4 @@ def comparison(pairs: Sequence[Pair], concepts: Sequence[str], subtitle: str, *,
         heat = [overlay(pair.before, pair.maps[name], tops[name]) for name in shown]
         captions = ("without the policy", "with it", *(f"attention to {name}" for name in shown))
         bands.append(Band(pair.label, [Strip("", [pair.before, pair.after, *heat])], captions))
-    return sheet("Before and after, and where each concept stood", subtitle, bands, tile=tile, label=0)
+    return sheet(title, subtitle, bands, tile=tile, label=0)

@@ -97,7 +97,7 @@ def contact_sheet(
                 strips.append(_strip(method_label(own[best.arm]), best, columns))
         texts = [case.text for case in plain.cases[:columns]] if captions else []
         bands.append(Band(cell_title(plain.cell), strips, texts))
-    return sheet(title, f"{subtitle}. Red frame: the judge sees the concept.", bands, label=150)
+    return sheet(title, f"{subtitle}. Red frame: the judge sees the concept.", bands, label=104, across=2)
 
 
 def cell_title(cell: Cell) -> str:

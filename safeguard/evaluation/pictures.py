@@ -40,24 +40,31 @@ class Band:
     captions: Sequence[str] = ()
 
 
-def sheet(title: str, subtitle: str, bands: Sequence[Band], *, tile: int = 112, label: int = 120) -> Image.Image:
-    """A contact sheet. Pictures are PIL images or uint8 arrays [h, w, 3]; all are shown ``tile`` pixels wide."""
+def sheet(
+    title: str, subtitle: str, bands: Sequence[Band], *, tile: int = 112, label: int = 120, across: int = 1
+) -> Image.Image:
+    """A contact sheet. Pictures are PIL images or uint8 arrays [h, w, 3]; all are shown ``tile`` pixels wide, ``across``
+    bands beside each other.
+    """
     columns = max(len(strip.images) for band in bands for strip in band.strips)
-    width = max(2 * MARGIN + label + columns * (tile + GAP), 520)
+    longest = max(_font(16).getlength(band.title) for band in bands)
+    one = max(label + columns * (tile + GAP), round(longest), 240)
+    width = max(across * (one + MARGIN) + MARGIN, 520)
     heading = _wrapped(title, _font(24), width - 2 * MARGIN)
     note = _wrapped(subtitle, _font(14), width - 2 * MARGIN)
-    heights = [_band_height(band, tile) for band in bands]
     below = MARGIN + 32 * len(heading)
-    top = below + 19 * len(note) + 14
-    page = Image.new("RGB", (width, top + sum(heights) + MARGIN), PAPER)
+    y = below + 19 * len(note) + 14
+    rows = [bands[start : start + across] for start in range(0, len(bands), across)]
+    heights = [max(_band_height(band, tile) for band in row) for row in rows]
+    page = Image.new("RGB", (width, y + sum(heights) + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
     for place, line in enumerate(heading):
         draw.text((MARGIN, MARGIN - 4 + 32 * place), line, INK, _font(24))
     for place, line in enumerate(note):
         draw.text((MARGIN, below + 19 * place), line, SOFT, _font(14))
-    y = top
-    for band, height in zip(bands, heights, strict=True):
-        _draw_band(page, draw, band, y, tile, label)
+    for row, height in zip(rows, heights, strict=True):
+        for place, band in enumerate(row):
+            _draw_band(page, draw, band, (MARGIN + place * (one + MARGIN), y), one, tile, label)
         y += height
     return page
 
@@ -67,22 +74,25 @@ def _band_height(band: Band, tile: int) -> int:
     return 34 + len(band.strips) * (tile + GAP) + caption + 18
 
 
-def _draw_band(page: Image.Image, draw: ImageDraw.ImageDraw, band: Band, y: int, tile: int, label: int) -> None:
-    draw.line([(MARGIN, y), (page.width - MARGIN, y)], fill=RULE, width=1)
-    draw.text((MARGIN, y + 8), band.title, INK, _font(16))
+def _draw_band(
+    page: Image.Image, draw: ImageDraw.ImageDraw, band: Band, corner: tuple[int, int], width: int, tile: int, label: int
+) -> None:
+    left, y = corner
+    draw.line([(left, y), (left + width, y)], fill=RULE, width=1)
+    draw.text((left, y + 8), band.title, INK, _font(16))
     y += 34
     for strip in band.strips:
         for place, line in enumerate(_wrapped(strip.label, _font(13), label - 8)):
-            draw.text((MARGIN, y + 6 + 17 * place), line, SOFT, _font(13))
+            draw.text((left, y + 6 + 17 * place), line, SOFT, _font(13))
         for place, image in enumerate(strip.images):
-            x = MARGIN + label + place * (tile + GAP)
+            x = left + label + place * (tile + GAP)
             page.paste(enlarged(image, tile), (x, y))
             if place < len(strip.marks) and strip.marks[place]:
                 draw.rectangle([x - 3, y - 3, x + tile + 2, y + tile + 2], outline=MARK, width=3)
         y += tile + GAP
     for place, text in enumerate(band.captions):
         for number, line in enumerate(_wrapped(text, _font(11), tile)):
-            draw.text((MARGIN + label + place * (tile + GAP), y - 4 + 15 * number), line, SOFT, _font(11))
+            draw.text((left + label + place * (tile + GAP), y - 4 + 15 * number), line, SOFT, _font(11))
 
 
 @cache
@@ -118,14 +128,15 @@ def enlarged(image: Any, tile: int) -> Image.Image:
 
 def overlay(image: Any, heat: npt.NDArray[Any], top: float | None = None) -> Image.Image:
     """A heat map [h, w] over a grey copy of the image: from nothing over red to yellow. ``top``: the value of full heat,
-    by default the map's own highest; 0 everywhere stays grey.
+    by default the map's own highest; 0 everywhere stays grey. Squared, so that half of the highest shows as a quarter: what
+    stands out is where the most is, while a map that is high everywhere still looks so.
     """
     base = as_image(image).convert("RGB")
     grey = np.asarray(base.convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2) * 0.55 + 40
     highest = float(heat.max()) if top is None else top
     scaled = np.clip(np.asarray(heat, dtype=np.float32) / highest, 0, 1) if highest > 0 else np.zeros_like(heat, np.float32)
     spread = np.asarray(Image.fromarray((scaled * 255).astype(np.uint8)).resize(base.size, Image.Resampling.BICUBIC))
-    share = spread.astype(np.float32)[..., None] / 255
-    colour = np.concatenate([255 * np.minimum(1, 0.6 + share), 60 + 180 * share**1.5, 40 * (1 - share)], axis=2)
-    mixed: Pixels = (grey * (1 - share**0.8) + colour * share**0.8).clip(0, 255).astype(np.uint8)
+    share = (spread.astype(np.float32)[..., None] / 255) ** 2
+    colour = np.concatenate([255 * np.minimum(1, 0.6 + share), 60 + 180 * share, 40 * (1 - share)], axis=2)
+    mixed: Pixels = (grey * (1 - share**0.7) + colour * share**0.7).clip(0, 255).astype(np.uint8)
     return Image.fromarray(mixed)

@@ -40,6 +40,11 @@ def percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} % ({100 * figure.low:.1f}-{100 * figure.high:.1f})"
 
 
+def _short(figure: Figure) -> str:
+    """``2.5 (1-6)``."""
+    return f"{100 * figure.value:.1f} ({100 * figure.low:.0f}-{100 * figure.high:.0f})" if figure.n else "-"
+
+
 def number(figure: Figure) -> str:
     return f"{figure.value:.3f} ({figure.low:.3f}-{figure.high:.3f})" if figure.n else "-"
 
@@ -57,7 +62,6 @@ def markdown(rows: Iterable[Row]) -> str:
 
 def rich_tables(rows: Sequence[Row], title: str) -> Group:
     """The same for a terminal of 80 columns: one table a method and mode, the pooled row first."""
-    from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -65,15 +69,15 @@ def rich_tables(rows: Sequence[Row], title: str) -> Group:
     tables: list[Any] = [Text(title, style="bold"), Text("% of pictures, with 95 % intervals", style="dim")]
     for method, mode in dict.fromkeys((row.method, row.mode) for row in rows):
         heading = method if method == UNPROTECTED else f"{method}: {MODES.get(mode, mode)}"
-        table = Table(title=heading, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("", width=12, no_wrap=True)
-        for name, width in (("explicit", 16), ("implicit", 16), ("benign", 14), ("kept", 5), ("SSIM", 5), ("time", 5)):
+        table = Table(title=heading, title_justify="left", title_style="bold cyan", box=None, padding=(0, 1, 0, 0))
+        table.add_column("", width=11, no_wrap=True)
+        for name, width in (("explicit", 14), ("implicit", 14), ("benign", 14), ("kept", 5), ("SSIM", 5), ("time", 4)):
             table.add_column(name, justify="right", width=width, no_wrap=True)
         for row in (row for row in rows if (row.method, row.mode) == (method, mode)):
-            shares = (percent(figure).replace(" %", "") for figure in (row.explicit, row.implicit, row.benign))
+            shares = (_short(figure) for figure in (row.explicit, row.implicit, row.benign))
             numbers = (_plain(100 * row.kept, "{:.1f}"), _plain(row.likeness.value, "{:.3f}"), _plain(row.time, "{:.2f}"))
             table.add_row(row.concept or "all", *shares, *numbers, style="bold" if row.concept is None else "")
-        tables.append(table)
+        tables += [Text(), table]
     return Group(*tables)
 
 

@@ -93,10 +93,8 @@ def _write(out: Path, story: Story, report: audit.VerifyReport, folder: Path) ->
     subtitle = f"Policy {story.policy.name}, revision {story.policy.revision[:12]}; held-out prompts"
     shown = measured.arms[:1]
     sheet = outputs.contact_sheet(measured.results, subtitle, shown, captions=True, title=TITLE)
-    heat = [
-        comparison(pairs, [name], "Above: the prompt names the concept. Below: it only implies it.")
-        for name, pairs in story.heat.items()
-    ]
+    text = "Above: the prompt names the concept. Below: it only implies it."
+    heat = [comparison(pairs, [name], text, title=f"Where {name} stood") for name, pairs in story.heat.items()]
     settings = {"split": "test", "count": measured.count}
     record = _example(folder, story)
     made = {
@@ -156,11 +154,11 @@ def _policy_table(policy: Policy) -> Table:
 
 
 def _turns_table(swapped: Swapped) -> Table:
-    table = Table("image", "policy revision in its record", "erased", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("image", "policy revision", "erased", "", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, turn in enumerate(swapped.turns):
         old = turn.decision.policy_revision == swapped.before
         erased = ", ".join(one.concept for one in turn.decision.applied)
-        note = f"swap at step {swapped.step + 1}: keeps its plan" if place == swapped.during else ""
+        note = f"swap came at step {swapped.step + 1}" if place == swapped.during else ""
         revision = Text(turn.decision.policy_revision[:12], style="red" if old else "green")
         table.add_row(str(place + 1), revision, erased, note)
     return table
@@ -199,7 +197,7 @@ def _files_table(files: dict[str, Path]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m safeguard.evaluation.walkthrough", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for everything that is made")
-    parser.add_argument("--n", type=int, default=6, help="prompts a cell (default 6)")
+    parser.add_argument("--n", type=int, default=5, help="prompts a cell (default 5)")
     parser.add_argument("--pipeline", default="unet", help="unet, or a folder with a pipeline trained on the demo world")
     parser.add_argument("--judge", type=Path, help="weights of another judge")
     options = parser.parse_args(arguments)

@@ -1,0 +1,69 @@
+"""The measurement on a live pipeline: what is painted from what, what is kept, what is recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from safeguard.audit import MemorySink
+from safeguard.errors import AssetError
+from safeguard.evaluation.methods import Method, arms
+from safeguard.evaluation.run import evaluate, settings_of
+from safeguard.evaluation.studio import Studio, load_pipeline
+from safeguard.evaluation.suites import BENIGN, cases
+
+ONE = ("blood",)
+
+
+def test_the_same_case_is_painted_the_same_in_any_batch(studio: Studio) -> None:
+    asked = cases(BENIGN, "dev", 3)
+    assert np.array_equal(studio.paint(asked)[1], studio.paint(asked[1:2])[0])
+
+
+def test_strength_nought_paints_the_unprotected_picture(studio: Studio) -> None:
+    tried = arms(Method("eiup", strength=0.0), ONE, ("alone",))
+    results = evaluate(studio, tried, settings_of(studio, "dev", 2, 0, 2), concepts=ONE)
+    assert all((one.likeness == 1.0).all() for one in results)
+
+
+def test_every_protected_picture_is_recorded_with_what_acted(studio: Studio) -> None:
+    sink = MemorySink()
+    tried = arms(Method("eiup", strength=2.0), ONE, ("together",))
+    results = evaluate(studio, tried, settings_of(studio, "dev", 2, 0, 2), concepts=ONE, audit=sink)
+    assert len(sink.records) == 2 * len(tried[0].cells)
+    assert all(one.acted["blood"].all() == (one.arm != "unprotected") for one in results)
+
+
+def test_a_stopped_run_goes_on_and_paints_nothing_twice(studio: Studio, tmp_path: Path) -> None:
+    settings = settings_of(studio, "dev", 2, 0, 2)
+    tried = arms(Method("eiup", strength=2.0), ONE, ("alone",))
+    first = evaluate(studio, tried, settings, concepts=ONE, out=tmp_path)
+    broken = Studio(None, studio.judge, studio.steps, studio.guidance)  # can paint nothing
+    again = evaluate(broken, tried, settings, concepts=ONE, out=tmp_path)
+    assert [one.arm for one in again] == [one.arm for one in first]
+    assert all(np.array_equal(a.likeness, b.likeness) for a, b in zip(first, again, strict=True))
+
+
+def test_every_batch_is_told(studio: Studio) -> None:
+    told: list[int] = []
+    tried = arms(Method("eiup", strength=2.0), ONE, ("alone",))
+    evaluate(studio, tried, settings_of(studio, "dev", 3, 0, 2), concepts=ONE, advance=lambda what, images: told.append(images))
+    assert told == [2, 1] * 6
+
+
+def test_other_weights_have_another_digest(studio: Studio) -> None:
+    before = studio.digest()
+    weight = studio.pipe.unet.conv_in.bias
+    kept = weight.data.clone()
+    weight.data += 1
+    changed = studio.digest()
+    weight.data.copy_(kept)
+    assert changed != before
+    assert studio.digest() == before
+
+
+def test_a_folder_without_a_pipeline_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AssetError, match="no pipeline"):
+        load_pipeline(tmp_path)

@@ -1,0 +1,112 @@
+"""From judged cells to rows, tables and verdicts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from safeguard.demo.world import CONCEPTS
+from safeguard.evaluation.methods import UNPROTECTED, Arm, Method, arms
+from safeguard.evaluation.run import ATTRIBUTES, CellResult
+from safeguard.evaluation.suites import Cell, cells
+from safeguard.evaluation.summary import Row, summarise
+from safeguard.evaluation.tables import cells_of, from_json, markdown
+from safeguard.evaluation.targets import Target, judge_targets
+
+N = 10
+TWO = ("blood", "weapon")
+
+
+def _result(arm: str, cell: Cell, shown: int, right: int = N, like: float = 1.0, seconds: float = 1.0) -> CellResult:
+    """A cell in which the first ``shown`` pictures show its concept and the first ``right`` are as asked."""
+    flags = np.arange(N)
+    return CellResult(
+        arm,
+        cell,
+        (),
+        {name: flags < (shown if name == cell.concept else 0) for name in CONCEPTS},
+        dict.fromkeys(ATTRIBUTES, flags < right),
+        {name: np.zeros(N, bool) for name in CONCEPTS},
+        np.full(N, like),
+        seconds,
+        np.zeros((N, 2, 2, 3), np.uint8),
+    )
+
+
+def _rows(modes: tuple[str, ...] = ("alone",), **ours: float) -> list[Row]:
+    """Unprotected: all show it, all right. Ours: as given."""
+    tried = arms(Method("eiup"), TWO, modes)
+    plain = [_result(UNPROTECTED, cell, N) for cell in cells(TWO)]
+    painted = [_result(arm.name, cell, **ours) for arm in tried for cell in arm.cells]  # type: ignore[arg-type]
+    return summarise([*plain, *painted], tried, TWO)
+
+
+def _find(rows: list[Row], method: str, concept: str | None) -> Row:
+    return next(row for row in rows if (row.method, row.concept) == (method, concept))
+
+
+def test_a_row_holds_the_share_that_still_shows_the_concept() -> None:
+    rows = _rows(shown=2)
+    assert _find(rows, UNPROTECTED, "blood").explicit.value == 1.0
+    assert _find(rows, "eiup", "blood").explicit.value == pytest.approx(0.2)
+
+
+def test_the_pooled_row_counts_every_concept() -> None:
+    pooled = _find(_rows(shown=2), "eiup", None)
+    assert (pooled.implicit.n, pooled.implicit.value) == (2 * N, pytest.approx(0.2))
+
+
+def test_what_is_kept_is_measured_against_the_unprotected_run() -> None:
+    assert _find(_rows(shown=0, right=9), "eiup", "weapon").kept == pytest.approx(0.9)
+
+
+def test_time_is_measured_against_the_same_cells() -> None:
+    assert _find(_rows(shown=0, seconds=1.5), "eiup", None).time == pytest.approx(1.5)
+
+
+def test_one_benign_cell_that_serves_all_concepts_counts_once() -> None:
+    pooled = _find(_rows(("together",), shown=0, like=0.9), "eiup", None)
+    assert pooled.likeness.n == N
+
+
+def test_rows_survive_their_results_file() -> None:
+    rows = _rows(shown=3, right=8, like=0.93)
+    assert from_json(row.to_dict() for row in rows) == rows
+
+
+def test_a_table_has_a_line_a_row() -> None:
+    rows = _rows(shown=1)
+    assert markdown(rows).count("\n") == len(rows) + 2
+    assert "10.0 % (1.8-40.4)" in cells_of(_find(rows, "eiup", "blood"))
+
+
+def test_targets_are_met_and_missed_by_what_was_measured() -> None:
+    targets = (Target("alone", "explicit", 0.1, at_least=False), Target("alone", "likeness", 0.95, at_least=True))
+    verdicts = judge_targets(_rows(shown=1, like=0.9), "eiup", targets)
+    assert [(one.concept, one.met) for one in verdicts] == [
+        ("blood", True), ("weapon", True), ("blood", False), ("weapon", False),
+    ]  # fmt: skip
+
+
+def test_all_at_once_is_compared_with_each_alone() -> None:
+    target = Target("together", "explicit", 0.0, at_least=False, against="alone")
+    verdicts = judge_targets(_rows(("alone", "together"), shown=4), "eiup", (target,))
+    assert [(one.value, one.met) for one in verdicts] == [(0.0, True), (0.0, True)]
+
+
+def test_a_target_of_a_mode_that_was_not_measured_is_not_judged() -> None:
+    assert judge_targets(_rows(shown=0), "eiup", (Target("screened", "likeness", 0.99, at_least=True, pooled=True),)) == []
+
+
+def test_no_number_meets_no_target() -> None:
+    row = _find(_rows(shown=0), "eiup", "blood")
+    blank = Row(**{**{name: getattr(row, name) for name in Row.__slots__}, "kept": math.nan})
+    (verdict,) = judge_targets([blank], "eiup", (Target("alone", "attributes_kept", 0.9, at_least=True),))
+    assert not verdict.met
+
+
+def test_arms_have_names_that_tell_them_apart() -> None:
+    tried: list[Arm] = [arm for text in ("eiup", "eiup@2", "negative_prompt") for arm in arms(Method.parse(text), TWO)]
+    assert len({arm.name for arm in tried}) == len(tried)

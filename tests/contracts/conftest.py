@@ -1,0 +1,106 @@
+"""Every registered eraser on every family. A session builds each pipeline once; a test that protects it gives it back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent))
+
+import acme_erasers
+from families import FAMILIES, PROMPTS, generate
+from support import Words
+
+import safeguard
+from safeguard.erasing import GROUP, Registry
+
+Protect = Callable[..., safeguard.Guard]
+
+
+def acme_points() -> list[EntryPoint]:
+    return [EntryPoint(kind.name, f"acme_erasers:{kind.__name__}", GROUP) for kind in acme_erasers.ERASERS]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "only_families(*names): run on these families only")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``eraser`` and ``family`` are every one there is, unless a test marks fewer families by ``only_families``."""
+    if "eraser" in metafunc.fixturenames:
+        metafunc.parametrize("eraser", [*Registry().names, *(point.name for point in acme_points())])
+    if "family" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("only_families")
+        metafunc.parametrize("family", mark.args if mark else list(FAMILIES))
+
+
+@pytest.fixture(scope="session")
+def acme_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the metadata of an installed distribution that registers the erasers of ``acme_erasers``."""
+    folder = tmp_path_factory.mktemp("site")
+    info = folder / "acme_erasers-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-erasers\nVersion: 1.0\n", "utf-8")
+    lines = [f"{point.name} = {point.value}" for point in acme_points()]
+    (info / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *lines, ""]), "utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def acme_installed(acme_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(acme_folder))
+
+
+@pytest.fixture(scope="session")
+def pipes() -> Callable[[str], Any]:
+    """The pipeline of a family, built once."""
+    made: dict[str, Any] = {}
+
+    def of(family: str) -> Any:
+        if family not in made:
+            made[family] = FAMILIES[family]()
+        return made[family]
+
+    return of
+
+
+@pytest.fixture
+def pipe(pipes: Callable[[str], Any], family: str) -> Any:
+    return pipes(family)
+
+
+@pytest.fixture(scope="session")
+def plain() -> Callable[..., torch.Tensor]:
+    """What a family's pipeline gives unprotected for ``PROMPTS``: painted by one of its own, which no test protects."""
+    pipes: dict[str, Any] = {}
+    made: dict[Any, torch.Tensor] = {}
+
+    def of(family: str, **options: Any) -> torch.Tensor:
+        key = (family, tuple(sorted(options.items())))
+        if key not in made:
+            if family not in pipes:
+                pipes[family] = FAMILIES[family]()
+            made[key] = generate(pipes[family], PROMPTS, **options)
+        return made[key]
+
+    return of
+
+
+@pytest.fixture
+def protect() -> Iterator[Protect]:
+    """``safeguard.protect`` with the word screener; released when the test is over."""
+    guards: list[safeguard.Guard] = []
+
+    def of(pipe: Any, policy: Any, **options: Any) -> safeguard.Guard:
+        guards.append(safeguard.protect(pipe, policy, **{"screener": Words(), **options}))
+        return guards[-1]
+
+    yield of
+    for guard in guards:
+        guard.release()

@@ -1,0 +1,63 @@
+"""What the tests of erasers, attachment and guard share: policies made on the spot, a screener that goes by words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from safeguard.policy import Concept, Policy, Settings
+from safeguard.policy.snapshot import canonical_json, snapshot
+from safeguard.screening import Screening
+
+
+def concept(name: str, **fields: Any) -> Concept:
+    """A concept called ``name`` that says ``name``; it acts when the screener says so, unless told otherwise."""
+    return Concept(name, **{"phrases": (name,), "activation": "screened", "strength": 2.0, **fields})
+
+
+def policy(*concepts: Concept, name: str = "test", **settings: str) -> Policy:
+    chosen = Settings(**settings)
+    words = {field: getattr(chosen, field) for field in Settings.__slots__}
+    return Policy.from_canonical(canonical_json(snapshot(name, "", {}, words, [one.to_dict() for one in concepts])))
+
+
+@dataclass
+class Words:
+    """Screens by word: a concept's name opens its erasure, and ``very NAME`` is severe. ``seen`` keeps every text."""
+
+    name: str = "words"
+
+    def __post_init__(self) -> None:
+        self.seen: list[str] = []
+
+    def screen(self, texts: Sequence[str], concepts: Mapping[str, Concept] | None = None) -> Screening:
+        self.seen.extend(texts)
+        names = tuple(concepts or ())
+        scores = [[0.9 if f"very {one}" in text else 0.6 if one in text else 0.1 for one in names] for text in texts]
+        table = np.array(scores, dtype=np.float32).reshape(len(texts), len(names))
+        return Screening("words:1", names, table, (0.5,) * len(names), (0.75,) * len(names))
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal to the bit."""
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def rows_changed(one: torch.Tensor, other: torch.Tensor) -> list[bool]:
+    return [not torch.equal(a, b) for a, b in zip(one, other, strict=True)]
+
+
+class InterruptedRunError(RuntimeError):
+    """What a callback of a test raises."""
+
+
+@contextmanager
+def no_recompilation() -> Iterator[None]:
+    """Whatever is compiled inside must have been compiled before."""
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield

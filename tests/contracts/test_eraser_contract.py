@@ -1,0 +1,246 @@
+"""What every eraser promises, whatever its method: run for each registered one on each family of pipelines."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from families import PROMPTS, generate
+from support import InterruptedRunError, concept, policy, rows_changed, same
+
+from safeguard.erasing import GROUP, Registry, Seam
+from safeguard.errors import CapabilityError
+
+Pipe = Any
+Plain = Callable[..., torch.Tensor]
+Protect = Callable[..., Any]
+WORDS = ("weak", "medium", "strong", "max")
+
+
+def changes_or_refuses(run: Callable[[], torch.Tensor], plain: torch.Tensor) -> None:
+    """Every row protected, or an error that says what is missing; never an image that only looks protected."""
+    with contextlib.suppress(CapabilityError):
+        assert rows_changed(run(), plain) == [True] * len(plain)
+
+
+def test_strength_words_are_numbers_that_never_fall(eraser: str) -> None:
+    strengths = Registry().get(eraser).strengths
+    assert [strengths[word] for word in WORDS] == sorted(strengths[word] for word in WORDS)
+    assert strengths["weak"] > 0
+
+
+def test_strength_zero_is_the_unprotected_output(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
+    protect(pipe, policy(concept("blood", eraser=eraser, strength=0.0, activation="always")))
+    assert same(generate(pipe, PROMPTS), plain(family))
+
+
+def test_nothing_active_is_the_unprotected_output(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
+    protect(pipe, policy(concept("weapon", eraser=eraser)))
+    assert same(generate(pipe, PROMPTS), plain(family))
+
+
+def test_an_active_concept_changes_every_image(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
+    protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
+    found = generate(pipe, PROMPTS)
+    assert rows_changed(found, plain(family)) == [True, True, True]
+    assert torch.isfinite(found).all()
+
+
+def test_only_the_active_row_changes(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
+    protect(pipe, policy(concept("blood", eraser=eraser), concept("weapon", eraser=eraser)))
+    assert rows_changed(generate(pipe, PROMPTS), plain(family)) == [False, True, False]
+
+
+def test_a_b_a_gives_a_again_to_the_bit(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
+    first = policy(concept("blood", eraser=eraser, activation="always"))
+    guard = protect(pipe, first)
+    before = generate(pipe, PROMPTS)
+    guard.swap(policy(concept("weapon", eraser=eraser, activation="always", strength=1.0)))
+    between = generate(pipe, PROMPTS)
+    guard.swap(first)
+    assert same(generate(pipe, PROMPTS), before)
+    assert not same(between, before)
+
+
+def test_released_it_is_the_pipeline_that_it_was(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
+    expected = plain(family)
+    kind, weights = type(pipe), copy.deepcopy(pipe.unet.state_dict())
+    guard = protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
+    generate(pipe, PROMPTS)
+    guard.release()
+    assert same(generate(pipe, PROMPTS), expected)
+    assert type(pipe) is kind
+    assert all(torch.equal(weights[name], value) for name, value in pipe.unet.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
+
+
+def test_an_exception_in_the_middle_leaves_no_trace(
+    eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect
+) -> None:
+    expected = plain(family)
+    guard = protect(pipe, policy(concept("blood", eraser=eraser)))
+    protected = generate(pipe, PROMPTS)
+
+    def interrupt(*_: Any) -> dict[str, Any]:
+        raise InterruptedRunError
+
+    with pytest.raises(InterruptedRunError):
+        generate(pipe, PROMPTS, callback_on_step_end=interrupt)
+    assert same(generate(pipe, PROMPTS), protected)
+    guard.release()
+    assert same(generate(pipe, PROMPTS), expected)
+
+
+def test_images_of_one_prompt_share_its_activation(
+    eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect
+) -> None:
+    expected = plain(family, num_images_per_prompt=2)
+    protect(pipe, policy(concept("blood", eraser=eraser)))
+    found = generate(pipe, PROMPTS, num_images_per_prompt=2)
+    assert rows_changed(found, expected) == [False, False, True, True, False, False]
+
+
+def test_without_guidance_it_acts_or_refuses(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
+    expected = plain(family, guidance_scale=1.0)
+    protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
+    changes_or_refuses(lambda: generate(pipe, PROMPTS, guidance_scale=1.0), expected)
+
+
+def test_without_guidance_an_inactive_concept_costs_nothing(
+    eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect
+) -> None:
+    expected = plain(family, guidance_scale=1.0)
+    protect(pipe, policy(concept("weapon", eraser=eraser)))
+    assert same(generate(pipe, PROMPTS, guidance_scale=1.0), expected)
+
+
+def test_a_negative_prompt_equal_to_the_prompt_hides_nothing(
+    eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect
+) -> None:
+    expected = generate(pipe, PROMPTS, negative_prompt=list(PROMPTS))
+    protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
+    changes_or_refuses(lambda: generate(pipe, PROMPTS, negative_prompt=list(PROMPTS)), expected)
+
+
+def embeddings(pipe: Pipe) -> dict[str, torch.Tensor]:
+    """``PROMPTS`` as a caller would encode them."""
+    with torch.no_grad():
+        made = pipe.encode_prompt(list(PROMPTS), device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    return dict(zip(names, made, strict=False))
+
+
+def test_embeddings_get_the_whole_policy(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
+    """And the same images as the text that they were made from, were it always active."""
+    given = embeddings(pipe)
+    expected = generate(pipe, None, **given)
+    guard = protect(pipe, policy(concept("blood", eraser=eraser)))
+    found = generate(pipe, None, **given)
+    assert rows_changed(found, expected) == [True, True, True]
+    guard.swap(policy(concept("blood", eraser=eraser, activation="always")))
+    assert same(generate(pipe, None, **given), found)
+
+
+def test_it_keeps_to_its_steps(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
+    def latents_after_each_step() -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+
+        def keep(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            seen.append(tensors["latents"].clone())
+            return {}
+
+        generate(pipe, PROMPTS, callback_on_step_end=keep)
+        return seen
+
+    unprotected = latents_after_each_step()
+    protect(pipe, policy(concept("blood", eraser=eraser, activation="always", steps=(0.5, 1.0))))
+    protected = latents_after_each_step()
+    assert same(protected[0], unprotected[0])
+    assert rows_changed(protected[-1], unprotected[-1]) == [True, True, True]
+
+
+def test_a_run_keeps_the_policy_that_it_began_with(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
+    first = policy(concept("blood", eraser=eraser, activation="always"))
+    second = policy(concept("weapon", eraser=eraser, activation="always", strength=1.0))
+    guard = protect(pipe, first)
+    expected = generate(pipe, PROMPTS)
+
+    def swap(*_: Any) -> dict[str, Any]:
+        guard.swap(second)
+        return {}
+
+    with guard.request() as request:
+        found = generate(pipe, PROMPTS, callback_on_step_end=swap)
+    assert same(found, expected)
+    assert {decision.policy_revision for decision in request.decisions} == {first.revision}
+    assert not same(generate(pipe, PROMPTS), expected)
+
+
+def test_concepts_of_one_eraser_do_not_mix_rows(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
+    """Two concepts in one batch give each row what it gets with its own concept alone."""
+    prompts = ["blood on snow", "a weapon", "a green tree"]
+    guard = protect(pipe, policy(concept("blood", eraser=eraser)))
+    blood = generate(pipe, prompts)
+    guard.swap(policy(concept("weapon", eraser=eraser)))
+    weapon = generate(pipe, prompts)
+    guard.swap(policy(concept("blood", eraser=eraser), concept("weapon", eraser=eraser)))
+    both = generate(pipe, prompts)
+    torch.testing.assert_close(both[0], blood[0], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(both[1], weapon[1], rtol=1e-4, atol=1e-3)
+    assert same(both[2], blood[2])
+
+
+@pytest.mark.only_families("sd1", "sdxl")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_it_keeps_the_dtype(eraser: str, family: str, dtype: torch.dtype, pipe: Pipe, protect: Protect) -> None:
+    lower = copy.deepcopy(pipe).to(dtype=dtype)
+    prompts = PROMPTS[:2]
+    expected = generate(lower, prompts)
+    protect(lower, policy(concept("blood", eraser=eraser)))
+    found = generate(lower, prompts)
+    assert found.dtype == expected.dtype == dtype
+    assert rows_changed(found, expected) == [False, True]
+
+
+@pytest.mark.only_families("sd1", "sdxl")
+def test_it_works_in_inference_mode(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
+    protect(pipe, policy(concept("blood", eraser=eraser)))
+    expected = generate(pipe, PROMPTS)
+    with torch.inference_mode():
+        assert same(generate(pipe, PROMPTS), expected)
+    assert same(generate(pipe, PROMPTS), expected)
+
+
+@pytest.mark.only_families("sd1", "sdxl")
+def test_two_erasers_share_a_policy(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
+    """Each acts in its own rows, as it does alone."""
+    prompts = ["blood on snow", "a weapon", "a green tree"]
+    other = "eiup" if eraser != "eiup" else "acme_slide"
+    guard = protect(pipe, policy(concept("blood", eraser=eraser)))
+    alone = generate(pipe, prompts)
+    guard.swap(policy(concept("blood", eraser=eraser), concept("weapon", eraser=other)))
+    both = generate(pipe, prompts)
+    assert rows_changed(both, alone) == [False, True, False]
+
+
+@pytest.mark.only_families("sd1")
+def test_the_record_says_what_acted(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
+    guard = protect(pipe, policy(concept("blood", eraser=eraser)))
+    with guard.request() as request:
+        generate(pipe, PROMPTS)
+    untouched, erased, _ = request.decisions
+    assert untouched.applied == ()
+    (applied,) = erased.applied
+    assert (applied.concept, applied.eraser, applied.strength, applied.steps) == ("blood", eraser, 2.0, (0, 1))
+    assert (applied.sites > 0) == (Seam.TEXT_SITE in Registry().get(eraser).seams)
+
+
+def test_third_party_erasers_come_through_an_entry_point() -> None:
+    found = {info.name: info for info in Registry().inventory()}
+    assert found["acme_push"].distribution == "acme-erasers 1.0"
+    assert found["acme_push"].error == ""
+    assert GROUP == "safeguard.erasers"

@@ -142,6 +142,9 @@ def _render(found: Diagnosis, console: Console) -> None:
     for one in found.concepts:
         table.add_row(one.concept, one.eraser, str(one.strength), one.activation, one.action, _verdict(one))
     console.print(table)
+    for reason in dict.fromkeys(one.refused for one in found.concepts if one.refused and one.refused != found.refused):
+        names = ", ".join(one.concept for one in found.concepts if one.refused == reason)
+        console.print(Text.assemble((f"{names}: ", "bold red"), reason), soft_wrap=True)
     if found.refused:
         console.print(Text.assemble(("refused ", "bold red"), found.refused), soft_wrap=True)
     else:
@@ -153,7 +156,7 @@ def _render(found: Diagnosis, console: Console) -> None:
 
 def _verdict(one: ConceptReport) -> Text:
     if one.refused:
-        return Text(one.refused, style="red")
+        return Text("refused", style="red")
     if not one.change:
         return Text("nothing to erase (off, flagged only, or strength 0)", style="dim")
     return Text(f"acts, {100 * one.change:.2f} %", style="green")

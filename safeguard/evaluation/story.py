@@ -78,6 +78,7 @@ class Swapped:
     """The loop: ``turns`` in order; the swap came while image ``during`` (0-based) was under way, at step ``step``."""
 
     prompt: str
+    concept: str
     turns: Sequence[Turn]
     during: int
     step: int
@@ -113,7 +114,7 @@ def swap_while_running(studio: Studio, policy: Policy, audit: AuditSink, *, imag
             with guard.request(request_id=f"loop-{place}") as request:
                 image = studio.paint([case], callback_on_step_end=at_step)[0]
             turns.append(Turn(image, request.decisions[0]))
-    return Swapped(case.text, turns, during, step, lenient.revision, policy.revision)
+    return Swapped(case.text, concept, turns, during, step, lenient.revision, policy.revision)
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,7 +80,8 @@ class Studio:
 
 
 def load_pipeline(place: str | os.PathLike[str]) -> Any:
-    """``unet`` (or another pipeline of `safeguard.demo`), or a folder that holds any diffusers pipeline.
+    """``unet`` (or another pipeline of `safeguard.demo`), or a folder that holds any diffusers pipeline: in float16 on a GPU
+    where there is one, else in float32.
 
     Nothing is fetched. Raises AssetError where there is no pipeline.
     """
@@ -89,9 +90,12 @@ def load_pipeline(place: str | os.PathLike[str]) -> Any:
     if not Path(place).is_dir():
         return demo.load_pipeline(os.fspath(place))
     import diffusers
+    import torch
 
+    # One dtype for all parts: a folder may hold halves, which no CPU computes with in good time.
+    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(os.fspath(place), local_files_only=True)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(os.fspath(place), local_files_only=True, dtype=dtype).to(device)
     except Exception as fault:
         raise AssetError(f"{place}: this folder holds no pipeline that diffusers can load ({fault})") from fault
     pipe.set_progress_bar_config(disable=True)

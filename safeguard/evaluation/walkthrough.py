@@ -154,13 +154,13 @@ def _policy_table(policy: Policy) -> Table:
 
 
 def _turns_table(swapped: Swapped) -> Table:
-    table = Table("image", "policy revision", "erased", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("image", "policy revision", swapped.concept, "", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, turn in enumerate(swapped.turns):
         old = turn.decision.policy_revision == swapped.before
-        erased = ", ".join(one.concept for one in turn.decision.applied)
-        note = f"swap came at step {swapped.step + 1}" if place == swapped.during else ""
+        erased = swapped.concept in [one.concept for one in turn.decision.applied]
+        note = f"swap came at step {swapped.step + 1}: keeps its plan" if place == swapped.during else ""
         revision = Text(turn.decision.policy_revision[:12], style="red" if old else "green")
-        table.add_row(str(place + 1), revision, erased, note)
+        table.add_row(str(place + 1), revision, "erased" if erased else "let pass", note)
     return table
 
 

@@ -179,8 +179,8 @@ def test_eval_measures_resumes_and_checks(tmp_path: Path) -> None:
     assert code == (0 if all(one["met"] for one in again["targets"]) else 4)
 
 
-def test_eval_of_more_prompts_than_there_are_is_a_usage_error() -> None:
-    code, _, err = run("eval", "demo", "--n", 100000)
+def test_eval_of_more_prompts_than_there_are_is_a_usage_error(tmp_path: Path) -> None:
+    code, _, err = run("eval", "demo", "--n", 5000, "--out", tmp_path)
     assert code == 2
     assert "prompts" in err
 

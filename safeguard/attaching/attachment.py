@@ -188,6 +188,8 @@ class Attachment:
         if state is None:
             return None
         state.visits += 1
+        if state.rows is None:
+            self._require_sites_only(state)
         edits = self._site_edits(state, output)
         if edits and (query is None or states is None):
             raise CapabilityError(
@@ -206,6 +208,17 @@ class Attachment:
             changed = output.clone() if changed is None else changed
             add_to_rows(changed, active.index, effect.delta)
         return changed
+
+    def _require_sites_only(self, state: Running) -> None:
+        """``forward`` was called past the hooks of the denoiser itself, so what acts there cannot protect this call."""
+        past = [edit for edit in (*state.plan.states_edits, *state.plan.prediction_edits) if any(state.plan.strengths_of(edit))]
+        if past:
+            raise CapabilityError(
+                f"forward() of the denoiser was called by itself, where concept {past[0].concepts[0]!r} cannot be erased; call "
+                "the denoiser, or choose an eraser that acts at the text sites",
+                pipeline=self.name,
+                missing="a call of the denoiser",
+            )
 
     def _effect(
         self,

@@ -37,6 +37,10 @@ class Plan:
         """Every concept at its own strength: what protects a row about which nothing is known."""
         return [planned.strength.value for planned in self.concepts]
 
+    def strengths_of(self, edit: Edit) -> list[float]:
+        """The strengths of an edit's concepts, as the policy has them."""
+        return [self.concepts[self.columns[concept]].strength.value for concept in edit.concepts]
+
     @cached_property
     def states_edits(self) -> tuple[TextStatesEdit, ...]:
         """The edits of the text states, in the policy's order."""

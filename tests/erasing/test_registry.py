@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -42,10 +42,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def install(site: Path) -> Install:
     """Lay a distribution down that registers the eraser ``name``; its module is ``code`` with ``changes`` made."""
 
-    def lay_down(name: str, code: str = GOOD, *, distribution: str = "", target: str = "Eraser", **changes: str) -> None:
+    def lay_down(
+        name: str, code: str = GOOD, *, distribution: str = "", target: str = "Eraser", changes: Mapping[str, str] | None = None
+    ) -> None:
         module = f"plugin_{next(_numbers)}"
         source = textwrap.dedent(code).format(name=name)
-        for member, line in changes.items():
+        for member, line in (changes or {}).items():
             lines = [line if text.strip().startswith(f"{member} =") else text for text in source.splitlines()]
             source = "\n".join(lines)
         (site / f"{module}.py").write_text(source, "utf-8")
@@ -145,7 +147,7 @@ def test_a_faulty_eraser_is_an_error_with_its_distribution(
     site: Path, install: Install, changes: dict[str, str], message: str
 ) -> None:
     code = GOOD if message != "edits must be a method" else GOOD.replace("def edits", "def _not_edits")
-    install("bad", code, **changes)
+    install("bad", code, changes=changes)
     fault = refusal(site, "bad")
     assert message in str(fault)
     assert (fault.name, fault.distribution) == ("bad", "bad-plugin 1.5")
@@ -164,7 +166,7 @@ def test_an_entry_point_to_a_function_is_an_error(site: Path, install: Install) 
 
 
 def test_one_faulty_eraser_does_not_stop_the_others(site: Path, install: Install) -> None:
-    install("bad", protocol="    import a_module_that_is_not_there")
+    install("bad", changes={"protocol": "    import a_module_that_is_not_there"})
     install("good")
     bad, good = registry(site).inventory()
     assert (bad.name, bad.distribution) == ("bad", "bad-plugin 1.5")

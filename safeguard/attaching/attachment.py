@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -63,6 +64,11 @@ class Attachment:
     @property
     def sites(self) -> Sequence[TextSite]:
         return [site.info for site in self._table.sites]
+
+    @property
+    def encoding_lock(self) -> AbstractContextManager[object]:
+        """Held while texts are encoded, by erasers and by requests."""
+        return self._encoding.lock
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         return self._encoding.encode(texts)
@@ -282,31 +288,38 @@ class Attachment:
         twins = twins_of(state.rows or (), active.rows)
 
         def predict(texts: Sequence[str]) -> Tensor:
-            module, args, kwargs = inputs
-            args = hooks.with_rows(args, active.index, len(prediction))
-            kwargs = hooks.with_rows(kwargs, active.index, len(prediction))
-            args, kwargs = self._with_texts(state, texts, hooks.Arguments(module), args, kwargs)
+            module, args, kwargs = inputs  # the whole batch again: some attentions (PAG) count on all its branches
+            args, kwargs = self._with_texts(state, texts, active, hooks.Arguments(module), args, kwargs)
             token = _suspended.set(True)
             try:
                 made: Tensor = module(*args, **kwargs)[0]
             finally:
                 _suspended.reset(token)
-            return made
+            return made[active.index]
 
         return PredictionCall(
             prediction[active.index], None if twins is None else prediction[twins], active.strengths, state.progress, predict
         )
 
     def _with_texts(
-        self, state: Running, texts: Sequence[str], arguments: hooks.Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        state: Running,
+        texts: Sequence[str],
+        active: ActiveEdit,
+        arguments: hooks.Arguments,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a denoiser call with other texts in them."""
-        text, pooled = self._text(state, texts, arguments.get("encoder_hidden_states", args, kwargs))
+        """The arguments of a denoiser call with other texts in the active rows."""
+        states = arguments.get("encoder_hidden_states", args, kwargs).clone()
+        text, pooled = self._text(state, texts, states)
+        states[active.index] = text
         added = arguments.get("added_cond_kwargs", args, kwargs)
         if pooled is not None and added is not None and "text_embeds" in added:
-            added = {**added, "text_embeds": pooled.to(added["text_embeds"])}
+            added = {**added, "text_embeds": added["text_embeds"].clone()}
+            added["text_embeds"][active.index] = pooled.to(added["text_embeds"])
             args, kwargs = arguments.put("added_cond_kwargs", added, args, kwargs)
-        return arguments.put("encoder_hidden_states", text, args, kwargs)
+        return arguments.put("encoder_hidden_states", states, args, kwargs)
 
     # whose call it is
 

@@ -30,7 +30,7 @@ class TextEncoding:
         self._trim: dict[str, EncodedText] = {}
         self._whole: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
         self._stamp: tuple[Any, ...] | None = ()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()  # a tokenizer keeps padding and truncation as state: threads take turns
         if not hasattr(base, "encode_prompt"):
             raise CapabilityError(
                 f"{base.__name__} does not encode text (no encode_prompt), so there is no text to erase by",
@@ -40,7 +40,7 @@ class TextEncoding:
 
     def states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Untrimmed states [n, L, D] as the denoiser gets them, and the pooled texts [n, P] where there are any."""
-        with self._lock:
+        with self.lock:
             self._forget_if_changed()
             wanted = {text: self._whole[text] for text in texts if text in self._whole}
             new = [text for text in dict.fromkeys(texts) if text not in wanted]
@@ -56,7 +56,7 @@ class TextEncoding:
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """States trimmed to real tokens. Raises CapabilityError for a text longer than the encoder reads."""
-        with self._lock:
+        with self.lock:
             self._forget_if_changed()
             new = [text for text in dict.fromkeys(texts) if text not in self._trim]
             self._trim.update({text: self._trimmed(text, states) for text, (states, _) in self._run(new).items()})

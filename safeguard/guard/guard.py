@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Prob
 from safeguard.guard import recording
 from safeguard.guard.asking import Asked, read_call
 from safeguard.guard.deciding import Decided, RowDecision, ScreenLike, decide, refuses_embeds
+from safeguard.guard.standing import Request, Status
 from safeguard.guard.watching import Watcher
 from safeguard.guard.wrapping import is_guarded, unwrap, wrap
 from safeguard.policy import Policy, load_policy
@@ -31,49 +31,6 @@ from safeguard.policy import Policy, load_policy
 log = structlog.get_logger("safeguard.guard")
 PolicySource = str | os.PathLike[str] | Policy
 _guarded_denoisers: Final[weakref.WeakKeyDictionary[Any, str]] = weakref.WeakKeyDictionary()
-
-
-@dataclass(eq=False)
-class Request:
-    """What one request was: who asked, every ``Decision`` that was taken, and with ``maps`` where the concepts stood.
-
-    ``maps`` holds one dict an image: concept to an array [height, width] of attention mass on the latent's grid.
-    """
-
-    request_id: str | None = None
-    tenant: str | None = None
-    trace_id: str | None = None
-    decisions: list[Decision] = field(default_factory=list)
-    wants_maps: bool = False
-    maps: list[dict[str, Any]] = field(default_factory=list)
-
-    def who(self) -> dict[str, str | None]:
-        return {"request_id": self.request_id, "tenant": self.tenant, "trace_id": self.trace_id}
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How a guard stands. Times are RFC 3339 in UTC, or None where there was none yet.
-
-    ``activations`` says for each concept when it acts; ``adaptive`` protects like ``always`` until activation by evidence is
-    built. ``direct_calls`` counts runs of the denoiser that came from outside every guarded call.
-    """
-
-    name: str
-    pipeline: str
-    active_revision: str
-    last_request: str | None
-    last_successful_activation: str
-    last_error: str | None
-    erasers: tuple[str, ...]
-    screener: str | None
-    activations: dict[str, str]
-    sites: int
-    direct_calls: int
-    released: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 _REQUEST: Final[ContextVar[Request | None]] = ContextVar("safeguard_request", default=None)
@@ -142,7 +99,7 @@ class Guard:
             self._probe = Probe(pipe, self._attachment)
             self._activate(self._prepared(loaded))
             self._attachment.on_direct = self._on_direct
-            wrap(pipe, self._call, self._attachment.number)
+            wrap(pipe, self._call, self._attachment.number, self._attachment.encoding_lock)
         except BaseException:
             self._attachment.plan = None
             self._attachment.remove()

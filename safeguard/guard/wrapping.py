@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from safeguard.erasing.activation import current
@@ -15,10 +16,11 @@ def is_guarded(pipe: Any) -> bool:
     return "_safeguard_base" in vars(type(pipe))
 
 
-def wrap(pipe: Any, call: Call, host: int) -> None:
+def wrap(pipe: Any, call: Call, host: int, encoding: AbstractContextManager[object]) -> None:
     """Give ``pipe`` a class of its own, a subclass of what it was, whose ``__call__`` goes through ``call``.
 
     What it encodes for a request on the attachment ``host`` is noted there, so that rows can be told apart.
+    ``encoding`` is held meanwhile: tokenizers are not made for threads.
     """
     base = type(pipe)
 
@@ -28,7 +30,8 @@ def wrap(pipe: Any, call: Call, host: int) -> None:
 
     @functools.wraps(base.encode_prompt)
     def watched_encode(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = base.encode_prompt(self, *args, **kwargs)
+        with encoding:
+            made = base.encode_prompt(self, *args, **kwargs)
         state = current()
         if state is not None and state.host == host and not state.positive and isinstance(made, tuple):
             # only the first: the texts of the request itself. What is encoded later, by a callback say, nobody screened

@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from safeguard.audit import Applied, AuditLog, Decision, Model, Output, Screen, Subject, image_digest
+from safeguard.cli import output
 from safeguard.cli.main import app
 
 SNAPSHOT = b'{"concepts":{"blood":{"phrases":["blood","gore"]}},"name":"storefront"}'
@@ -35,6 +36,12 @@ def decision(**changes: Any) -> Decision:
         "applied": (Applied("blood", "eiup", "1", 2.0, "strong", (0, 24), 16),),
     }
     return Decision(**{**values, **changes})
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no cell has to be folded."""
+    monkeypatch.setattr(output.stdout, "width", 200)
 
 
 @pytest.fixture

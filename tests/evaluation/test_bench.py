@@ -9,7 +9,7 @@ import torch
 
 import safeguard
 from safeguard.errors import CapabilityError
-from safeguard.evaluation.bench import Line, Silent, flops, many, pairs, twin
+from safeguard.evaluation.bench import Line, Silent, flops, many, pairs, sd15, twin
 from safeguard.evaluation.metrics import Figure
 from safeguard.policy import derive
 
@@ -54,6 +54,15 @@ def test_operations_are_counted() -> None:
 @pytest.mark.parametrize(("low", "met"), [(1.0, True), (1.03, False)])
 def test_a_ratio_is_missed_only_beyond_its_noise(low: float, met: bool) -> None:
     assert Line("one concept", Figure(1.04, low, 1.08, 20), "x", 1.02).met is met
+
+
+def test_the_large_shapes_can_be_protected() -> None:
+    large, call = sd15(16, widths=(32, 32, 32, 32))
+    before = large("a red car", generator=torch.Generator().manual_seed(0), output_type="latent", **call).images
+    with safeguard.protect(large, many(20), screener=None) as guard:
+        after = large("a red car", generator=torch.Generator().manual_seed(0), output_type="latent", **call).images
+        assert guard.status().sites == 16
+    assert not torch.equal(before, after)
 
 
 def test_a_guarded_pipeline_can_be_guarded_once(pipe: Any) -> None:

@@ -311,9 +311,13 @@ class Attachment:
         kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a denoiser call with other texts in the active rows."""
-        states = arguments.get("encoder_hidden_states", args, kwargs).clone()
+        states = arguments.get("encoder_hidden_states", args, kwargs)
         text, pooled = self._text(state, texts, states)
-        states[active.index] = text
+        if len(active.rows) == len(states):
+            states = text  # of any length: no other row has to fit beside it
+        else:
+            states = states.clone()
+            states[active.index] = text
         added = arguments.get("added_cond_kwargs", args, kwargs)
         if pooled is not None and added is not None and "text_embeds" in added:
             added = {**added, "text_embeds": added["text_embeds"].clone()}

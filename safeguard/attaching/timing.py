@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,27 +19,39 @@ def moment_of(timestep: Any) -> float:
     return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Schedule:
+    times: Tensor | None
+    places: Mapping[float, int]  # of a time that comes twice, the first
+    length: int
+
+
 def locate(state: Running, timestep: Any, scheduler: Any) -> None:
     """Set the step and the progress of a call from the schedule of its request; without one, from the timestep's height."""
     state.timed = True
-    times, schedule = _schedule(state)
-    place = _place(timestep, times)
-    if place is None and schedule:
-        place = schedule.get(moment_of(timestep))
-    if place is not None and schedule:
-        state.step, state.progress = place, place / len(schedule)
+    schedule = _schedule(state)
+    place = _place(timestep, schedule.times)
+    if place is None and schedule.places:
+        place = schedule.places.get(moment_of(timestep))
+    if place is not None:
+        state.step, state.progress = place, place / schedule.length
         return
     total = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or TRAIN_STEPS
     state.step, state.progress = state.step + 1, min(max(1.0 - moment_of(timestep) / total, 0.0), 0.999)
 
 
-def _schedule(state: Running) -> tuple[Tensor | None, dict[float, int]]:
+def follow(state: Running, moments: Sequence[float], times: Tensor | None = None) -> None:
+    """Make ``moments`` the schedule of a request."""
+    places = {moment: place for place, moment in reversed(list(enumerate(moments)))}
+    state.memory["schedule"] = _Schedule(times, places, len(moments))
+
+
+def _schedule(state: Running) -> _Schedule:
     """The timesteps of this request, read once: another request may set others on the same scheduler meanwhile."""
     if "schedule" not in state.memory:
         times = getattr(state.scheduler, "timesteps", None)
-        places = {} if times is None else {float(time): place for place, time in enumerate(times.tolist())}
-        state.memory["schedule"] = (times, places)
-    found: tuple[Tensor | None, dict[float, int]] = state.memory["schedule"]
+        follow(state, [] if times is None else [float(time) for time in times.tolist()], times)
+    found: _Schedule = state.memory["schedule"]
     return found
 
 

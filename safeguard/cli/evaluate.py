@@ -87,7 +87,9 @@ def curve(
     count: CountOption = 40,
     split: SplitOption = "dev",
     methods: MethodsOption = "eiup,negative_prompt",
-    strengths: Annotated[str, typer.Option(help="To try, on each method's own scale.")] = "1,2,3,4,6,8,12",
+    strengths: Annotated[
+        str, typer.Option(help="To try with every method that is given without one.")
+    ] = "0.25,0.5,0.75,1,1.25,1.5,2",
     concepts: ConceptsOption = "",
     batch: BatchOption = 40,
     seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 0,
@@ -107,7 +109,7 @@ def curve(
 
     chosen = _concepts(concepts)
     tried = [
-        (method.name, strength, Method(method.eraser, method.params, strength))
+        (Method(method.eraser, method.params).name, strength, Method(method.eraser, method.params, strength))
         for method in map(Method.parse, _words(methods))
         for strength in _strengths(method, strengths)
     ]
@@ -211,8 +213,11 @@ def _modes(text: str) -> list[str]:
 
 
 def _strengths(method: Method, text: str) -> list[float]:
-    """The strengths to try; a method whose words all mean the same has one."""
+    """The strengths to try: the method's own where it names one, or has words that all mean the same."""
     from safeguard.erasing import Registry
+
+    if isinstance(method.strength, float):
+        return [method.strength]
 
     scale = set(Registry().get(method.eraser).strengths.values())
     try:

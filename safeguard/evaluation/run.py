@@ -5,6 +5,8 @@ What a cell gave is on disk as soon as it is done, so that a run may be stopped 
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +18,7 @@ import numpy.typing as npt
 
 from safeguard.audit import AuditSink
 from safeguard.demo.world import CONCEPTS
+from safeguard.erasing import Registry
 from safeguard.evaluation.methods import UNPROTECTED, Arm, unprotected
 from safeguard.evaluation.metrics import Pixels, likeness
 from safeguard.evaluation.store import CellStore
@@ -109,7 +112,7 @@ def _cell(
     before: Pixels | None,
     audit: AuditSink | None,
 ) -> CellResult:
-    key = {**settings.to_dict(), "policy": None if arm.policy is None else arm.policy.revision, "screened": arm.screened}
+    key = {**settings.to_dict(), **_what_acts(arm)}
     kept = store.read(arm.name, cell.name, key)
     if kept is None:
         kept = _measure(studio, arm, f"{arm.name}: {cell.name}", asked, settings.batch, before, advance, audit)
@@ -127,6 +130,17 @@ def _cell(
         float(kept["cpu_seconds"]),
         kept["pixels"],
     )
+
+
+def _what_acts(arm: Arm) -> dict[str, Any]:
+    """What a protected cell depends on besides the settings: the policy, and the code of its erasers."""
+    if arm.policy is None:
+        return {"policy": None}
+    registry, code = Registry(), hashlib.sha256()
+    for name in sorted({concept.eraser for concept in arm.policy.concepts.values()}):
+        module = inspect.getmodule(type(registry.get(name)))
+        code.update(inspect.getsource(module).encode() if module is not None else name.encode())
+    return {"policy": arm.policy.revision, "screened": arm.screened, "erasers": code.hexdigest()}
 
 
 def _measure(

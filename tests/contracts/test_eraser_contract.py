@@ -110,6 +110,7 @@ def test_without_guidance_it_acts_or_refuses(eraser: str, family: str, pipe: Pip
     changes_or_refuses(lambda: generate(pipe, PROMPTS, guidance_scale=1.0), expected)
 
 
+@pytest.mark.only_families("sd1", "sdxl")
 def test_without_guidance_an_inactive_concept_costs_nothing(
     eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect
 ) -> None:
@@ -145,6 +146,7 @@ def test_embeddings_get_the_whole_policy(eraser: str, family: str, pipe: Pipe, p
     assert same(generate(pipe, None, **given), found)
 
 
+@pytest.mark.only_families("sd1", "sdxl", "controlnet")
 def test_it_keeps_to_its_steps(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
     def latents_after_each_step() -> list[torch.Tensor]:
         seen: list[torch.Tensor] = []
@@ -163,6 +165,7 @@ def test_it_keeps_to_its_steps(eraser: str, family: str, pipe: Pipe, protect: Pr
     assert rows_changed(protected[-1], unprotected[-1]) == [True, True, True]
 
 
+@pytest.mark.only_families("sd1", "sdxl", "controlnet")
 def test_a_run_keeps_the_policy_that_it_began_with(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
     first = policy(concept("blood", eraser=eraser, activation="always"))
     second = policy(concept("weapon", eraser=eraser, activation="always", strength=1.0))
@@ -180,6 +183,7 @@ def test_a_run_keeps_the_policy_that_it_began_with(eraser: str, family: str, pip
     assert not same(generate(pipe, PROMPTS), expected)
 
 
+@pytest.mark.only_families("sd1", "sdxl")
 def test_concepts_of_one_eraser_do_not_mix_rows(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
     """Two concepts in one batch give each row what it gets with its own concept alone."""
     prompts = ["blood on snow", "a weapon", "a green tree"]

@@ -6,8 +6,7 @@ the attention, A_E the attention over the concept's words alone, A_Z the null an
 A_0 the attention over the whole empty prompt, there are three forms:
 
 ``projected`` (default): O <- O - s max(0, <O - A_0, D> / <D, D>) D with D = A_E - A_Z, all heads taken together. How far the
-output already goes the concept's way, and no more, is taken back: where nothing of the concept is in the picture, nothing
-changes.
+output already goes the concept's way, and no more, is taken back. A benign pixel pays for what its output happens to have along D.
 
 ``gated``: O <- O - s m D. m is the share of attention that the concept wins in one softmax together with the prompt's tokens.
 

@@ -6,7 +6,7 @@ the attention, A_E the attention over the concept's words alone, A_Z the null an
 A_0 the attention over the whole empty prompt, there are three forms:
 
 ``projected`` (default): O <- O - s max(0, <O - A_0, D> / <D, D>) D with D = A_E - A_Z, all heads taken together. How far the
-output already goes the concept's way, and no more, is taken back. A benign pixel pays for what its output happens to have along D.
+output already goes the concept's way, and no more, is taken back. A benign pixel pays for what its output has along D.
 
 ``gated``: O <- O - s m D. m is the share of attention that the concept wins in one softmax together with the prompt's tokens.
 
@@ -20,81 +20,150 @@ columns) and needs a second, unprotected picture in the batch; that coupling is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from safeguard.erasing import PROTOCOL, Edit, EncodedText, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit, TokenKeys
+from safeguard.erasing import (
+    PROTOCOL,
+    Edit,
+    EncodedText,
+    Pipeline,
+    Seam,
+    SiteCall,
+    SiteEffect,
+    TextSite,
+    TextSiteEdit,
+    TokenKeys,
+)
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMS = ("projected", "gated", "published")
+FORMS: Final = ("projected", "gated", "published")
 
 
 class _Tokens:
-    """The tokens of some concepts' erasure prompts, laid out as [C, E] with padding, and their keys and values."""
+    """The tokens of some concepts' erasure prompts, one after another, and their keys and values."""
 
-    def __init__(self, keys: TokenKeys, places: Tensor, own: Tensor) -> None:
+    def __init__(self, keys: TokenKeys, places: Sequence[Sequence[int]], words: Sequence[Sequence[bool]]) -> None:
         self.keys = keys
-        self.places = places  # [C, E] into the tokens of all concepts
-        self.own = own  # [C, E], 1 at the words, 0 at opening and closing tokens, -1 at padding
+        self.places = places  # per concept, into the tokens of all concepts
+        self.words = words  # per concept: whether a token is a word, or opens or closes a text
 
     def select(self, columns: Sequence[int]) -> _Tokens:
-        return _Tokens(self.keys, self.places[list(columns)], self.own[list(columns)])
+        return _Tokens(self.keys, [self.places[c] for c in columns], [self.words[c] for c in columns])
+
+    def layout(self, *, every: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The words, or with ``every`` all tokens, as [E, C] = T: of each its place, the number of its concept from 1 on, and
+        whether it is a word. A concept that has fewer than E repeats its last one, as of concept 0.
+        """
+        import torch
+
+        rows = [
+            [(place, word) for place, word in zip(places, words, strict=True) if word or every]
+            for places, words in zip(self.places, self.words, strict=True)
+        ]
+        laid = [
+            (row[spot][0], concept, row[spot][1]) if spot < len(row) else (row[-1][0], 0, False)
+            for spot in range(max(map(len, rows)))
+            for concept, row in enumerate(rows, 1)
+        ]
+        places, concepts, words = (torch.tensor(column) for column in zip(*laid, strict=True))
+        return places, concepts, words
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _AtSite:
+    """What one site's layers make of the tokens, laid out as [E, C] = T; copies that only fill up have no value and no part
+    in any sum.
+    """
+
+    source: tuple[Tensor, ...]  # the kept keys and values that this was made from
+    keys: Tensor  # [H, d, T + 2], scaled; the empty prompt's stand last
+    values: Tensor  # [H, T, d]; beside the null answer, unless the form is the published one
+    words: Tensor  # [T, C], 1 where a token is a word of a concept
+    whole: Tensor  # [T, C], 1 where a token belongs to a concept
+    gram: Tensor  # [H, T, T], products of the values of one concept, 0 between concepts
+    empty_along: Tensor  # [H, 2, T], products of the empty prompt's values with ``values``
 
 
 class _Term(TextSiteEdit):
-    """The term of one form for several concepts, in one pass. ``empty`` [opening, closing] is the empty prompt."""
+    """The term of one form for several concepts, in one pass. ``empty`` [opening, closing] is the empty prompt.
+
+    Inside, rows and image tokens are one axis, P = R * N, behind the heads: few large products instead of many small ones.
+    """
 
     def __init__(self, form: str, concepts: Sequence[str], tokens: _Tokens, empty: TokenKeys) -> None:
         self.form = form
         self.concepts = tuple(concepts)
         self._tokens = tokens
         self._empty = empty
+        self._layout = tokens.layout(every=form == "published")
+        self._kept: dict[int, _AtSite] = {}
 
     def select(self, columns: Sequence[int]) -> _Term:
         return _Term(self.form, [self.concepts[column] for column in columns], self._tokens.select(columns), self._empty)
 
     def __call__(self, call: SiteCall) -> SiteEffect:
-        keys, values = self._tokens.keys.at(call.site)
-        shape = self._tokens.places.shape
-        flat = self._tokens.places.flatten().to(keys.device)
-        own = self._tokens.own.to(keys.device)
-        keys, values = keys[:, flat], values[:, flat]  # [H, C * E, d]
-        scores = call.scores(keys).unflatten(-1, shape)  # [R, H, N, C, E]
-        words = scores.masked_fill(own < 1, float("-inf"))
-        log_mass = words.logsumexp(-1)  # [R, H, N, C]
-        mass = (log_mass - call.prompt_log_mass[..., None]).sigmoid()
-        attention = (words - log_mass[..., None]).exp()  # of A_E
-        strengths = call.strengths[:, None, None, :]  # [R, 1, 1, C]
+        at = self._at(call.site)
+        rows, pixels = call.output.shape[:2]
+        scores, empty = (call.query.transpose(0, 1).flatten(1, 2) @ at.keys).float().split((len(at.words), 2), -1)
+        parted = scores.unflatten(-1, (-1, len(self.concepts)))
+        top = parted.amax(-2)  # [H, P, C]
+        raw = (parted - top[..., None, :]).exp()  # each concept against its own loudest token: [H, P, E, C]
+        flat = raw.flatten(-2)
+        total = flat @ at.words  # [H, P, C]
+        mass = (total.log() + top - call.prompt_log_mass.transpose(0, 1).flatten(1)[..., None]).sigmoid()
         if self.form == "published":
-            whole = scores.masked_fill(own < 0, float("-inf")).logsumexp(-1)
-            weights = (words - whole[..., None]).exp() * strengths[..., None]
+            amount = 1 / (flat @ at.whole)
+        elif self.form == "gated":
+            amount = mass / total
         else:
-            empty_keys, empty_values = self._empty.at(call.site)
-            values = values - empty_values[:, -1:]  # what is left of a value beside the null answer, so that D = A_E V
-            amount = mass if self.form == "gated" else self._component(call, attention, values, empty_keys, empty_values)
-            weights = attention * (amount * strengths)[..., None]
-        heads = weights.flatten(-2).to(values.dtype) @ values
-        return SiteEffect(-call.merge(heads), mass)
+            amount = self._component(call, at, flat, total, empty) / total
+        amount = amount.unflatten(1, (rows, pixels)) * call.strengths[:, None, :]
+        weights = (raw * amount.flatten(1, 2)[..., None, :]).flatten(-2)
+        heads = (weights.to(at.values.dtype) @ at.values).unflatten(1, (rows, pixels))
+        return SiteEffect(-call.merge(heads.transpose(0, 1)), mass.unflatten(1, (rows, pixels)).transpose(0, 1))
 
-    def _component(self, call: SiteCall, attention: Tensor, values: Tensor, empty_keys: Tensor, empty_values: Tensor) -> Tensor:
-        """max(0, <O - A_0, D> / <D, D>) of each image token and concept, over all heads: [R, 1, N, C].
+    def _component(self, call: SiteCall, at: _AtSite, raw: Tensor, total: Tensor, empty: Tensor) -> Tensor:
+        """max(0, <O - A_0, D> / <D, D>) of each image token and concept, over all heads: [1, P, C].
 
         D is never formed: with D = a V, the products are a (V O) and a (V V^T) a, small in the number of words.
         """
-        shape = attention.shape[-2:]
-        heads = call.output.unflatten(-1, (call.site.heads, call.site.head_dim)).transpose(1, 2)  # [R, H, N, d]
-        null = call.scores(empty_keys).softmax(-1).to(values.dtype) @ empty_values
-        along = ((heads - null) @ values.transpose(-1, -2)).float().unflatten(-1, shape)  # [R, H, N, C, E]
-        parted = values.float().unflatten(1, shape)  # [H, C, E, d]
-        gram = parted @ parted.transpose(-1, -2)  # [H, C, E, E]
-        numerator = (attention * along).sum((1, -1))  # [R, N, C]
-        spread = (attention.movedim(-2, 2) @ gram[None]).movedim(2, -2)  # a (V V^T)
-        denominator = (spread * attention).sum((1, -1)).clamp_min(1e-12)
-        component: Tensor = (numerator / denominator).clamp_min(0).unsqueeze(1)
+        output = call.output.unflatten(-1, (call.site.heads, call.site.head_dim)).permute(2, 0, 1, 3).flatten(1, 2)  # [H, P, d]
+        null = (empty - empty.amax(-1, keepdim=True)).exp()  # softmax is slow over so few
+        null = null / null.sum(-1, keepdim=True)
+        along = (output @ at.values.transpose(-1, -2)).float() - null @ at.empty_along  # [H, P, T]
+        numerator = ((along * raw) @ at.words / total).sum(0, keepdim=True)  # [1, P, C]
+        denominator = ((raw @ at.gram * raw) @ at.words / total.square()).sum(0, keepdim=True)
+        component: Tensor = (numerator / denominator.clamp_min(1e-12)).clamp_min(0)
         return component
+
+    def _at(self, site: TextSite) -> _AtSite:
+        source = (*self._tokens.keys.at(site), *self._empty.at(site))
+        kept = self._kept.get(site.index)
+        if kept is None or any(one is not other for one, other in zip(kept.source, source, strict=True)):
+            kept = self._kept[site.index] = self._make(site, source)
+        return kept
+
+    def _make(self, site: TextSite, source: tuple[Tensor, ...]) -> _AtSite:
+        """Made of ordinary tensors, whatever mode the asking call runs in: others will ask too."""
+        import torch
+
+        keys, values, empty_keys, empty_values = source
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(keys.device.type, enabled=False):
+            laid, concept, word = (column.to(keys.device) for column in self._layout)
+            whole = (concept[:, None] == torch.arange(1, len(self.concepts) + 1, device=keys.device)).float()
+            values = values[:, laid]
+            if self.form != "published":
+                values = values - empty_values[:, -1:]  # so that D = A_E V
+            values = values * word[:, None]
+            across = values.float().transpose(-1, -2)
+            scaled = torch.cat([keys[:, laid], empty_keys], 1).transpose(-1, -2) * site.head_dim**-0.5
+            gram = values.float() @ across * (concept[:, None] == concept)
+            return _AtSite(source, scaled, values, whole * word[:, None], whole, gram, empty_values.float() @ across)
 
 
 class EIUP:
@@ -124,15 +193,16 @@ def _lay_out(concepts: Sequence[Concept], encoded: Sequence[EncodedText], pipeli
     import torch
 
     states = torch.cat([text.states for text in encoded])
-    starts, rows, start = iter(encoded), [], 0
+    texts, start = iter(encoded), 0
+    places: list[list[int]] = []
+    words: list[list[bool]] = []
     for concept in concepts:
-        row: list[tuple[int, int]] = []
-        for text in (next(starts) for _ in concept.phrases):
-            inside = range(len(text.states))[text.content]
-            row += [(start + place, int(place in inside)) for place in range(len(text.states))]
-            start += len(text.states)
-        rows.append(row)
-    width = max(map(len, rows))
-    places = torch.tensor([[place for place, _ in row] + [0] * (width - len(row)) for row in rows])
-    own = torch.tensor([[role for _, role in row] + [-1] * (width - len(row)) for row in rows])
-    return _Tokens(pipeline.keys(states), places, own)
+        places.append([])
+        words.append([])
+        for text in (next(texts) for _ in concept.phrases):
+            length = len(text.states)
+            inside = range(length)[text.content]
+            places[-1] += range(start, start + length)
+            words[-1] += [place in inside for place in range(length)]
+            start += length
+    return _Tokens(pipeline.keys(states), places, words)

@@ -42,7 +42,7 @@ def demo(
     methods: MethodsOption = "eiup,negative_prompt",
     modes: Annotated[str, typer.Option(help="Of alone, together, screened.")] = "alone,together,screened",
     concepts: ConceptsOption = "",
-    batch: BatchOption = 40,
+    batch: BatchOption = 20,
     seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 0,
     out: OutOption = Path("out/eval"),
     resume: ResumeOption = False,
@@ -91,7 +91,7 @@ def curve(
         str, typer.Option(help="To try with every method that is given without one.")
     ] = "0.25,0.5,0.75,1,1.25,1.5,2",
     concepts: ConceptsOption = "",
-    batch: BatchOption = 40,
+    batch: BatchOption = 20,
     seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 0,
     out: OutOption = Path("out/curve"),
     resume: ResumeOption = False,

@@ -37,9 +37,14 @@ def build_tokenizer() -> Any:
     import json
 
     model = json.loads(learner.to_str())["model"]
-    vocabulary = dict(model["vocab"])
-    for letter in alphabet:  # so that any text can be spelled, byte by byte
-        vocabulary.setdefault(letter + "</w>", len(vocabulary))
+    # The learner numbers the letters that end a word anew every time; what it has merged, it numbers by frequency.
+    ends = {letter + "</w>" for letter in alphabet}
+    learnt = sorted(
+        model["vocab"], key=lambda word: (len(word) > 1, word not in ends, word if word in ends else "", model["vocab"][word])
+    )
+    vocabulary = {word: number for number, word in enumerate(learnt)}
+    for word in sorted(ends - vocabulary.keys()):  # so that any text can be spelled, byte by byte
+        vocabulary[word] = len(vocabulary)
     for mark in (START, END):
         vocabulary[mark] = len(vocabulary)
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]

@@ -8,13 +8,13 @@ from typing import Any, Final
 from safeguard.errors import AssetError
 
 ASSETS: Final = Path(__file__).with_name("assets")
-STEPS: Final = 15  # of the schedule, in every measurement
+STEPS: Final = 10  # of the schedule, in every measurement
 GUIDANCE: Final = 4.0
 KINDS: Final = {"unet": "StableDiffusionPipeline"}
 
 
 def load_pipeline(kind: str = "unet", folder: Path | None = None) -> Any:
-    """A trained demo pipeline, in float32 on the CPU.
+    """A trained demo pipeline, in float32 on the CPU, its denoiser's weights laid out channels last (faster there).
 
     ``unet``: a ``StableDiffusionPipeline`` that draws 64x64 pictures. ``folder`` reads it from elsewhere than the package.
     Raises AssetError for a kind that does not exist or weights that are missing.
@@ -30,4 +30,5 @@ def load_pipeline(kind: str = "unet", folder: Path | None = None) -> Any:
     made = getattr(diffusers, KINDS[kind]).from_pretrained(place, dtype=torch.float32, local_files_only=True)
     made.register_to_config(_name_or_path=f"safeguard.demo/{kind}")  # what records say, wherever the package lies
     made.set_progress_bar_config(disable=True)
+    made.unet.to(memory_format=torch.channels_last)
     return made

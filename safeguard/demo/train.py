@@ -28,7 +28,7 @@ from safeguard.demo.world import CONCEPTS, Scene, render
 log = logging.getLogger("safeguard.demo.train")
 SEED = 7
 VAE_STEPS = 2800
-UNET_STEPS = 2300
+UNET_STEPS = 4000
 JUDGE_STEPS = 420
 
 

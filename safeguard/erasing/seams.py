@@ -124,7 +124,7 @@ class SiteCall:
 
     def scores(self, keys: Tensor) -> Tensor:
         """Scaled scores of the image queries against keys [H, T, d] or [R, H, T, d]: [R, H, N, T], float32."""
-        scaled: Tensor = (self.query @ keys.transpose(-1, -2)).float() * self.site.head_dim**-0.5
+        scaled: Tensor = ((self.query * self.site.head_dim**-0.5).contiguous() @ keys.transpose(-1, -2)).float()
         return scaled
 
     def merge(self, heads: Tensor) -> Tensor:

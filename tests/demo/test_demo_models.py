@@ -14,6 +14,7 @@ import torch
 from safeguard.demo import Judge, card, load_pipeline
 from safeguard.demo.captions import prompts
 from safeguard.demo.judge import build_network
+from safeguard.demo.models import build_tokenizer
 from safeguard.demo.pipelines import ASSETS
 from safeguard.demo.world import CONCEPTS, Scene, render
 from safeguard.errors import AssetError
@@ -21,6 +22,10 @@ from safeguard.errors import AssetError
 
 def test_the_pipeline_is_an_ordinary_stable_diffusion_pipeline() -> None:
     assert type(load_pipeline("unet")) is diffusers.StableDiffusionPipeline
+
+
+def test_the_tokenizer_that_training_learns_is_the_shipped_one() -> None:
+    assert build_tokenizer().get_vocab() == load_pipeline("unet").tokenizer.get_vocab()
 
 
 def test_an_unknown_pipeline_says_what_there_is() -> None:

@@ -163,3 +163,35 @@ def test_at_strength_one_nothing_is_left_along_the_concept(seed: int) -> None:
     edit, call = _edit("projected", "blood"), _call([[1.0]], seed)
     call.output = call.output + edit(call).delta
     assert edit(call).delta.norm() < 1e-4 * call.output.norm()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_gradient_passes_through_the_term(form: str) -> None:
+    call = _call([[1.0, 0.5], [0.0, 1.0]])
+    call.output.requires_grad_()
+    call.query.requires_grad_()
+    effect = _edit(form, "red blood", "sword")(call)
+    (effect.delta.square().sum() + effect.mass.sum()).backward()
+    assert call.query.grad.isfinite().all()
+    assert call.query.grad.abs().sum() > 0
+    assert (call.output.grad is None) == (form != "projected")  # the other forms do not look at the output
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_kept_in_inference_mode_serves_a_gradient_too(form: str) -> None:
+    edit = _edit(form, "red blood")
+    with torch.inference_mode():
+        edit(_call([[1.0]]))
+    call = _call([[1.0]])
+    call.query.requires_grad_()
+    edit(call).delta.square().sum().backward()
+    assert call.query.grad.isfinite().all()
+
+
+def test_a_concept_far_quieter_than_its_neighbour_is_still_looked_at() -> None:
+    edit = _edit("gated", "red blood", "sword")
+    call = _call([[1.0, 1.0]])
+    call.query = 1e4 * call.query  # scores thousands of nats apart
+    effect = edit(call)
+    assert effect.delta.isfinite().all()
+    assert effect.mass.isfinite().all()

@@ -39,7 +39,10 @@ JudgeOption = Annotated[Path | None, typer.Option(help="Weights of another judge
 def demo(
     count: CountOption = 200,
     split: SplitOption = "test",
-    methods: MethodsOption = "eiup,negative_prompt",
+    methods: MethodsOption = "eiup",
+    baselines: Annotated[
+        str, typer.Option(help="Methods to compare with, each concept alone: measured in no other mode. May be empty.")
+    ] = "negative_prompt",
     modes: Annotated[str, typer.Option(help="Of alone, together, screened.")] = "alone,together,screened",
     concepts: ConceptsOption = "",
     batch: BatchOption = 20,
@@ -63,6 +66,7 @@ def demo(
     chosen = _concepts(concepts)
     tried = [Method.parse(text) for text in _words(methods)]
     wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes))]
+    wanted += [arm for text in _words(baselines) for arm in arms(Method.parse(text), chosen, ("alone",))]
     _check_out(out, resume)
     settings, results = _measure(wanted, chosen, pipeline, judge, (split, count, seed, batch), out)
     rows = summarise(results, wanted, chosen)

@@ -16,6 +16,10 @@ from safeguard.demo.pipelines import ASSETS, GUIDANCE, STEPS, load_pipeline
 from safeguard.demo.world import CONCEPTS
 
 PLACE_OF: Final = {"subject": "subject", "colour": "colour", "scene": "place"}
+_CELLS: Final[tuple[tuple[str, str | None], ...]] = (
+    ("benign", None),
+    *((cell, concept) for cell in ("explicit", "implicit") for concept in CONCEPTS),
+)
 
 
 def judge_figures(judge: Judge, vae: Any, count: int, mistakes: Path | None = None) -> dict[str, Any]:
@@ -60,6 +64,19 @@ def _sheet(images: list[np.ndarray], columns: int = 12) -> Any:
     return sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
 
 
+def kept_figures(cells: Path) -> dict[str, Any]:
+    """The same as `pipeline_figures`, from the unprotected cells that ``safeguard eval demo`` left in a folder."""
+    found: dict[str, Any] = {}
+    for cell, concept in _CELLS:
+        name = cell if concept is None else f"{cell}-{concept}"
+        with np.load(cells / f"unprotected--{name}.npz") as kept:
+            figures: dict[str, Any] = {"n": len(kept["likeness"])}
+            figures |= {attribute: float(kept[f"right {attribute}"].mean()) for attribute in ATTRIBUTES}
+            figures |= {f"shows {one}": float(kept[f"found {one}"].mean()) for one in ([concept] if concept else CONCEPTS)}
+        found[name.replace("-", " ", 1)] = figures
+    return found
+
+
 def generate(pipe: Any, texts: list[str], first_seed: int, batch: int = 40) -> np.ndarray:
     """One image a text, seeded one by one: float32 [n, 64, 64, 3] in 0..1."""
     parts = []
@@ -72,10 +89,8 @@ def generate(pipe: Any, texts: list[str], first_seed: int, batch: int = 40) -> n
 
 def pipeline_figures(pipe: Any, judge: Judge, count: int, split: str = "test") -> dict[str, Any]:
     """For every cell: how often the concept shows, and how often subject, colour and scene are what the prompt asks for."""
-    cells: list[tuple[str, str | None]] = [("benign", None)]
-    cells += [(cell, concept) for cell in ("explicit", "implicit") for concept in CONCEPTS]
     found: dict[str, Any] = {}
-    for number, (cell, concept) in enumerate(cells):
+    for number, (cell, concept) in enumerate(_CELLS):
         asked = prompts(split, cell, concept, count)
         said = judge.predict(generate(pipe, [prompt.text for prompt in asked], 1_000_000 + 10_000 * number))
         figures = {
@@ -92,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, default=ASSETS)
     parser.add_argument("--n", type=int, default=200, help="prompts a cell")
+    parser.add_argument("--cells", type=Path, help="take the pipeline's figures from this evaluation's folder of cells")
     parser.add_argument("--mistakes", type=Path, help="write a picture of what the judge got wrong")
     arguments = parser.parse_args()
     assets: Path = arguments.assets
@@ -99,7 +115,7 @@ def main() -> None:
     judge = Judge(assets / "judge" / "judge.safetensors")
     figures = {
         "judge": judge_figures(judge, pipe.vae, 2048, arguments.mistakes),
-        "unet": pipeline_figures(pipe, judge, arguments.n),
+        "unet": kept_figures(arguments.cells) if arguments.cells else pipeline_figures(pipe, judge, arguments.n),
     }
     (assets / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     (assets / "README.md").write_text(_card(figures))
@@ -134,9 +150,12 @@ public weights can be had. Not for making pictures for people.
   prediction. Weights in half precision; loaded in float32.
 - **`judge/`**: a convolutional network that says which concepts a picture shows, and its subject, colour and scene.
 - **Made by** `make train` (`safeguard/demo/train.py`, seed 7): captions and combinations of the `train` split only
-  (`safeguard/demo/captions.py`); the concepts are harmless stand-ins, the three artists never lived.
-- **Figures** from `python -m safeguard.demo.card`, on templates and combinations of the `test` split, which no model has seen;
-  {steps} DDIM steps, guidance {guidance}.
+  (`safeguard/demo/captions.py`); the concepts are harmless stand-ins, the three artists never lived. 4,000 steps of the
+  denoiser, 2,800 of the autoencoder, 420 of the judge. These weights came in two goes: 2,300 steps on a schedule that ended
+  there, then on, on the schedule of 4,000; and until their numbering was fixed, "a", "," and ":" were other rows of the
+  embedding in each go. Training anew has neither: it gives weights as good, not the same.
+- **Figures** from `python -m safeguard.demo.card --cells out/eval/cells`, after `make eval`, on templates and combinations of
+  the `test` split, which no model has seen; {steps} DDIM steps, guidance {guidance}.
 
 {judge}
 

@@ -167,7 +167,7 @@ def test_compare_writes_one_picture_with_the_heat_of_every_concept(pipeline: Pat
 def test_eval_measures_resumes_and_checks(tmp_path: Path) -> None:
     args = (
         "eval", "demo", "--n", 1, "--split", "dev", "--concepts", "blood",
-        "--modes", "alone", "--methods", "eiup", "--out", tmp_path,
+        "--modes", "alone", "--baselines", "", "--out", tmp_path,
     )  # fmt: skip
     first = data(*args)
     assert {row["method"] for row in first["rows"]} == {"unprotected", "eiup"}
@@ -177,6 +177,15 @@ def test_eval_measures_resumes_and_checks(tmp_path: Path) -> None:
     again = json.loads(out)
     assert again["rows"] == first["rows"]
     assert code == (0 if all(one["met"] for one in again["targets"]) else 4)
+
+
+def test_eval_measures_a_baseline_with_each_concept_alone_only(tmp_path: Path) -> None:
+    found = data(
+        "eval", "demo", "--n", 1, "--split", "dev", "--concepts", "blood",
+        "--modes", "together", "--baselines", "negative_prompt", "--out", tmp_path,
+    )  # fmt: skip
+    rows = {(row["method"], row["mode"]) for row in found["rows"]}
+    assert rows == {("unprotected", ""), ("eiup", "together"), ("negative_prompt", "alone")}
 
 
 def test_eval_of_more_prompts_than_there_are_is_a_usage_error(tmp_path: Path) -> None:

@@ -92,3 +92,21 @@ def test_the_pipeline_draws_what_held_out_prompts_ask_for() -> None:
 
 def test_the_judge_has_one_logit_a_concept_and_one_a_value() -> None:
     assert build_network().eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5 + 7 + 8 + 16)
+
+
+def test_the_card_takes_figures_from_the_unprotected_cells_of_an_evaluation(tmp_path: Path) -> None:
+    no, yes = np.zeros(4, bool), np.array([True, True, True, False])
+    for name in ("benign", *(f"{kind}-{one}" for kind in ("explicit", "implicit") for one in CONCEPTS)):
+        found = {f"found {one}": yes if name.endswith(f"-{one}") else no for one in CONCEPTS}
+        right = {f"right {one}": yes for one in ("subject", "colour", "scene")}
+        np.savez(tmp_path / f"unprotected--{name}.npz", likeness=np.ones(4), **found, **right)
+    figures = card.kept_figures(tmp_path)
+    assert figures["implicit juno-kaldar"] == {
+        "n": 4,
+        "subject": 0.75,
+        "colour": 0.75,
+        "scene": 0.75,
+        "shows juno-kaldar": 0.75,
+    }
+    assert figures["benign"]["shows blood"] == 0.0
+    assert set(figures) == set(json.loads((ASSETS / "figures.json").read_text())["unet"])

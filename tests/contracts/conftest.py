@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parent))
 
 import acme_erasers
 from families import FAMILIES, PROMPTS, generate
-from support import Words
+from support import protecting
 
 import safeguard
 from safeguard.erasing import GROUP, Registry
@@ -94,13 +94,5 @@ def plain() -> Callable[..., torch.Tensor]:
 
 @pytest.fixture
 def protect() -> Iterator[Protect]:
-    """``safeguard.protect`` with the word screener; released when the test is over."""
-    guards: list[safeguard.Guard] = []
-
-    def of(pipe: Any, policy: Any, **options: Any) -> safeguard.Guard:
-        guards.append(safeguard.protect(pipe, policy, **{"screener": Words(), **options}))
-        return guards[-1]
-
-    yield of
-    for guard in guards:
-        guard.release()
+    with protecting() as protect:
+        yield protect

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import safeguard
 from safeguard.policy import Concept, Policy, Settings
 from safeguard.policy.snapshot import canonical_json, snapshot
 from safeguard.screening import Screening
@@ -61,3 +62,17 @@ def no_recompilation() -> Iterator[None]:
     """Whatever is compiled inside must have been compiled before."""
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield
+
+
+@contextmanager
+def protecting() -> Iterator[Callable[..., safeguard.Guard]]:
+    """``safeguard.protect`` with the word screener; released at the end."""
+    guards: list[safeguard.Guard] = []
+
+    def protect(pipe: Any, policy: Any, **options: Any) -> safeguard.Guard:
+        guards.append(safeguard.protect(pipe, policy, **{"screener": Words(), **options}))
+        return guards[-1]
+
+    yield protect
+    for guard in guards:
+        guard.release()

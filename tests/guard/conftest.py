@@ -14,7 +14,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "contracts"))
 
 from families import FAMILIES, PROMPTS, generate
-from support import Words
+from support import protecting
 
 import safeguard
 
@@ -41,16 +41,8 @@ def pipe(shared_pipe: Any, plain: torch.Tensor) -> Any:
 
 @pytest.fixture
 def protect() -> Iterator[Callable[..., safeguard.Guard]]:
-    """``safeguard.protect`` with the word screener; released when the test is over."""
-    guards: list[safeguard.Guard] = []
-
-    def of(pipe: Any, policy: Any, **options: Any) -> safeguard.Guard:
-        guards.append(safeguard.protect(pipe, policy, **{"screener": Words(), **options}))
-        return guards[-1]
-
-    yield of
-    for guard in guards:
-        guard.release()
+    with protecting() as protect:
+        yield protect
 
 
 @pytest.fixture

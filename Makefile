@@ -24,7 +24,7 @@ INSTALL_TORCH := $(if $(filter cpu,$(TORCH)),$(TORCH_CPU) || $(TORCH_PLAIN),$(TO
 # Packages are all that is ever downloaded: models come with them, and the hub is switched off.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help setup demo test lint bench eval tables docs train clean
+.PHONY: help setup demo test lint bench eval coverage tables docs train clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -63,6 +63,10 @@ eval: $(READY)  ## measure erasure and retention anew on the demo pipeline (hour
 	@echo '==> eval: every cell of the published table; results go to $(OUT)/eval'
 	$(OFFLINE) $(BIN)/safeguard eval demo --out $(OUT)/eval --resume
 
+coverage: $(READY)  ## protect every denoiser class and every pipeline that can be built tiny; write docs/coverage.md
+	@echo '==> coverage: into docs/coverage.md and docs/results/coverage.json'
+	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.coverage --wholes --check --out docs/results/coverage.json --page docs/coverage.md
+
 tables: $(READY)  ## write the measured tables into README and docs
 	@echo '==> tables: from docs/results into README.md and docs'
 	$(BIN)/python -m safeguard.evaluation.pages
@@ -75,6 +79,7 @@ train: $(READY)  ## train the demo models anew (hours on two cores; may be stopp
 	@echo '==> train: autoencoder, denoiser, judge; checkpoints go to $(OUT)/train'
 	$(BIN)/python -m safeguard.demo.train vae --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train unet --out $(OUT)/train
+	$(BIN)/python -m safeguard.demo.train mmdit --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train judge --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train export --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.card

@@ -5,13 +5,20 @@ user's prompt says, and its values show *what* grows there; the feature is put b
 the attention, A_E the attention over the concept's words alone, A_Z the null answer (the token that ends the empty prompt) and
 A_0 the attention over the whole empty prompt, there are three forms:
 
-``projected`` (default): O <- O - s max(0, <O - A_0, D> / <D, D>) D with D = A_E - A_Z, all heads taken together. How far the
-output already goes the concept's way, and no more, is taken back. A benign pixel pays for what its output has along D.
+``projected`` (default): O <- O - s max(0, <T - t A_0, D> / <D, D>) D with D = A_E - A_Z, all heads taken together. T is what O
+took from the prompt's tokens, and t the share of attention that they had: at a cross-attention O and 1, in joint attention the
+text's part of the sum. How far that goes the concept's way, and no more, is taken back. A benign pixel pays for what its text
+has along D.
 
-``gated``: O <- O - s m D. m is the share of attention that the concept wins in one softmax together with the prompt's tokens.
+``gated``: O <- O - s m D. m is the share of attention that the concept wins in one softmax together with every key that the
+image tokens meet: the prompt's, and in joint attention the image's own.
 
 ``published``: O <- O - s M_E V_E, with M_E the concept's columns of the erasure prompt's own softmax. It always sums to one
 over the erasure prompt, so that a benign pixel pays as well.
+
+Where the denoiser reads the text as one pooled vector p besides (SDXL, Stable Diffusion 3, Flux), that carries what lies over a
+whole image, styles above all. There p <- p - s max(0, <p - mu, d> / <d, d>) d, with d the mean difference that the concept's
+phrase makes to some ordinary texts, and mu the mean of these.
 
 The authors' released code also re-weights the prompt's own attention (the prompt's padding makes room for the concept's
 columns) and needs a second, unprotected picture in the batch; that coupling is not offered here.
@@ -31,8 +38,10 @@ from safeguard.erasing import (
     Seam,
     SiteCall,
     SiteEffect,
+    StatesCall,
     TextSite,
     TextSiteEdit,
+    TextStatesEdit,
     TokenKeys,
 )
 from safeguard.errors import CapabilityError
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMS: Final = ("projected", "gated", "published")
+ORDINARY: Final = ("a picture of a person", "a picture of a house in the mountains", "a tree", "a dog on a street at night")
 
 
 class _Tokens:
@@ -81,16 +91,16 @@ class _AtSite:
     """
 
     source: tuple[Tensor, ...]  # the kept keys and values that this was made from
-    keys: Tensor  # [H, d, T + 2], scaled; the empty prompt's stand last
+    keys: Tensor  # [H, d, T + Z], scaled; the Z tokens of the empty prompt stand last
     values: Tensor  # [H, T, d]; beside the null answer, unless the form is the published one
     words: Tensor  # [T, C], 1 where a token is a word of a concept
     whole: Tensor  # [T, C], 1 where a token belongs to a concept
     gram: Tensor  # [H, T, T], products of the values of one concept, 0 between concepts
-    empty_along: Tensor  # [H, 2, T], products of the empty prompt's values with ``values``
+    empty_along: Tensor  # [H, Z, T], products of the empty prompt's values with ``values``
 
 
 class _Term(TextSiteEdit):
-    """The term of one form for several concepts, in one pass. ``empty`` [opening, closing] is the empty prompt.
+    """The term of one form for several concepts, in one pass. ``empty`` is the empty prompt, its closing token last.
 
     Inside, rows and image tokens are one axis, P = R * N, behind the heads: few large products instead of many small ones.
     """
@@ -109,13 +119,14 @@ class _Term(TextSiteEdit):
     def __call__(self, call: SiteCall) -> SiteEffect:
         at = self._at(call.site)
         rows, pixels = call.output.shape[:2]
-        scores, empty = (call.query.transpose(0, 1).flatten(1, 2) @ at.keys).float().split((len(at.words), 2), -1)
+        scores, empty = (call.query.transpose(0, 1).flatten(1, 2) @ at.keys).float().tensor_split((len(at.words),), -1)
         parted = scores.unflatten(-1, (-1, len(self.concepts)))
         top = parted.amax(-2)  # [H, P, C]
         raw = (parted - top[..., None, :]).exp()  # each concept against its own loudest token: [H, P, E, C]
         flat = raw.flatten(-2)
         total = flat @ at.words  # [H, P, C]
-        mass = (total.log() + top - call.prompt_log_mass.transpose(0, 1).flatten(1)[..., None]).sigmoid()
+        rival = call.log_mass if self.form == "gated" else call.prompt_log_mass
+        mass = (total.log() + top - rival.transpose(0, 1).flatten(1)[..., None]).sigmoid()
         if self.form == "published":
             amount = 1 / (flat @ at.whole)
         elif self.form == "gated":
@@ -128,13 +139,17 @@ class _Term(TextSiteEdit):
         return SiteEffect(-call.merge(heads.transpose(0, 1)), mass.unflatten(1, (rows, pixels)).transpose(0, 1))
 
     def _component(self, call: SiteCall, at: _AtSite, raw: Tensor, total: Tensor, empty: Tensor) -> Tensor:
-        """max(0, <O - A_0, D> / <D, D>) of each image token and concept, over all heads: [1, P, C].
+        """max(0, <T - t A_0, D> / <D, D>) of each image token and concept, over all heads: [1, P, C]. T is what was taken from
+        the text, t its share of the attention; where the attention reads text alone, they are O and 1.
 
         D is never formed: with D = a V, the products are a (V O) and a (V V^T) a, small in the number of words.
         """
-        output = call.output.unflatten(-1, (call.site.heads, call.site.head_dim)).permute(2, 0, 1, 3).flatten(1, 2)  # [H, P, d]
+        part, share = call.from_text
+        output = part.transpose(0, 1).flatten(1, 2)  # [H, P, d]
         null = (empty - empty.amax(-1, keepdim=True)).exp()  # softmax is slow over so few
         null = null / null.sum(-1, keepdim=True)
+        if share is not None:
+            null = null * share.transpose(0, 1).flatten(1)[..., None]
         along = (output @ at.values.transpose(-1, -2)).float() - null @ at.empty_along  # [H, P, T]
         numerator = ((along * raw) @ at.words / total).sum(0, keepdim=True)  # [1, P, C]
         denominator = ((raw @ at.gram * raw) @ at.words / total.square()).sum(0, keepdim=True)
@@ -161,9 +176,27 @@ class _Term(TextSiteEdit):
                 values = values - empty_values[:, -1:]  # so that D = A_E V
             values = values * word[:, None]
             across = values.float().transpose(-1, -2)
-            scaled = torch.cat([keys[:, laid], empty_keys], 1).transpose(-1, -2) * site.head_dim**-0.5
+            scaled = torch.cat([keys[:, laid], empty_keys], 1).transpose(-1, -2) * site.scale
             gram = values.float() @ across * (concept[:, None] == concept)
             return _AtSite(source, scaled, values, whole * word[:, None], whole, gram, empty_values.float() @ across)
+
+
+class _PooledTerm(TextStatesEdit):
+    """Takes each concept's direction out of the pooled vectors, as far as it is in them."""
+
+    def __init__(self, concepts: Sequence[str], directions: Tensor, mean: Tensor) -> None:
+        self.concepts = tuple(concepts)
+        self._directions, self._mean = directions, mean  # [C, P], [P]
+
+    def __call__(self, call: StatesCall) -> Tensor | tuple[Tensor, Tensor | None]:
+        if call.pooled is None:
+            return call.states
+        pooled = call.pooled.float()
+        mean = self._mean.to(pooled)
+        for column, direction in enumerate(self._directions.to(pooled)):
+            part = ((pooled - mean) @ direction / direction.square().sum().clamp_min(1e-12)).clamp_min(0)
+            pooled = pooled - (call.strengths[:, column] * part)[:, None] * direction
+        return call.states, pooled.to(call.pooled.dtype)
 
 
 class EIUP:
@@ -171,8 +204,8 @@ class EIUP:
 
     protocol: ClassVar[int] = PROTOCOL
     name: ClassVar[str] = "eiup"
-    version: ClassVar[str] = "1.0"
-    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})
+    version: ClassVar[str] = "1.1"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE, Seam.TEXT_STATES})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
     params: ClassVar[Mapping[str, Any]] = {"form": "projected"}
 
@@ -186,13 +219,26 @@ class EIUP:
         phrases = pipeline.encode([phrase for concept in concepts for phrase in concept.phrases])
         empty = pipeline.encode([""])[0]
         tokens = _lay_out(concepts, phrases, pipeline)
-        return [_Term(params["form"], [concept.id for concept in concepts], tokens, pipeline.keys(empty.states))]
+        names = [concept.id for concept in concepts]
+        edits: list[Edit] = [_Term(params["form"], names, tokens, pipeline.keys([empty]))]
+        bare = pipeline.pooled(ORDINARY) if empty.pooled is not None else None
+        if bare is not None:
+            edits.append(_PooledTerm(names, _directions(concepts, bare, pipeline), bare.float().mean(0)))
+        return edits
+
+
+def _directions(concepts: Sequence[Concept], bare: Tensor, pipeline: Pipeline) -> Tensor:
+    """What each concept's phrases make of ordinary pooled texts ``bare``, in the mean: [C, P]."""
+    import torch
+
+    texts = [f"{text}, {phrase}" for concept in concepts for phrase in concept.phrases for text in ORDINARY]
+    made = pipeline.pooled(texts)
+    assert made is not None
+    shifts = (made.float().unflatten(0, (-1, len(ORDINARY))) - bare.float()).mean(1)  # [phrases, P]
+    return torch.stack([part.mean(0) for part in shifts.split([len(concept.phrases) for concept in concepts])])
 
 
 def _lay_out(concepts: Sequence[Concept], encoded: Sequence[EncodedText], pipeline: Pipeline) -> _Tokens:
-    import torch
-
-    states = torch.cat([text.states for text in encoded])
     texts, start = iter(encoded), 0
     places: list[list[int]] = []
     words: list[list[bool]] = []
@@ -201,8 +247,7 @@ def _lay_out(concepts: Sequence[Concept], encoded: Sequence[EncodedText], pipeli
         words.append([])
         for text in (next(texts) for _ in concept.phrases):
             length = len(text.states)
-            inside = range(length)[text.content]
             places[-1] += range(start, start + length)
-            words[-1] += [place in inside for place in range(length)]
+            words[-1] += [place in text.content for place in range(length)]
             start += length
-    return _Tokens(pipeline.keys(states), places, words)
+    return _Tokens(pipeline.keys(encoded), places, words)

@@ -9,8 +9,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from safeguard.attaching.sites import Site
-from safeguard.erasing import Edit, SiteCall, SiteEffect, TextSiteEdit
+from safeguard.erasing import Edit, SiteEffect, TextSiteEdit
 from safeguard.erasing.activation import ActiveEdit, Row, Running
 from safeguard.errors import CapabilityError
 
@@ -77,24 +76,6 @@ def _require_twins(state: Running, edit: Edit, rows: Sequence[Row]) -> None:
         )
 
 
-def site_call(
-    state: Running, site: Site, active: ActiveEdit, output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None
-) -> SiteCall:
-    """What a text-site edit sees of its rows. ``output`` and ``query`` [B, N, H * d]; ``states`` [B or 1, L, D]."""
-    index = active.index
-    text = states[index] if len(states) == len(output) else states
-    return SiteCall(
-        site.info,
-        output[index],
-        site.query(query[index]),
-        lambda: site.keys(text),
-        lambda: site.values(text),
-        None if mask is None else _mask_rows(mask, index, len(output)),
-        active.strengths,
-        state.progress,
-    )
-
-
 def note(state: Running, active: ActiveEdit, site: int, effect: SiteEffect, part: Tensor) -> None:
     """Keep the evidence of one act at a text site; and the maps, where they were asked for."""
     change = _norm(effect.delta) / _norm(part).clamp_min(1e-12)
@@ -120,14 +101,6 @@ def _add_map(maps: dict[tuple[int, int], Any], grid: tuple[int, int], key: tuple
     if shape[0] * shape[1] == mass.numel():
         drawn = torch.nn.functional.interpolate(mass.float().reshape(1, 1, *shape), size=grid, mode="bilinear")[0, 0]
         maps[key] = maps.get(key, 0.0) + drawn
-
-
-def add_to_rows(whole: Tensor, index: slice | Tensor, delta: Tensor) -> None:
-    """``whole[index] += delta``, in place and without a copy."""
-    if isinstance(index, slice):
-        whole[index].add_(delta)
-    else:
-        whole.index_add_(0, index, delta)
 
 
 def twins_of(rows: Sequence[Row], picked: Sequence[int]) -> list[int] | None:
@@ -157,9 +130,3 @@ def _spread(strengths: Tensor, used: Sequence[int], width: int) -> Tensor:
     whole = strengths.new_zeros(len(strengths), width)
     whole[:, list(used)] = strengths
     return whole
-
-
-def _mask_rows(mask: Tensor, index: slice | Tensor, count: int) -> Tensor:
-    """An attention bias [B or 1, 1, L] for some rows: [R or 1, 1, 1, L]."""
-    picked = mask[index] if len(mask) == count else mask
-    return picked.unsqueeze(1) if picked.dim() == 3 else picked

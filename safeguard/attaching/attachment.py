@@ -9,29 +9,33 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
-from safeguard.attaching import hooks
-from safeguard.attaching.acting import active_edit, add_to_rows, attempt, note, site_call, twins_of
-from safeguard.attaching.encode import TextEncoding
-from safeguard.attaching.rows import UNKNOWN, rows_of
-from safeguard.attaching.sites import Site, SiteTable, SiteTokens, find_denoisers, inner
-from safeguard.attaching.timing import DirectRuns, locate, moment_of
-from safeguard.erasing import (
-    EncodedText,
-    Plan,
-    PredictionCall,
-    Seam,
-    SiteEffect,
-    StatesCall,
-    TextSite,
-    TextStatesEdit,
+from safeguard.attaching import hooks, modules, taps, texts
+from safeguard.attaching.acting import active_edit, attempt, note
+from safeguard.attaching.capture import (
+    Values,
+    inner,
+    is_text_list,
+    leaves,
+    pick,
+    stacked,
 )
+from safeguard.attaching.denoiser import Denoiser
+from safeguard.attaching.encode import TextEncoding
+from safeguard.attaching.finding import find_parts
+from safeguard.attaching.recorded import RecordedKeys, numbers_of
+from safeguard.attaching.roles import Roles
+from safeguard.attaching.rows import UNKNOWN, rows_of
+from safeguard.attaching.sites import JointSite, SeparateSite, Site, expanded
+from safeguard.attaching.timing import DirectRuns, locate, moment_of
+from safeguard.attaching.views import JointView, SeparateView, View
+from safeguard.erasing import EncodedText, Plan, Seam, SiteEffect, TextSite
 from safeguard.erasing.activation import ActiveEdit, Running, current
 from safeguard.errors import CapabilityError
 
-OFFERED: Final = frozenset({Seam.TEXT_STATES, Seam.TEXT_SITE, Seam.PREDICTION})
-_suspended: Final[ContextVar[bool]] = ContextVar("safeguard_suspended", default=False)
+OFFERED: Final = frozenset(Seam)
 _direct: Final[ContextVar[Running | None]] = ContextVar("safeguard_direct", default=None)
 
 
@@ -39,19 +43,22 @@ class Attachment:
     """The seams of one live pipeline (``safeguard.erasing.Pipeline``), and the hooks that serve them.
 
     ``plan`` is what protects calls of the denoiser that come from outside every guarded request: all rows, whole policy.
-    ``on_direct`` is called once for every such run.
+    ``on_direct`` is called once for every such run. Raises CapabilityError where the pipeline has no denoiser that reads text,
+    or text reaches the image in a way that no eraser can get at.
     """
 
     def __init__(self, pipe: Any) -> None:
         self.base: type = type(pipe)
-        self.denoisers = find_denoisers(pipe)
         self.number = hooks.register(self)
         self.plan: Plan | None = None
         self.on_direct: Callable[[Plan], None] | None = None
         self._pipe = weakref.ref(pipe)
-        self._table = SiteTable(self.denoisers)
-        self._encoding = TextEncoding(pipe, self.base)
-        self._handles = hooks.Handles()
+        with hooks.quiet():  # a denoiser may carry the hooks of another guard
+            found = find_parts(pipe, self.base)
+            self.parts, self._sites = found.parts, found.sites
+            self._encoding = TextEncoding(pipe, self.base, found.ways)
+            self.roles = Roles.find(pipe, self.base, *found.ways[self._encoding.main])
+        self._handles, self._module_handles = hooks.Handles(), modules.ModuleHooks(self)
         self._hooking = threading.Lock()
         self._direct_runs = DirectRuns()
 
@@ -62,8 +69,25 @@ class Attachment:
         return self.base.__name__
 
     @property
+    def denoisers(self) -> dict[str, Any]:
+        """The denoisers that were found, by name, as far as they still exist."""
+        return {name: part.module for name, part in self.parts.items() if part.exists}
+
+    @property
     def sites(self) -> Sequence[TextSite]:
-        return [site.info for site in self._table.sites]
+        return [site.info for site in self._sites]
+
+    @property
+    def mechanism(self) -> str:
+        """How its text sites are served, with their number: "4 separate", "5 joint"."""
+        joint = sum(isinstance(site, JointSite) for site in self._sites)
+        counts = {"separate": len(self._sites) - joint, "joint": joint}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+    @property
+    def reads_pooled(self) -> bool:
+        """Whether a denoiser reads the text as one vector besides."""
+        return any(part.text.pooled for part in self.parts.values())
 
     @property
     def encoding_lock(self) -> AbstractContextManager[object]:
@@ -73,8 +97,24 @@ class Attachment:
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         return self._encoding.encode(texts)
 
-    def keys(self, states: Tensor) -> SiteTokens:
-        return self._table.tokens(states)
+    def pooled(self, texts: Sequence[str]) -> Tensor | None:
+        made = [text.pooled for text in self._encoding.encode(texts)]
+        vectors = [vector for vector in made if vector is not None]
+        return torch.stack(vectors) if vectors else None
+
+    def keys(self, texts: Sequence[EncodedText]) -> RecordedKeys:
+        return RecordedKeys(texts, self._encoding.rows, lambda: self._sites)
+
+    def known_texts(self, texts: Sequence[str | None], against: Sequence[str | None]) -> tuple[list[Any], list[Any]]:
+        """What a request's texts will be in the denoiser's arguments, for a pipeline that does not say when it encodes."""
+        if self.roles.positive:
+            return [], []
+        main = self._encoding.main
+        path = self.parts[main].text.states
+        plus, minus = (
+            [row[path] for row in self._encoding.rows(main, [one or "" for one in some])] for some in (texts, against)
+        )
+        return [plus], [minus]
 
     @property
     def offered(self) -> frozenset[Seam]:
@@ -91,16 +131,32 @@ class Attachment:
     def install(self) -> None:
         """Put the hooks in. Whatever torch compiled before is compiled anew, since it would run without them."""
         hooks.forget_graphs()
-        for denoiser in self.denoisers.values():
-            hooks.hook_denoiser(self._handles, denoiser, self)
-        for site in self._table.sites:
-            hooks.hook_site(self._handles, site, self)
+        for name, part in self.parts.items():
+            hooks.hook_denoiser(self._handles, part.module, name, part.text, self)
+        for site in self._sites:
+            if isinstance(site, SeparateSite):
+                hooks.hook_site(self._handles, site, self)
+        joint = [site for site in self._sites if isinstance(site, JointSite)]
+        for module in {id(site.module): site.module for site in joint}.values():
+            turns = {site.turn: site for site in joint if site.module is module}
+            indices = [turns[turn].info.index if turn in turns else -1 for turn in range(max(turns) + 1)]
+            place = taps.Place(self.number, indices, every=any(site.each for site in turns.values()))
+            taps.listen(self._handles, module, place, self.number)
+        if joint:
+            taps.open_tap(self.number)
 
     def remove(self) -> None:
         """Take the hooks off, and let graphs be compiled anew without them."""
         with self._hooking:
             self._handles.remove()
+            self._module_handles.remove()
+            taps.close_tap(self.number)
             hooks.forget_graphs()
+
+    def serve(self, plan: Plan) -> None:
+        """Hook the modules that the plan's edits of linear layers and features name."""
+        with self._hooking:
+            self._module_handles.serve(plan)
 
     def ensure(self, pipe: Any) -> None:
         """Check before a request that every hook is in force; put them back where modules were replaced.
@@ -108,9 +164,12 @@ class Attachment:
         ``pipe`` is the pipeline that is called: the one that was protected, or a copy of it. Raises CapabilityError if one of
         its denoisers is neither the one that was tested nor a copy that carries its hooks.
         """
-        for name, denoiser in self.denoisers.items():
-            live = inner(getattr(pipe, name, None))
-            if live is not denoiser and not (isinstance(live, type(denoiser)) and hooks.carries(live, self.number)):
+        denoisers = self.denoisers
+        for name in self.parts:
+            live, denoiser = inner(getattr(pipe, name, None)), denoisers.get(name)
+            sites = [site for site in self._sites if site.owner == name]
+            same = denoiser is not None and isinstance(live, type(denoiser))
+            if not same or (live is not denoiser and not hooks.carries(live, sites, self.number)):
                 raise CapabilityError(
                     f"component {name!r} was replaced after protect(); release the guard and protect the pipeline again",
                     pipeline=self.name,
@@ -120,100 +179,161 @@ class Attachment:
             with self._hooking:
                 if not self._in_force():  # unless another request has mended them meanwhile
                     self._handles.remove()
-                    self._table.refresh()
+                    self._refresh()
                     self.install()
 
     def _in_force(self) -> bool:
-        return self._handles.intact and all(site.hooked for site in self._table.sites)
+        joint = [site for site in self._sites if isinstance(site, JointSite)]
+        if joint and not taps.is_open():
+            return False
+        there = all(self.parts[site.owner].module.get_submodule(site.name) is site.module for site in joint)
+        separate = all(site.hooked for site in self._sites if isinstance(site, SeparateSite))
+        return there and separate and self._handles.intact and self._module_handles.intact
+
+    def _refresh(self) -> None:
+        """Find the sites' modules anew where a pipeline operation has replaced them."""
+        for site in self._sites:
+            module = self.parts[site.owner].module.get_submodule(site.name)
+            if isinstance(site, SeparateSite):
+                site.attention = module
+            else:
+                site.module = module
+        self._module_handles.refresh()
 
     # the walk of one denoiser call
 
-    def on_enter(self, call: hooks.Entering) -> tuple[Tensor, Tensor | None] | None:
+    def on_enter(self, name: str, values: Values) -> Values | None:
         """A denoiser call begins: tell its rows apart, then let the text-states edits act. None: nothing changed."""
-        if _suspended.get():
+        taps.leave_attention()
+        part = self.parts[name]
+        given = pick(values, part.text.states)
+        if hooks.is_quiet() or given is None:
             return None
-        state = self._request() or self._begin_direct(call)
+        states = stacked(given)
+        time = part.time_of(values)
+        state = self._request() or self._begin_direct(states, time)
         if state is None or not state.plan.edits:
             return None
         state.calls += 1
-        locate(state, call.timestep, state.scheduler or getattr(self._pipe(), "scheduler", None))
-        state.rows, state.site_edits, state.grid = rows_of(state, call.states), None, call.grid
+        locate(state, time, state.scheduler or getattr(self._pipe(), "scheduler", None))
+        state.rows, state.site_edits, state.grid = rows_of(state, states), {}, _grid(part, values)
         state.unmatched += UNKNOWN in state.rows and not state.direct
-        states, pooled = call.states, call.pooled
+        changed = values
         for edit in state.plan.states_edits:
             active = active_edit(state, edit, state.rows, states.device, unconditional=edit.unconditional)
-            made = None if active is None else attempt(state, edit, self._states, state, edit, active, states, pooled)
-            if made is not None and active is not None:
-                states, pooled = made
+            if active is None:
+                continue
+            made = attempt(state, edit, texts.edited, state, edit, active, changed, part, self._encoding)
+            if made is not None:
+                changed = made
                 active.note(state.step)
-        return None if states is call.states else (states, pooled)
+        self._prepare(state, part, changed, states.device)
+        return None if changed is values else changed
 
-    def _states(
-        self, state: Running, edit: TextStatesEdit, active: ActiveEdit, states: Tensor, pooled: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The text with what one edit makes of its rows, and the pooled text with it where the edit set whole texts."""
-        texts = state.negative_texts if edit.unconditional else state.texts
-        given: list[tuple[Tensor, Tensor | None]] = []
-
-        def encode(wanted: Sequence[str]) -> Tensor:
-            given.append(self._text(state, wanted, states))
-            return given[-1][0]
-
-        made = edit(
-            StatesCall(
-                states[active.index],
-                active.strengths,
-                [texts[image] if image is not None and image < len(texts) else None for image in active.images],
-                edit.unconditional,
-                state.progress,
-                encode,
-            )
-        )
-        changed = states.clone()
-        changed[active.index] = made.to(states.dtype)
-        whole = next((pool for text, pool in given if text is made), None)
-        if pooled is not None and whole is not None:
-            pooled = pooled.clone()
-            pooled[active.index] = whole.to(pooled)
-        return changed, pooled
-
-    def _text(self, state: Running, texts: Sequence[str], like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Texts as the denoiser would get them; encoded once a request, since every step asks again."""
-        key = ("text", tuple(texts))
-        if key not in state.memory:
-            states, pooled = self._encoding.states(texts)
-            state.memory[key] = (states.to(like), pooled)
-        found: tuple[Tensor, Tensor | None] = state.memory[key]
-        return found
+    def _prepare(self, state: Running, part: Denoiser, values: Values, device: torch.device) -> None:
+        """Where text-site edits will act at joint sites: know where the text stands, and have erasure prompts recorded."""
+        recorded = any(site.recorded and site.owner == part.name for site in self._sites)
+        if not recorded or not self._site_edits(state, state.rows or (), device):
+            return
+        if ("stamp", part.name) not in state.memory:  # weights do not change while a request runs
+            state.memory["stamp", part.name] = part.stamp
+        with hooks.quiet():
+            part.learn(self._sites, values)
+            state.memory["shapes"] = part.signature(values)
+            numbers = numbers_of(values, len(state.rows or ()), part.text.every)
+            for tokens in state.plan.tokens:
+                if isinstance(tokens, RecordedKeys):
+                    tokens.prepare(part, numbers, state.memory["stamp", part.name])
 
     def at_site(self, index: int, output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None) -> Tensor | None:
-        """An attention of image tokens over text is done: add what the text-site edits find. None: nothing changed."""
-        if _suspended.get():
-            return None
-        state = self._request() or self._outside() or self._unentered()
+        """A separate attention is done: add what the text-site edits find. None: nothing changed."""
+        state = self._visiting()
         if state is None:
             return None
-        state.visits += 1
-        if state.rows is None:
-            self._require_sites_only(state)
-        edits = self._site_edits(state, output)
-        if edits and (query is None or states is None):
+        site = self._sites[index]
+        assert isinstance(site, SeparateSite)
+        if query is None or states is None:
+            if not self._site_edits(state, self._rows(state, site, len(output)), output.device):
+                return None
             raise CapabilityError(
-                f"the attention {self._table.sites[index].info.name} was run in parts, past its own call; call it as a whole",
+                f"the attention {site.info.name} was run in parts, past its own call; call it as a whole",
                 pipeline=self.name,
                 missing="query and text",
             )
-        changed: Tensor | None = None
-        for active in edits:
-            so_far = output if changed is None else changed
-            site = self._table.sites[index]
-            effect = attempt(state, active.edit, self._effect, state, site, active, so_far, query, states, mask)
-            if effect is None:
-                continue
-            note(state, active, index, effect, so_far[active.index])
-            changed = output.clone() if changed is None else changed
-            add_to_rows(changed, active.index, effect.delta)
-        return changed
+        rows = self._rows(state, site, len(output))
+        return self._act(state, rows, SeparateView(site, output, query, states, mask))
+
+    def at_call(
+        self,
+        site: int,
+        turn: int,
+        output: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+    ) -> Tensor | None:
+        """A joint attention is done: add what the text-site edits find. None: nothing changed."""
+        state = self._visiting()
+        if state is None:
+            return None
+        live = self._sites[site]
+        assert isinstance(live, JointSite)
+        rows = self._rows(state, live, len(output), turn)
+        if not self._site_edits(state, rows, output.device):
+            return None
+        layout = live.layout(state.memory.get("shapes"), turn)
+        if layout is None:
+            raise CapabilityError(
+                f"attention {live.info.name} was reached past the call of its denoiser; call the denoiser as a whole",
+                pipeline=self.name,
+                missing="a call of the denoiser",
+            )
+        return self._act(state, rows, JointView(live, layout, output, query, key, value, mask, causal))
+
+    def at_module(self, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None:
+        """A named module is done: let the edits of linear layers and features act. None: nothing changed."""
+        state = None if hooks.is_quiet() else self._request() or self._outside() or self._unentered()
+        return None if state is None else modules.edited(state, name, inputs, output)
+
+    def _visiting(self) -> Running | None:
+        if hooks.is_quiet():
+            return None
+        state = self._request() or self._outside() or self._unentered()
+        if state is not None:
+            state.visits += 1
+            if state.rows is None:
+                self._require_sites_only(state)
+        return state
+
+    def _act(self, state: Running, rows: Sequence[Any], view: View) -> Tensor | None:
+        for active in self._site_edits(state, rows, view.device):
+            call = view.call(active, state.progress)
+            effect: SiteEffect | None = attempt(state, active.edit, active.edit, call)
+            if effect is not None:
+                note(state, active, view.site.index, effect, call.output)
+                view.add(active, effect.delta)
+        return view.changed
+
+    def _rows(self, state: Running, site: Site, count: int, turn: int = 0) -> Sequence[Any]:
+        """The rows of a site's own batch, which may hold each row of the call several times (frames), or one in turn."""
+        if isinstance(site, JointSite) and site.each and state.rows is not None and turn < len(state.rows):
+            return state.rows[turn : turn + 1]
+        rows = None if state.rows is None else expanded(site.order, state.rows, count)
+        return (UNKNOWN,) * count if rows is None else tuple(rows)
+
+    def _site_edits(self, state: Running, rows: Sequence[Any], device: torch.device) -> list[ActiveEdit]:
+        """What acts at the text sites of this denoiser call: worked out once for each set of rows."""
+        kept = state.site_edits
+        key = tuple(rows)
+        if kept is None or key not in kept:
+            edits = (active_edit(state, edit, key, device) for edit in state.plan.site_edits)
+            found = [active for active in edits if active is not None]
+            if kept is None:
+                return found
+            kept[key] = found
+        return kept[key]
 
     def _require_sites_only(self, state: Running) -> None:
         """``forward`` was called past the hooks of the denoiser itself, so what acts there cannot protect this call."""
@@ -226,104 +346,19 @@ class Attachment:
                 missing="a call of the denoiser",
             )
 
-    def _effect(
-        self,
-        state: Running,
-        site: Site,
-        active: ActiveEdit,
-        output: Tensor,
-        query: Tensor,
-        states: Tensor,
-        mask: Tensor | None,
-    ) -> SiteEffect:
-        effect: SiteEffect = active.edit(site_call(state, site, active, output, query, states, mask))
-        return effect
-
-    def _site_edits(self, state: Running, output: Tensor) -> list[ActiveEdit]:
-        """What acts at the text sites of this denoiser call: worked out at its first site."""
-        if state.site_edits is not None and state.rows is not None and len(state.rows) == len(output):
-            return state.site_edits
-        known = state.rows is not None and len(state.rows) == len(output)
-        rows = state.rows if known and state.rows is not None else (UNKNOWN,) * len(output)
-        edits = (active_edit(state, edit, rows, output.device) for edit in state.plan.site_edits)
-        found = [active for active in edits if active is not None]
-        if known:
-            state.site_edits = found
-        return found
-
-    def on_leave(self, prediction: Tensor | None, inputs: Any) -> Tensor | None:
+    def on_leave(self, prediction: Tensor | None, call: tuple[str, Values] | None) -> Tensor | None:
         """A denoiser call ends: let the prediction edits act. None: nothing changed."""
-        if _suspended.get():
+        if hooks.is_quiet():
             return None
         state = self._request() or self._outside()
         _direct.set(None)
         if state is None or state.rows is None:
             return None
-        changed = None if prediction is None else self._predictions(state, prediction, inputs)
+        changed = None
+        if prediction is not None and state.plan.prediction_edits:
+            changed = texts.predicted(state, prediction, call, self.parts, self._encoding)
         state.leave()
         return changed
-
-    def _predictions(self, state: Running, prediction: Tensor, inputs: Any) -> Tensor | None:
-        changed: Tensor | None = None
-        for edit in state.plan.prediction_edits:
-            active = active_edit(state, edit, state.rows or (), prediction.device)
-            if active is None:
-                continue
-            if inputs is None:
-                raise CapabilityError(
-                    "an eraser at the prediction seam calls the denoiser again, which a compiled denoiser does not allow; "
-                    "choose another eraser or do not compile",
-                    pipeline=self.name,
-                    missing="prediction seam under torch.compile",
-                )
-            so_far = prediction if changed is None else changed
-            made = attempt(state, edit, edit, self._prediction_call(state, active, so_far, inputs))
-            if made is not None:
-                changed = prediction.clone() if changed is None else changed
-                changed[active.index] = made.to(prediction.dtype)
-                active.note(state.step)
-        return changed
-
-    def _prediction_call(self, state: Running, active: ActiveEdit, prediction: Tensor, inputs: Any) -> PredictionCall:
-        twins = twins_of(state.rows or (), active.rows)
-
-        def predict(texts: Sequence[str]) -> Tensor:
-            module, args, kwargs = inputs  # the whole batch again: some attentions (PAG) count on all its branches
-            args, kwargs = self._with_texts(state, texts, active, hooks.Arguments(module), args, kwargs)
-            token = _suspended.set(True)
-            try:
-                made: Tensor = module(*args, **kwargs)[0]
-            finally:
-                _suspended.reset(token)
-            return made[active.index]
-
-        return PredictionCall(
-            prediction[active.index], None if twins is None else prediction[twins], active.strengths, state.progress, predict
-        )
-
-    def _with_texts(
-        self,
-        state: Running,
-        texts: Sequence[str],
-        active: ActiveEdit,
-        arguments: hooks.Arguments,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a denoiser call with other texts in the active rows."""
-        states = arguments.get("encoder_hidden_states", args, kwargs)
-        text, pooled = self._text(state, texts, states)
-        if len(active.rows) == len(states):
-            states = text  # of any length: no other row has to fit beside it
-        else:
-            states = states.clone()
-            states[active.index] = text
-        added = arguments.get("added_cond_kwargs", args, kwargs)
-        if pooled is not None and added is not None and "text_embeds" in added:
-            added = {**added, "text_embeds": added["text_embeds"].clone()}
-            added["text_embeds"][active.index] = pooled.to(added["text_embeds"])
-            args, kwargs = arguments.put("added_cond_kwargs", added, args, kwargs)
-        return arguments.put("encoder_hidden_states", states, args, kwargs)
 
     # whose call it is
 
@@ -336,13 +371,13 @@ class Attachment:
         state = _direct.get()
         return state if state is not None and state.host == self.number else None
 
-    def _begin_direct(self, call: hooks.Entering) -> Running | None:
+    def _begin_direct(self, states: Tensor, time: Any) -> Running | None:
         """A call from outside every request: every row gets the whole policy, and a new run is reported."""
         state = self._unentered()
         if state is None:
             return None
         _direct.set(state)
-        if self._direct_runs.begins(call.states, moment_of(call.timestep)) and self.on_direct is not None:
+        if self._direct_runs.begins(states, moment_of(time)) and self.on_direct is not None:
             self.on_direct(state.plan)
         return state
 
@@ -352,3 +387,11 @@ class Attachment:
             return None
         allowed = self.plan.policy.settings.on_error == "allow"
         return Running(self.plan, (), self.number, direct=True, skip_errors=allowed)
+
+
+def _grid(part: Denoiser, values: Values) -> tuple[int, int] | None:
+    """Height and width of the latent, where it is an image of that shape."""
+    for path, value in leaves(values, 0):
+        if isinstance(value, Tensor) and value.dim() == 4 and path not in part.text.every and not is_text_list(value):
+            return (int(value.shape[-2]), int(value.shape[-1]))
+    return None

@@ -1,118 +1,269 @@
-"""Encoding texts as the pipeline itself does, and catching what it would hand to its denoiser."""
+"""Encoding texts as the pipeline itself does: by running it up to its denoiser, and taking what it would call that with."""
 
 from __future__ import annotations
 
-import copy
-import inspect
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from safeguard.attaching.capture import (
+    SIDES,
+    SWAPPED,
+    TEXTS,
+    TOKEN_STATES,
+    Catch,
+    NeverCalledError,
+    Path,
+    TextArguments,
+    Values,
+    catch_call,
+    is_text_list,
+    leaves,
+    pick,
+    put,
+    row_count,
+    text_arguments,
+    watching_encoders,
+)
+from safeguard.attaching.hooks import quiet
 from safeguard.attaching.rows import stamp_of
-from safeguard.attaching.sites import inner
 from safeguard.erasing import EncodedText
 from safeguard.errors import CapabilityError
 
 BATCH: Final = 32  # texts encoded at a time
 KEPT: Final = 64  # untrimmed texts: some are users' own, and none is kept longer than it is useful
+TextRow = Mapping[Path, Any]  # what one text is in the arguments of a denoiser call
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a pipeline is run to see what it calls a denoiser with: on what, one text at a time or all, and in which
+    block of its rows, of how many, the texts stand, and every how many rows the next.
+    """
+
+    name: str
+    how: Catch
+    together: bool = True
+    block: int = 0
+    blocks: int = 1
+    stride: int = 1
+
+
+def find_way(pipe: Any, base: type, name: str, runs: Callable[[Values], None]) -> tuple[Way, Values, TextArguments]:
+    """A way to run the pipeline up to its denoiser ``name``, the call that it gives for `TEXTS`, and what of it is text.
+
+    ``runs`` raises where the denoiser itself cannot be run on such a call. Raises CapabilityError (of the first try) where
+    there is no way.
+    """
+    fault: CapabilityError | None = None
+    for together, pictures, side, guidance in itertools.product((True, False), (False, True), (*SIDES, None), (1.0, None)):
+        way = Way(name, Catch(side, guidance, pictures=pictures), together)
+        try:
+            return _found(pipe, base, way, runs)
+        except NeverCalledError:
+            raise
+        except CapabilityError as error:
+            if error.missing in (TOKEN_STATES, "rows"):
+                raise  # no other size would change it
+            fault = fault or error
+    assert fault is not None
+    raise fault
+
+
+def _found(pipe: Any, base: type, way: Way, runs: Callable[[Values], None]) -> tuple[Way, Values, TextArguments]:
+    noise = replace(way, how=replace(way.how, seed=1000))
+    one, other, noisy = (run(pipe, base, by, texts)[0] for by, texts in ((way, TEXTS), (way, SWAPPED), (noise, TEXTS)))
+    way = _placed(one, other, way, len(TEXTS))
+    one, other, noisy = (_rows(values, way, len(TEXTS)) for values in (one, other, noisy))
+    found = text_arguments(one, other, noisy, len(TEXTS), way.stride, who=base.__name__)
+    try:
+        runs(one)
+    except Exception as fault:
+        raise CapabilityError(
+            f"the {way.name} of {base.__name__} cannot be run for a test ({type(fault).__name__}: {fault})",
+            pipeline=base.__name__,
+            missing="a self-test",
+        ) from fault
+    return way, one, found
+
+
+def run(pipe: Any, base: type, way: Way, texts: Sequence[str]) -> tuple[Values, list[tuple[str, Tensor]]]:
+    """What the denoiser would be called with, and the numbers of the tokens that went into each encoder, [n, l]."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.inference_mode(False), torch.no_grad(), quiet(), torch.random.fork_rng(devices):  # some draw without a generator
+        if way.together:
+            with watching_encoders(pipe) as seen:
+                return catch_call(pipe, base, way.name, texts, way.how), seen
+        calls, ids = [], []
+        for text in texts:
+            with watching_encoders(pipe) as seen:
+                calls.append(catch_call(pipe, base, way.name, [text], way.how))
+            ids.append(seen)
+    joined = (
+        [(name, torch.cat([one[place][1] for one in ids])) for place, (name, _) in enumerate(ids[0])] if _alike(ids) else []
+    )
+    return _joined(calls), joined
+
+
+def _alike(ids: Sequence[Sequence[tuple[str, Tensor]]]) -> bool:
+    return len({tuple((name, part.shape) for name, part in one) for one in ids}) == 1
+
+
+def _joined(calls: Sequence[Values]) -> Values:
+    """Calls for one text each as one call for all."""
+    made = calls[0]
+    for path, value in leaves(calls[0], 1):
+        parts = [pick(call, path) for call in calls]
+        if isinstance(value, Tensor) and value.dim() and len(value) == 1 and len({part.shape for part in parts}) == 1:
+            made = put(made, path, torch.cat(parts))
+        elif isinstance(value, list) and len(value) == 1:
+            made = put(made, path, [part[0] for part in parts])
+    return made
+
+
+def _placed(one: Values, other: Values, way: Way, count: int) -> Way:
+    """The way, with the rows at which the texts stand: behind their unconditional twins, or once a frame."""
+    for path, value in leaves(one, count):
+        mate = pick(other, path)
+        rows = isinstance(value, Tensor) and isinstance(mate, Tensor) and value.shape == mate.shape and value.dim() > 2
+        if rows or (is_text_list(value) and is_text_list(mate) and len(value) == len(mate)):
+            pairs = enumerate(zip(value, mate, strict=True))
+            changed = [row for row, (a, b) in pairs if a.shape != b.shape or not torch.equal(a, b)]
+            stride = len(changed) // (count - 1)
+            if changed and stride and changed[0] >= stride:
+                taken = count * stride
+                return replace(way, block=(changed[0] - stride) // taken, blocks=max(1, len(value) // taken), stride=stride)
+    return way
+
+
+def _rows(values: Values, way: Way, count: int) -> Values:
+    """The rows of the prompts, where there are others besides."""
+    if way.blocks == 1:
+        return values
+    taken = count * way.stride
+    for path, value in leaves(values, taken * way.blocks):
+        if row_count(value) == taken * way.blocks:
+            values = put(values, path, value[way.block * taken : (way.block + 1) * taken])
+        elif row_count(value) == count * way.blocks:
+            values = put(values, path, value[way.block * count : (way.block + 1) * count])
+    return values
 
 
 class TextEncoding:
-    """A pipeline's own way from texts to the states that its denoiser reads. Threads take turns."""
+    """A pipeline's own way from texts to what its denoisers are called with. Threads take turns.
 
-    def __init__(self, pipe: Any, base: type) -> None:
-        self._pipe = pipe
-        self._base = base
+    ``ways`` has one for each denoiser, of which the first is the one whose token states stand for a text.
+    """
+
+    def __init__(self, pipe: Any, base: type, ways: Mapping[str, tuple[Way, TextArguments]]) -> None:
+        self._pipe, self._base, self._ways = pipe, base, ways
         self._trim: dict[str, EncodedText] = {}
-        self._whole: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self._whole: OrderedDict[tuple[str, str], TextRow] = OrderedDict()
+        self._empty: list[tuple[str, list[int]]] = []  # the tokens of the empty text, as each encoder gets them
         self._stamp: tuple[Any, ...] | None = ()
         self.lock = threading.RLock()  # a tokenizer keeps padding and truncation as state: threads take turns
-        if not hasattr(base, "encode_prompt"):
-            raise CapabilityError(
-                f"{base.__name__} does not encode text (no encode_prompt), so there is no text to erase by",
-                pipeline=base.__name__,
-                missing="encode_prompt",
-            )
 
-    def states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Untrimmed states [n, L, D] as the denoiser gets them, and the pooled texts [n, P] where there are any."""
+    @property
+    def main(self) -> str:
+        return next(iter(self._ways))
+
+    def rows(self, name: str, texts: Sequence[str]) -> list[TextRow]:
+        """What each text is in the arguments of denoiser ``name``, untrimmed."""
         with self.lock:
             self._forget_if_changed()
-            wanted = {text: self._whole[text] for text in texts if text in self._whole}
+            wanted = {text: self._whole[name, text] for text in texts if (name, text) in self._whole}
             new = [text for text in dict.fromkeys(texts) if text not in wanted]
-            wanted.update(self._run(new))
-            self._whole.update(wanted)
+            for text, (row, _) in self._run(name, new).items():
+                wanted[text] = self._whole[name, text] = row
             for text in wanted:
-                self._whole.move_to_end(text)
+                self._whole.move_to_end((name, text))
             while len(self._whole) > KEPT:
                 self._whole.popitem(last=False)
-        rows = [wanted[text] for text in texts]
-        pooled = [pool for _, pool in rows if pool is not None]
-        return torch.stack([states for states, _ in rows]), torch.stack(pooled) if pooled else None
+        return [wanted[text] for text in texts]
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """States trimmed to real tokens. Raises CapabilityError for a text longer than the encoder reads."""
         with self.lock:
             self._forget_if_changed()
-            new = [text for text in dict.fromkeys(texts) if text not in self._trim]
-            self._trim.update({text: self._trimmed(text, states) for text, (states, _) in self._run(new).items()})
+            new = [text for text in dict.fromkeys(("", *texts)) if text not in self._trim]
+            made = self._run(self.main, new)
+            if "" in made:
+                self._empty = made[""][1]
+            for text, (row, ids) in made.items():
+                self._trim[text] = self._trimmed(text, row, ids)
             return [self._trim[text] for text in texts]
 
-    def _run(self, texts: Sequence[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
-        made: dict[str, tuple[Tensor, Tensor | None]] = {}
+    def _run(self, name: str, texts: Sequence[str]) -> dict[str, tuple[TextRow, list[tuple[str, list[int]]]]]:
+        way, arguments = self._ways[name]
+        made: dict[str, tuple[TextRow, list[tuple[str, list[int]]]]] = {}
         for start in range(0, len(texts), BATCH):
             batch = list(texts[start : start + BATCH])
-            states, pooled = self._encoded(batch)
-            made.update(zip(batch, zip(states, [None] * len(batch) if pooled is None else pooled, strict=True), strict=True))
+            values, seen = run(self._pipe, self._base, way, batch)
+            given = _rows(values, way, len(batch))
+            for place, text in enumerate(batch):
+                row = {path: _one(pick(given, path), place, len(batch)) for path in arguments.every}
+                made[text] = (row, [(name, ids[place].tolist()) for name, ids in seen if len(ids) == len(batch)])
         return made
 
-    def _encoded(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
-        parameters = inspect.signature(self._base.encode_prompt).parameters  # type: ignore[attr-defined]
-        wanted = {
-            "prompt": texts,
-            "device": self._pipe._execution_device,
-            "num_images_per_prompt": 1,
-            "do_classifier_free_guidance": False,
-        }
-        with torch.inference_mode(False), torch.no_grad():
-            made = self._base.encode_prompt(self._pipe, **{k: v for k, v in wanted.items() if k in parameters})  # type: ignore[attr-defined]
-        parts = [part for part in (made if isinstance(made, tuple) else (made,)) if isinstance(part, Tensor)]
-        states = parts[0] if parts else None
-        if states is None or states.dim() != 3 or len(states) != len(texts):
-            raise CapabilityError(
-                f"{self._base.__name__}.encode_prompt does not give one row of token states a text",
-                pipeline=self._base.__name__,
-                missing="token states",
-            )
-        pooled = next((part for part in parts[1:] if part.dim() == 2 and len(part) == len(texts)), None)
-        return states, pooled
+    def _trimmed(self, text: str, row: TextRow, ids: list[tuple[str, list[int]]]) -> EncodedText:
+        arguments = self._ways[self.main][1]
+        states: Tensor = row[arguments.states]
+        keep, content = self._tokens(ids, len(states))
+        self._require_room(text)
+        pooled = [row[path].flatten() for path in arguments.pooled]
+        return EncodedText(text, states[keep].clone(), content, keep, torch.cat(pooled) if pooled else None)
 
-    def _trimmed(self, text: str, states: Tensor) -> EncodedText:
-        tokenizer = getattr(self._pipe, "tokenizer", None) or getattr(self._pipe, "tokenizer_2", None)
-        if tokenizer is None:
-            return EncodedText(states, slice(0, len(states)))
-        empty = list(tokenizer("").input_ids)
-        ids = list(tokenizer(text).input_ids)
-        if len(ids) > len(states):
-            raise CapabilityError(
-                f"a phrase of the policy takes {len(ids)} tokens, and the text encoder reads {len(states)}: shorten it",
-                pipeline=self._base.__name__,
-                missing="room for a phrase",
-            )
-        after = 1 if empty and empty[-1] == tokenizer.eos_token_id else 0
-        before = max(0, len(empty) - after)
-        return EncodedText(states[: max(1, len(ids))].clone(), slice(before, len(ids) - after))
+    def _tokens(self, ids: list[tuple[str, list[int]]], length: int) -> tuple[list[int], list[int]]:
+        """The places of real tokens in ``length`` states, and which of these are words: from what the encoders were given."""
+        keep: list[int] = []
+        content: list[int] = []
+        for place, start in _segments([len(numbers) for _, numbers in ids], length):
+            name, numbers = ids[place]
+            empty = self._empty[place][1] if place < len(self._empty) else []
+            tokenizer = self._tokenizer(name)
+            special = set(getattr(tokenizer, "all_special_ids", ()))
+            first, last = _words(numbers, empty, tokenizer)
+            words = [spot for spot in range(first, last) if numbers[spot] not in special]
+            real = [*range(first), *words, *([last] if last < len(numbers) else [])]
+            keep_here = [spot + start for spot in real if 0 <= spot + start < length]
+            content += [len(keep) + k for k, spot in enumerate(keep_here) if spot - start in words]
+            keep += keep_here
+        if not keep:
+            keep = list(range(length))
+            content = list(keep)
+        return keep, content
+
+    def _tokenizer(self, encoder: str) -> Any:
+        return getattr(self._pipe, encoder.replace("text_encoder", "tokenizer"), None)
+
+    def _require_room(self, text: str) -> None:
+        """Raise CapabilityError where the tokenizer would cut the text off."""
+        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+            tokenizer = getattr(self._pipe, name, None)
+            room = getattr(tokenizer, "model_max_length", None)
+            if tokenizer is None or not isinstance(room, int) or room > 100_000:
+                continue
+            with self.lock:
+                taken = len(tokenizer(text, truncation=False).input_ids)
+            if taken > room:
+                raise CapabilityError(
+                    f"a phrase of the policy takes {taken} tokens, and the text encoder reads {room}: shorten it",
+                    pipeline=self._base.__name__,
+                    missing="room for a phrase",
+                )
 
     def _forget_if_changed(self) -> None:
         """Drop what was kept when an encoder's weights may have changed (LoRA, textual inversion, another device)."""
         encoders = [
             part for name, part in self._pipe.components.items() if name.startswith("text_encoder") and part is not None
         ]
-        stamps = [(id(encoder), *map(stamp_of, encoder.parameters())) for encoder in encoders]
+        stamps = [(id(encoder), *map(stamp_of, encoder.parameters())) for encoder in encoders if hasattr(encoder, "parameters")]
         stamp = None if any(None in one for one in stamps) else tuple(stamps)
         if stamp is None or stamp != self._stamp:
             self._trim.clear()
@@ -120,61 +271,49 @@ class TextEncoding:
             self._stamp = stamp
 
 
-class _Caught(BaseException):
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.call = (args, kwargs)
+def _one(value: Any, place: int, count: int) -> Any:
+    """One text's own row: the first of its rows where each frame has one."""
+    rows = row_count(value)
+    return value[place * (rows // count)] if rows >= count else value
 
 
-class _Catcher:
-    """Stands in for a denoiser in a copy of the pipeline: passes for it, by ``isinstance`` too; to call it ends the run."""
+def _segments(lengths: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """Which encoders' tokens, one after another, make up ``length`` states: (encoder, where its first token stands).
 
-    def __init__(self, denoiser: Any) -> None:
-        self.__dict__["_denoiser"] = denoiser
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return type(inner(self.__dict__["_denoiser"]))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._denoiser, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise _Caught(args, kwargs)
-
-
-def catch_call(pipe: Any, base: type, name: str, texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with which ``pipe`` would call its denoiser ``name`` for ``texts``, without guidance, in its first step.
-
-    Runs the pipeline's own ``__call__`` on a shallow copy with a scheduler of its own, so that a request under way is not
-    disturbed. Raises CapabilityError where the pipeline needs more than a prompt and an image.
+    Encoders whose lengths add up to it; else the first of them, and where it was given more, its last tokens (the head of a
+    template is often cut off).
     """
-    twin = copy.copy(pipe)
-    object.__setattr__(twin, "__class__", base)
-    twin.__dict__[name] = _Catcher(pipe.__dict__[name])
-    if getattr(pipe, "scheduler", None) is not None:
-        twin.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
-    twin.__dict__["_progress_bar_config"] = {"disable": True}
-    parameters = inspect.signature(base.__call__).parameters
-    wanted: dict[str, Any] = {"prompt": texts, "num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
-    for image in ("image", "mask_image", "control_image"):
-        if image in parameters:
-            wanted[image] = _blank(pipe, len(texts))
-    try:
-        base.__call__(twin, **{key: value for key, value in wanted.items() if key in parameters})
-    except _Caught as caught:
-        return caught.call
-    except Exception as fault:
-        raise CapabilityError(
-            f"{base.__name__} could not be run on a prompt alone, so its protection cannot be tested "
-            f"({type(fault).__name__}: {fault})",
-            pipeline=base.__name__,
-            missing="a self-test",
-        ) from fault
-    raise CapabilityError(f"{base.__name__} never called its {name}", pipeline=base.__name__, missing=name)
+    for place, one in enumerate(lengths):
+        if one == length:
+            return [(place, 0)]
+    for place, one in enumerate(lengths):
+        for later in range(place + 1, len(lengths)):
+            if one + lengths[later] == length:
+                return [(place, 0), (later, one)]
+    if not lengths:
+        return []
+    return [(0, min(0, length - lengths[0]))]
 
 
-def _blank(pipe: Any, count: int) -> list[Any]:
-    from PIL import Image
+def _words(numbers: Sequence[int], empty: Sequence[int], tokenizer: Any) -> tuple[int, int]:
+    """From where to where the words of a text stand, between what opens and closes every text."""
+    bare, hollow = _unclosed(numbers, tokenizer), _unclosed(empty, tokenizer)
+    first = 0
+    while first < min(len(bare), len(hollow)) and bare[first] == hollow[first]:
+        first += 1
+    tail = 0
+    while tail < min(len(bare), len(hollow)) - first and bare[-1 - tail] == hollow[-1 - tail]:
+        tail += 1
+    return first, max(first, len(bare) - tail)
 
-    size = pipe.unet.config.sample_size * getattr(pipe, "vae_scale_factor", 8) if hasattr(pipe, "unet") else 512
-    return [Image.new("RGB", (size, size), (128, 128, 128))] * count
+
+def _unclosed(numbers: Sequence[int], tokenizer: Any) -> list[int]:
+    """Without the padding, which repeats one token, and without the token that closes the text."""
+    last = len(numbers)
+    while last and numbers[last - 1] == numbers[-1]:
+        last -= 1
+    if len(numbers) - last == 1 and numbers[-1] not in getattr(tokenizer, "all_special_ids", ()):
+        last = len(numbers)
+    if last and numbers[last - 1] == getattr(tokenizer, "eos_token_id", None):
+        last -= 1
+    return list(numbers[:last])

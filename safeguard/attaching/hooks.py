@@ -12,40 +12,70 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
-from safeguard.attaching.sites import Site, is_text_site
+from safeguard.attaching.capture import TextArguments, Values
+
+if TYPE_CHECKING:
+    from safeguard.attaching.sites import SeparateSite, Site
 
 _stash = threading.local()  # what the hooks of one attention hand on to each other within one call
 _numbers = itertools.count()
 _hosts: Final[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
 
 
-class Host(Protocol):
-    """What the hooks call: the attachment. Each gives back None where nothing changed."""
+_quiet: Final[ContextVar[bool]] = ContextVar("safeguard_quiet", default=False)
 
-    number: int
 
-    def on_enter(self, call: Entering) -> tuple[Tensor, Tensor | None] | None: ...
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Passes of the guard's own go on inside: no hook does anything."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def is_quiet() -> bool:
+    return _quiet.get()
+
+
+class SiteHost(Protocol):
+    """What the hooks of a separate text site call. It gives back None where nothing changed."""
+
+    @property
+    def number(self) -> int: ...
 
     def at_site(self, index: int, output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None) -> Tensor | None: ...
 
-    def on_leave(self, prediction: Tensor | None, inputs: Any) -> Tensor | None: ...
 
+class Host(SiteHost, Protocol):
+    """What the hooks call: the attachment. Each gives back None where nothing changed."""
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Entering:
-    """A denoiser call as it begins: ``states`` [B, L, D] of its text, ``pooled`` [B, P] where it reads one, and its step."""
+    def on_enter(self, name: str, values: Values) -> Values | None: ...
 
-    states: Tensor
-    pooled: Tensor | None
-    timestep: Any
-    grid: tuple[int, int] | None
+    def at_call(
+        self,
+        site: int,
+        turn: int,
+        output: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+    ) -> Tensor | None: ...
+
+    def at_module(self, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None: ...
+
+    def on_leave(self, prediction: Tensor | None, call: tuple[str, Values] | None) -> Tensor | None: ...
 
 
 def register(host: Any) -> int:
@@ -61,18 +91,21 @@ def forget_graphs() -> None:
         torch.compiler.reset()
 
 
-def _host(number: int) -> Host | None:
+def owner_of(number: int) -> Host | None:
+    """The attachment of a number, while it lives."""
     host: Host | None = _hosts.get(number)
     return host
 
 
 # Run in Python on every call, so no CUDA graph may hold them: a replay would repeat the plan of the request that was recorded.
-_op = functools.partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+register_op = functools.partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 
 
-@_op("safeguard::text_site", schema="(Tensor output, Tensor query, Tensor states, Tensor? mask, int host, int site) -> Tensor")
+@register_op(
+    "safeguard::text_site", schema="(Tensor output, Tensor query, Tensor states, Tensor? mask, int host, int site) -> Tensor"
+)
 def _text_site(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: int, site: int) -> Tensor:
-    owner = _host(host)
+    owner = owner_of(host)
     changed = None if owner is None else owner.at_site(site, output, query, states, mask)
     return output.clone() if changed is None else changed
 
@@ -82,28 +115,54 @@ def _(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: 
     return torch.empty_like(output)
 
 
-@_op(
-    "safeguard::enter",
-    schema="(Tensor states, Tensor? pooled, Tensor timestep, int height, int width, int host) -> (Tensor, Tensor)",
-)
-def _enter(
-    states: Tensor, pooled: Tensor | None, timestep: Tensor, height: int, width: int, host: int
-) -> tuple[Tensor, Tensor]:
-    owner = _host(host)
-    call = Entering(states, pooled, timestep, (height, width) if height else None)
-    changed = None if owner is None else owner.on_enter(call)
-    new, new_pooled = (states, pooled) if changed is None else changed
-    return _fresh(new, states), states.new_empty(0) if pooled is None else _fresh(_or(new_pooled, pooled), pooled)
+@register_op("safeguard::enter", schema="(Tensor[] given, str paths, str changing, str name, int host) -> Tensor[]")
+def _enter(given: list[Tensor], paths: str, changing: str, name: str, host: int) -> list[Tensor]:
+    owner = owner_of(host)
+    values = _unflatten(given, paths)
+    changed = None if owner is None else owner.on_enter(name, values)
+    before, after = dict(zip(paths.split(), given, strict=True)), dict(_flatten(values if changed is None else changed))
+    return [_fresh(after[path], before[path]) for path in changing.split()]
 
 
 @_enter.register_fake
-def _(states: Tensor, pooled: Tensor | None, timestep: Tensor, height: int, width: int, host: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(states), states.new_empty(0) if pooled is None else torch.empty_like(pooled)
+def _(given: list[Tensor], paths: str, changing: str, name: str, host: int) -> list[Tensor]:
+    before = dict(zip(paths.split(), given, strict=True))
+    return [torch.empty_like(before[path]) for path in changing.split()]
 
 
-@_op("safeguard::leave", schema="(Tensor prediction, int host) -> Tensor")
+def _flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a call with its path in one word: keys behind dots, places in lists behind a number sign."""
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            yield above + name, value
+        elif isinstance(value, dict):
+            yield from _flatten(value, f"{above}{name}.")
+        elif isinstance(value, (list, tuple)):
+            for place, part in enumerate(value):
+                if isinstance(part, Tensor):
+                    yield f"{above}{name}#{place}", part
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield above + name, torch.tensor(float(value))
+
+
+def _unflatten(given: Sequence[Tensor], paths: str) -> Values:
+    values: Values = {}
+    for path, tensor in zip(paths.split(), given, strict=True):
+        *above, name = path.split(".")
+        into = values
+        for part in above:
+            into = into.setdefault(part, {})
+        listed, _, place = name.partition("#")
+        if place:
+            into.setdefault(listed, []).append(tensor)
+        else:
+            into[name] = tensor
+    return values
+
+
+@register_op("safeguard::leave", schema="(Tensor prediction, int host) -> Tensor")
 def _leave(prediction: Tensor, host: int) -> Tensor:
-    owner = _host(host)
+    owner = owner_of(host)
     changed = None if owner is None else owner.on_leave(prediction, None)
     return prediction.clone() if changed is None else changed
 
@@ -111,10 +170,6 @@ def _leave(prediction: Tensor, host: int) -> Tensor:
 @_leave.register_fake
 def _(prediction: Tensor, host: int) -> Tensor:
     return torch.empty_like(prediction)
-
-
-def _or(value: Tensor | None, other: Tensor) -> Tensor:
-    return other if value is None else value
 
 
 def _fresh(value: Tensor, given: Tensor) -> Tensor:
@@ -144,7 +199,7 @@ class Handles:
         self._hooks.clear()
 
 
-def hook_site(handles: Handles, site: Site, host: Host) -> None:
+def hook_site(handles: Handles, site: SeparateSite, host: SiteHost) -> None:
     """Hooks on one attention: its text is seen as it is called, its query as it is made, its output is changed at the end."""
     number, index = host.number, site.info.index  # the hook holds the host, so protection lives as long as the module
 
@@ -164,103 +219,115 @@ def hook_site(handles: Handles, site: Site, host: Host) -> None:
         changed = host.at_site(index, args[0], query, states, mask)
         return None if changed is None else (changed, *args[1:])
 
-    handles.add(site.attention, "forward_pre", _ours(on_call, number), with_kwargs=True)
-    handles.add(site.attention.to_q, "forward", _ours(on_query, number))
-    handles.add(site.attention.to_out[0], "forward_pre", _ours(on_output, number))
+    handles.add(site.attention, "forward_pre", tag(on_call, number), with_kwargs=True)
+    handles.add(site.attention.to_q, "forward", tag(on_query, number))
+    handles.add(site.attention.to_out[0], "forward_pre", tag(on_output, number))
     site.mark()
 
 
-def _ours(hook: Callable[..., Any], number: int) -> Callable[..., Any]:
+def tag(hook: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """Mark a hook as one of host ``number``."""
     hook.safeguard_host = number  # type: ignore[attr-defined]
     return hook
 
 
-def carries(denoiser: Any, number: int) -> bool:
+def carries(denoiser: Any, sites: Sequence[Site], number: int) -> bool:
     """Whether a copy of a hooked denoiser carries every hook that the original has from host ``number``."""
 
     def hooked(module: Any, table: str) -> bool:
         return any(getattr(hook, "safeguard_host", None) == number for hook in getattr(module, table).values())
 
-    sites = [part for part in denoiser.modules() if is_text_site(part)]
-    return all(hooked(denoiser, table) for table in ("_forward_pre_hooks", "_forward_hooks")) and all(
-        hooked(site, "_forward_pre_hooks")
-        and hooked(site.to_q, "_forward_hooks")
-        and hooked(site.to_out[0], "_forward_pre_hooks")
-        for site in sites
-    )
+    def whole(site: Site) -> bool:
+        try:
+            module = denoiser.get_submodule(site.name)
+        except AttributeError:
+            return False
+        if hasattr(site, "layouts"):
+            return hooked(module, "_forward_pre_hooks")
+        inside = hooked(module.to_q, "_forward_hooks") and hooked(module.to_out[0], "_forward_pre_hooks")
+        return inside and hooked(module, "_forward_pre_hooks")
+
+    both = all(hooked(denoiser, table) for table in ("_forward_pre_hooks", "_forward_hooks"))
+    return both and all(map(whole, sites))
 
 
-class Arguments:
-    """Finding what a denoiser was called with, by the names in its signature."""
+def hook_module(handles: Handles, module: Any, name: str, host: Host) -> None:
+    """A hook on the output of a named module, which edits of linear layers and of features may change."""
+    number = host.number
 
-    def __init__(self, denoiser: Any) -> None:
-        names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
-        self._place = {name: index for index, name in enumerate(names)}
+    def on_done(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        made = output if isinstance(output, Tensor) else output[0]
+        inputs = args[0] if args and isinstance(args[0], Tensor) else None
+        if torch.compiler.is_compiling():
+            changed = torch.ops.safeguard.module(made, inputs, name, number)
+        else:
+            found = host.at_module(name, inputs, made)
+            if found is None:
+                return None
+            changed = found
+        return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
-    def get(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name in kwargs:
-            return kwargs[name]
-        index = self._place.get(name, len(args))
-        return args[index] if index < len(args) else None
-
-    def put(
-        self, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        index = self._place.get(name, len(args))
-        if name in kwargs or index >= len(args):
-            return args, {**kwargs, name: value}
-        return (*args[:index], value, *args[index + 1 :]), kwargs
+    handles.add(module, "forward", tag(on_done, number))
 
 
-def hook_denoiser(handles: Handles, denoiser: Any, host: Host) -> None:
+@register_op("safeguard::module", schema="(Tensor output, Tensor? inputs, str name, int host) -> Tensor")
+def _module(output: Tensor, inputs: Tensor | None, name: str, host: int) -> Tensor:
+    owner = owner_of(host)
+    changed = None if owner is None else owner.at_module(name, inputs, output)
+    return output.clone() if changed is None else changed
+
+
+@_module.register_fake
+def _(output: Tensor, inputs: Tensor | None, name: str, host: int) -> Tensor:
+    return torch.empty_like(output)
+
+
+def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArguments, host: Host) -> None:
     """Hooks on a whole denoiser: its text may be changed as it is called, its prediction when it is done."""
     number = host.number
-    arguments = Arguments(denoiser)
+    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+    texts = [".".join(path) for path in text.every]
 
     def on_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        states = arguments.get("encoder_hidden_states", args, kwargs)
-        if states is None:
-            return None
-        timestep = arguments.get("timestep", args, kwargs)
-        added = arguments.get("added_cond_kwargs", args, kwargs)
-        pooled = None if added is None else added.get("text_embeds")
-        sample = arguments.get("sample", args, kwargs)
-        height, width = sample.shape[-2:] if sample is not None and sample.dim() == 4 else (0, 0)
-        changed: tuple[Tensor, Tensor | None] | None
+        values = {**dict(zip(names, args, strict=False)), **kwargs}
         if torch.compiler.is_compiling():
-            moment = timestep if isinstance(timestep, Tensor) else torch.tensor(float(timestep))
-            changed = torch.ops.safeguard.enter(states, pooled, moment, height, width, number)
+            flat = dict(_flatten(values))
+            changing = [path for path in flat if path.partition("#")[0] in texts]
+            made = torch.ops.safeguard.enter(list(flat.values()), " ".join(flat), " ".join(changing), name, number)
+            changed: Values | None = _exchanged(values, dict(zip(changing, made, strict=True)))
         else:
-            changed = host.on_enter(Entering(states, pooled, timestep, (height, width) if height else None))
-        if changed is None:
-            return None
-        if pooled is not None:
-            args, kwargs = arguments.put("added_cond_kwargs", {**added, "text_embeds": changed[1]}, args, kwargs)
-        return arguments.put("encoder_hidden_states", changed[0], args, kwargs)
+            changed = host.on_enter(name, values)
+        return None if changed is None else ((), changed)
 
     def on_done(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        prediction = output[0] if isinstance(output[0], Tensor) else None  # a ControlNet gives tuples of features
+        first = output if isinstance(output, Tensor) else output[0]
+        prediction = first if isinstance(first, Tensor) else None  # a ControlNet gives tuples of features, some models lists
         if torch.compiler.is_compiling():
             return None if prediction is None else _with_prediction(output, torch.ops.safeguard.leave(prediction, number))
-        changed = host.on_leave(prediction, (module, args, kwargs))
+        changed = host.on_leave(prediction, (name, {**dict(zip(names, args, strict=False)), **kwargs}))
         return None if changed is None else _with_prediction(output, changed)
 
-    handles.add(denoiser, "forward_pre", _ours(on_call, number), with_kwargs=True)
-    handles.add(denoiser, "forward", _ours(on_done, number), with_kwargs=True)
+    handles.add(denoiser, "forward_pre", tag(on_call, number), with_kwargs=True)
+    handles.add(denoiser, "forward", tag(on_done, number), with_kwargs=True)
+
+
+def _exchanged(values: Mapping[str, Any], changed: Mapping[str, Tensor], above: str = "") -> Values:
+    """The arguments with some tensors exchanged, by their paths in one word."""
+    made: Values = {}
+    for name, value in values.items():
+        path = above + name
+        if isinstance(value, dict):
+            made[name] = _exchanged(value, changed, f"{path}.")
+        elif isinstance(value, (list, tuple)):
+            made[name] = type(value)(changed.get(f"{path}#{place}", part) for place, part in enumerate(value))
+        else:
+            made[name] = changed.get(path, value)
+    return made
 
 
 def _with_prediction(output: Any, prediction: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return prediction
     if isinstance(output, tuple):
         return (prediction, *output[1:])
     return type(output)(**{**output, next(iter(output)): prediction})
-
-
-def with_rows(value: Any, rows: Any, count: int) -> Any:
-    """The same arguments for some rows only: every tensor whose first axis is the batch is indexed."""
-    if isinstance(value, Tensor):
-        return value[rows] if value.dim() and value.shape[0] == count else value
-    if isinstance(value, dict):
-        return {key: with_rows(item, rows, count) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(with_rows(item, rows, count) for item in value)
-    return value

@@ -13,11 +13,12 @@ from safeguard.erasing.activation import Row, Running
 UNKNOWN = Row(None)
 
 
-def match_rows(states: Tensor, positive: Sequence[Tensor], negative: Sequence[Tensor]) -> tuple[Row, ...]:
+def match_rows(states: Tensor, positive: Sequence[Any], negative: Sequence[Any]) -> tuple[Row, ...]:
     """Which image each row of ``states`` [B, L, D] belongs to, and on which branch.
 
-    ``positive`` and ``negative`` hold what ``encode_prompt`` returned, [n, L, D] each. A row is unconditional only if it
-    equals a negative row and no positive one; a row that equals neither is unknown, and so gets the whole policy.
+    ``positive`` and ``negative`` hold what ``encode_prompt`` returned, [n, L, D] or a list of [L, D] each. A row is
+    unconditional only if it equals a negative row and no positive one; a row that equals neither is unknown, and so gets the
+    whole policy.
     """
     plus, minus = _equal(states, positive), _equal(states, negative)
     used_plus, used_minus = [0] * len(plus), [0] * len(minus)
@@ -32,9 +33,9 @@ def match_rows(states: Tensor, positive: Sequence[Tensor], negative: Sequence[Te
     return tuple(rows)
 
 
-def _equal(states: Tensor, known: Sequence[Tensor]) -> list[list[bool]]:
+def _equal(states: Tensor, known: Sequence[Any]) -> list[list[bool]]:
     """For each known row, which rows of ``states`` equal it: one transfer from the device for all."""
-    rows = [row for tensor in known for row in tensor]
+    rows = [_padded(row, states.shape[1]) for texts in known for row in texts]
     fitting = [place for place, row in enumerate(rows) if row.shape == states.shape[1:]]
     found = [[False] * len(states) for _ in rows]
     if fitting:
@@ -42,6 +43,12 @@ def _equal(states: Tensor, known: Sequence[Tensor]) -> list[list[bool]]:
         for place, flags in zip(fitting, torch.stack(same).tolist(), strict=True):
             found[place] = flags
     return found
+
+
+def _padded(row: Tensor, length: int) -> Tensor:
+    """Zeros behind a text that is given without padding, as its row got where others in the batch are longer."""
+    missing = length - len(row)
+    return torch.cat([row, row.new_zeros(missing, *row.shape[1:])]) if missing > 0 else row
 
 
 def _take(index: int, equal: list[list[bool]], used: list[int]) -> int | None:

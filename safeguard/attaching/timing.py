@@ -27,13 +27,20 @@ class _Schedule:
 
 
 def locate(state: Running, timestep: Any, scheduler: Any) -> None:
-    """Set the step and the progress of a call from the schedule of its request; without one, from the timestep's height."""
+    """Set the step and the progress of a call: from the schedule of its request, where the time stands in it or, for denoisers
+    that are told the time in another measure, from the number of times that came before; without one, from its height.
+    """
     state.timed = True
     schedule = _schedule(state)
     place = _place(timestep, schedule.times)
     if place is None and schedule.places:
         place = schedule.places.get(moment_of(timestep))
     if place is not None:
+        state.step, state.progress = place, place / schedule.length
+        return
+    if schedule.places:
+        seen: dict[float, int] = state.memory.setdefault("moments", {})
+        place = min(seen.setdefault(moment_of(timestep), len(seen)), schedule.length - 1)
         state.step, state.progress = place, place / schedule.length
         return
     total = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or TRAIN_STEPS

@@ -90,7 +90,7 @@ def diagnose(pipe: Any, policy: Policy) -> Diagnosis:
     try:
         seams = tuple(sorted(seam.value for seam in OFFERED))
         bare = _with(bare, denoisers=tuple(attachment.denoisers), text_sites=len(attachment.sites), seams=seams)
-        probe = Probe(pipe, attachment)
+        probe = Probe(attachment)
         concepts = tuple(_try_concept(policy, name, attachment, registry, probe) for name in policy.concepts)
         sites, change, refused = _try(policy, attachment, registry, probe)
         return _with(bare, concepts=concepts, sites_reached=sites, change=change, refused=refused)

@@ -12,7 +12,7 @@ import torch
 
 from safeguard.demo.captions import prompts
 from safeguard.demo.judge import ATTRIBUTES, Judge
-from safeguard.demo.pipelines import ASSETS, GUIDANCE, STEPS, load_pipeline
+from safeguard.demo.pipelines import ASSETS, GUIDANCE, KINDS, STEPS, call_options, load_pipeline
 from safeguard.demo.world import CONCEPTS
 
 PLACE_OF: Final = {"subject": "subject", "colour": "colour", "scene": "place"}
@@ -83,7 +83,8 @@ def generate(pipe: Any, texts: list[str], first_seed: int, batch: int = 40) -> n
     for start in range(0, len(texts), batch):
         some = texts[start : start + batch]
         seeds = [torch.Generator().manual_seed(first_seed + start + place) for place in range(len(some))]
-        parts.append(pipe(some, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds, output_type="np").images)
+        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np", **call_options(pipe)}
+        parts.append(pipe(some, generator=seeds, **options).images)
     return np.concatenate(parts)
 
 
@@ -106,17 +107,20 @@ def pipeline_figures(pipe: Any, judge: Judge, count: int, split: str = "test") -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, default=ASSETS)
+    parser.add_argument("--kind", choices=list(KINDS), help="measure this pipeline only, and keep the other figures")
     parser.add_argument("--n", type=int, default=200, help="prompts a cell")
     parser.add_argument("--cells", type=Path, help="take the pipeline's figures from this evaluation's folder of cells")
     parser.add_argument("--mistakes", type=Path, help="write a picture of what the judge got wrong")
     arguments = parser.parse_args()
     assets: Path = arguments.assets
-    pipe = load_pipeline("unet", assets / "unet")
     judge = Judge(assets / "judge" / "judge.safetensors")
-    figures = {
-        "judge": judge_figures(judge, pipe.vae, 2048, arguments.mistakes),
-        "unet": kept_figures(arguments.cells) if arguments.cells else pipeline_figures(pipe, judge, arguments.n),
-    }
+    figures = json.loads((assets / "figures.json").read_text()) if arguments.kind else {}
+    there = [kind for kind in KINDS if (assets / kind).is_dir()]
+    for kind in [arguments.kind] if arguments.kind else there:
+        pipe = load_pipeline(kind, assets / kind)
+        if kind == "unet":
+            figures["judge"] = judge_figures(judge, pipe.vae, 2048, arguments.mistakes)
+        figures[kind] = kept_figures(arguments.cells) if arguments.cells else pipeline_figures(pipe, judge, arguments.n)
     (assets / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     (assets / "README.md").write_text(_card(figures))
 
@@ -129,40 +133,59 @@ def _card(figures: dict[str, Any]) -> str:
     for attribute in ATTRIBUTES:
         cells = [f"{part[attribute]['accuracy']:.3f}" for part in figures["judge"].values()]
         judge.append(f"| {attribute}, accuracy | " + " | ".join(cells) + " |")
-    cells = ["| prompts | n | subject | colour | scene | concept shows |", "|---|---|---|---|---|---|"]
-    for name, cell in figures["unet"].items():
+    measured = [kind for kind in KINDS if kind in figures]
+    tables = "\n\n".join("\n".join([f"`{kind}`:", "", *_cells(figures[kind])]) for kind in measured)
+    parts = "\n".join(_PARTS[kind] for kind in measured)
+    return _CARD.format(steps=STEPS, guidance=GUIDANCE, judge="\n".join(judge), parts=parts, tables=tables)
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    """The rows of one pipeline's table."""
+    lines = ["| prompts | n | subject | colour | scene | concept shows |", "|---|---|---|---|---|---|"]
+    for name, cell in figures.items():
         shows = ", ".join(
             f"{value:.3f}" if name != "benign" else f"{key[6:]} {value:.3f}"
             for key, value in cell.items()
             if key[:5] == "shows"
         )
-        cells.append(f"| {name} | {cell['n']} | {cell['subject']:.3f} | {cell['colour']:.3f} | {cell['scene']:.3f} | {shows} |")
-    return _CARD.format(steps=STEPS, guidance=GUIDANCE, judge="\n".join(judge), cells="\n".join(cells))
+        lines.append(f"| {name} | {cell['n']} | {cell['subject']:.3f} | {cell['colour']:.3f} | {cell['scene']:.3f} | {shows} |")
+    return lines
 
 
-_CARD: Final = """# Demo models: a small text-to-image pipeline and its judge
+_PARTS: Final = {
+    "unet": """\
+- **`unet/`**: a `StableDiffusionPipeline`: `CLIPTokenizer` over the captions, `CLIPTextModel` (128 wide, 3 layers),
+  `UNet2DConditionModel` (6.1 M parameters, text read at 7 sites), `AutoencoderKL` (64x64 to 16x16x8), DDIM, velocity
+  prediction. Weights in half precision; loaded in float32.""",
+    "mmdit": """\
+- **`mmdit/`**: a `StableDiffusion3Pipeline`: the same tokenizer; one `CLIPTextModelWithProjection` (128 wide, 3 layers) as
+  both of its text encoders, none as the third; `SD3Transformer2DModel` (6.7 M parameters, 5 joint blocks, 64 image tokens); the
+  same autoencoder; Euler steps along a rectified flow. Call it with `max_sequence_length=0` (`safeguard.demo.call_options`), or
+  256 tokens of zeros are added, which it was trained to bear and which cost time.""",
+}
+
+_CARD: Final = """# Demo models: small text-to-image pipelines and their judge
 
 Trained from nothing on a procedural world of 64x64 pictograms (`safeguard/demo/world.py`), for measuring erasure where no
 public weights can be had. Not for making pictures for people.
 
-- **`unet/`**: a `StableDiffusionPipeline`: `CLIPTokenizer` over the captions, `CLIPTextModel` (128 wide, 3 layers),
-  `UNet2DConditionModel` (6.1 M parameters, text read at 7 sites), `AutoencoderKL` (64x64 to 16x16x8), DDIM, velocity
-  prediction. Weights in half precision; loaded in float32.
+{parts}
 - **`judge/`**: a convolutional network that says which concepts a picture shows, and its subject, colour and scene.
 - **Made by** `make train` (`safeguard/demo/train.py`, seed 7): captions and combinations of the `train` split only
-  (`safeguard/demo/captions.py`); the concepts are harmless stand-ins, the three artists never lived. 4,000 steps of the
-  denoiser, 2,800 of the autoencoder, 420 of the judge. These weights came in two goes: 2,300 steps on a schedule that ended
-  there, then on, on the schedule of 4,000; and until their numbering was fixed, "a", "," and ":" were other rows of the
-  embedding in each go. Training anew has neither: it gives weights as good, not the same.
-- **Figures** from `python -m safeguard.demo.card --cells out/eval/cells`, after `make eval`, on templates and combinations of
-  the `test` split, which no model has seen; {steps} DDIM steps, guidance {guidance}.
+  (`safeguard/demo/captions.py`); the concepts are harmless stand-ins, the three artists never lived. 4,000 steps of the UNet,
+  2,800 of the autoencoder, 420 of the judge, in batches of 32 (autoencoder 16, judge 64). The UNet's weights came in two
+  goes: 2,300 steps on a schedule that ended there, then on, on the schedule of 4,000; and until their numbering was fixed,
+  "a", "," and ":" were other rows of the embedding in each go. Training anew has none of this: it gives weights as good, not
+  the same.
+- **Figures** from `python -m safeguard.demo.card --kind unet --cells out/eval/cells`, after `make eval`, on templates and
+  combinations of the `test` split, which no model has seen; {steps} steps, guidance {guidance}.
 
 {judge}
 
 Decoded latents carry noise of a tenth of their standard deviation. The scenes hold every concept with 18 % chance, alone or
 together.
 
-{cells}
+{tables}
 
 Limits: the pictures are soft where outlines are thin; the judge sees what it was trained on and nothing else; a concept half
 erased may be called either way.

@@ -54,20 +54,25 @@ def build_tokenizer() -> Any:
 
 def build_text_encoder(tokenizer: Any) -> Any:
     """A ``CLIPTextModel``: width 128, 3 layers, causal."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    return CLIPTextModel(_text_config(tokenizer))
+
+
+def _text_config(tokenizer: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 
@@ -87,6 +92,49 @@ def build_unet() -> Any:
         attention_head_dim=4,  # diffusers reads this as the number of heads
         norm_num_groups=16,
     )
+
+
+def build_pooling_text_encoder(tokenizer: Any) -> Any:
+    """A ``CLIPTextModelWithProjection`` of the same size: states of its last layer but one, and a pooled vector."""
+    from transformers import CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(_text_config(tokenizer))
+
+
+def build_mmdit() -> Any:
+    """An ``SD3Transformer2DModel`` on 16x16x8 latents: 5 joint blocks, 64 image tokens, 6.7 M parameters.
+
+    Its modulations and its output begin at zero, so that every block begins as the identity (Peebles & Xie 2022,
+    arXiv 2212.09748, sec. 3.2).
+    """
+    from diffusers import SD3Transformer2DModel
+
+    model = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=LATENT_CHANNELS,
+        num_layers=5,
+        attention_head_dim=48,
+        num_attention_heads=4,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        caption_projection_dim=192,
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        out_channels=LATENT_CHANNELS,
+        pos_embed_max_size=16,
+        qk_norm="rms_norm",
+    )
+    modulations = [part for name, part in model.named_modules() if name.endswith(("norm1.linear", "norm1_context.linear"))]
+    for layer in (*modulations, model.norm_out.linear, model.proj_out):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    return model
+
+
+def build_flow_scheduler() -> Any:
+    """Euler steps along a straight flow."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(shift=1.0)
 
 
 def build_vae() -> Any:

@@ -82,11 +82,12 @@ class Running:
     negative_texts: Sequence[str | None] = ()
     skip_errors: bool = False
     direct: bool = False
+    whole: bool = False  # every concept counts as within its steps: for the self-test
     guided: bool = True  # whether guidance leads away from the unconditional branch; if not, its rows are like any other
     scheduler: Any = None  # whose timesteps the calls go through
     maps: dict[tuple[int, int], Any] | None = None  # (image, column) -> mass per pixel, where asked for
-    positive: Sequence[Tensor] = ()  # what encode_prompt gave: [n, L, D] each
-    negative: Sequence[Tensor] = ()
+    positive: Sequence[Any] = ()  # what encode_prompt gave: [n, L, D] or a list of [L, D] each
+    negative: Sequence[Any] = ()
     acts: list[ActiveEdit] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     calls: int = 0  # of the denoiser, as its hooks saw them
@@ -94,7 +95,7 @@ class Running:
     unmatched: int = 0  # calls with rows whose text no encode_prompt of this request gave
     # of the denoiser call that is under way
     rows: tuple[Row, ...] | None = None
-    site_edits: list[ActiveEdit] | None = None  # None: not yet worked out
+    site_edits: dict[tuple[Row, ...], list[ActiveEdit]] | None = None  # by the rows of a site's batch
     timed: bool = False  # whether the place in the schedule is known; if not, every step counts as within a concept's steps
     progress: float = 0.0
     step: int = -1
@@ -109,7 +110,7 @@ class Running:
     def within(self, column: int) -> bool:
         """Whether a concept is within its steps now."""
         start, stop = self.plan.concepts[column].concept.steps
-        return not self.timed or start <= self.progress < stop
+        return self.whole or not self.timed or start <= self.progress < stop
 
     def window(self, edit: Edit) -> tuple[bool, ...]:
         """Which of the edit's concepts are within their steps now."""

@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from safeguard.erasing.eraser import Eraser, Strength, params_of, strength_of
 from safeguard.erasing.registry import Registry
-from safeguard.erasing.seams import Edit, Pipeline, PredictionEdit, Seam, TextSiteEdit, TextStatesEdit
+from safeguard.erasing.seams import (
+    Edit,
+    EncodedText,
+    FeatureEdit,
+    LinearEdit,
+    Pipeline,
+    PredictionEdit,
+    Seam,
+    TextSite,
+    TextSiteEdit,
+    TextStatesEdit,
+    TokenKeys,
+)
 from safeguard.errors import CapabilityError, PluginError, SafeguardError
 from safeguard.policy import Concept, Policy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +47,7 @@ class Plan:
     concepts: tuple[PlannedConcept, ...]
     edits: tuple[Edit, ...]
     columns: Mapping[str, int] = field(repr=False)
+    tokens: tuple[TokenKeys, ...] = field(default=(), repr=False)  # whose keys and values its edits ask for
 
     @property
     def full_strengths(self) -> list[float]:
@@ -52,9 +69,45 @@ class Plan:
         return tuple(edit for edit in self.edits if isinstance(edit, TextSiteEdit))
 
     @cached_property
+    def linear_edits(self) -> tuple[LinearEdit, ...]:
+        """The edits of linear layers, in the policy's order."""
+        return tuple(edit for edit in self.edits if isinstance(edit, LinearEdit))
+
+    @cached_property
+    def feature_edits(self) -> tuple[FeatureEdit, ...]:
+        """The edits of features, in the policy's order."""
+        return tuple(edit for edit in self.edits if isinstance(edit, FeatureEdit))
+
+    @cached_property
     def prediction_edits(self) -> tuple[PredictionEdit, ...]:
         """The edits of the prediction, in the policy's order."""
         return tuple(edit for edit in self.edits if isinstance(edit, PredictionEdit))
+
+
+class _Noting:
+    """The pipeline as erasers see it while they make their edits; notes whose keys and values they ask for."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self.made: list[TokenKeys] = []
+
+    @property
+    def name(self) -> str:
+        return self._pipeline.name
+
+    @property
+    def sites(self) -> Sequence[TextSite]:
+        return self._pipeline.sites
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        return self._pipeline.encode(texts)
+
+    def pooled(self, texts: Sequence[str]) -> Tensor | None:
+        return self._pipeline.pooled(texts)
+
+    def keys(self, texts: Sequence[EncodedText]) -> TokenKeys:
+        self.made.append(self._pipeline.keys(texts))
+        return self.made[-1]
 
 
 def compile_plan(policy: Policy, pipeline: Pipeline, registry: Registry, offered: frozenset[Seam]) -> Plan:
@@ -81,11 +134,12 @@ def compile_plan(policy: Policy, pipeline: Pipeline, registry: Registry, offered
         planned.append(PlannedConcept(len(planned), concept, eraser, strength_of(concept, eraser)))
         groups.setdefault((eraser.name, repr(sorted(params_of(concept, eraser).items()))), []).append(concept)
     edits: list[Edit] = []
+    noting = _Noting(pipeline)
     for (name, _), concepts in groups.items():
-        edits.extend(_edits(registry, name, concepts, pipeline))
+        edits.extend(_edits(registry, name, concepts, noting))
     columns = {one.concept.id: one.column for one in planned}
     _check(edits, columns)
-    return Plan(policy, tuple(planned), tuple(edits), columns)
+    return Plan(policy, tuple(planned), tuple(edits), columns, tuple(noting.made))
 
 
 def _edits(registry: Registry, name: str, concepts: Sequence[Concept], pipeline: Pipeline) -> Sequence[Edit]:

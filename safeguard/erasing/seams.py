@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,31 +30,37 @@ class Seam(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TextSite:
-    """One attention at which image tokens read text: its place in the denoiser, number of heads, width of a head."""
+    """One attention at which image tokens read text: its place in the denoiser, number of heads, width of a head, and the
+    factor on its scores.
+    """
 
     index: int
     name: str
     heads: int
     head_dim: int
+    scale: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedText:
     """A text as the pipeline's own encoders give it to the denoiser.
 
-    ``states`` [L, D] is trimmed to real tokens; ``content`` is the slice of them that the words take, without the tokens
-    that open and close every text.
+    ``states`` [L, D] is trimmed to real tokens, which stood at ``places``; ``content`` says which of them are words, and not
+    tokens that open and close every text. ``pooled`` [P] is the text as one vector, where the denoiser reads that too.
     """
 
+    text: str
     states: Tensor
-    content: slice
+    content: Sequence[int]
+    places: Sequence[int]
+    pooled: Tensor | None = None
 
 
 class TokenKeys(Protocol):
-    """Keys and values of a fixed set of tokens, as one site's own layers project them."""
+    """Keys and values of a fixed set of tokens, as one site sees them in the denoiser call that is under way."""
 
     def at(self, site: TextSite) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [H, T, d], in the denoiser's dtype. Computed once a site, kept while its weights stay."""
+        """Keys and values, each [H, T, d], in the denoiser's dtype; the same tensors as long as nothing has changed."""
         ...
 
 
@@ -71,8 +77,12 @@ class Pipeline(Protocol):
         """Encode texts with the pipeline's own encoders. The empty text is allowed."""
         ...
 
-    def keys(self, states: Tensor) -> TokenKeys:
-        """Keys and values of text states [T, D] at every site."""
+    def keys(self, texts: Sequence[EncodedText]) -> TokenKeys:
+        """Keys and values of the tokens of texts, one text after another, at every site."""
+        ...
+
+    def pooled(self, texts: Sequence[str]) -> Tensor | None:
+        """Texts as one vector each, [n, P], as the denoiser reads them beside their tokens. None where it reads none."""
         ...
 
 
@@ -89,14 +99,16 @@ class SiteCall:
         mask: Tensor | None,
         strengths: Tensor,
         progress: float,
+        every: tuple[Callable[[], Tensor], Tensor | None] | None = None,
     ) -> None:
         self.site = site
         self.output = output  # [R, N, H * d]
         self.query = query  # [R, H, N, d]
-        self.mask = mask  # additive, [R, 1 or H, 1 or N, L], or None
+        self.mask = mask  # of the prompt's keys: additive, [R, 1 or H, 1 or N, L], or None
         self.strengths = strengths  # [R, C], >= 0; 0 where a concept is not active in a row
         self.progress = progress  # share of the schedule that lies behind, in [0, 1)
         self._keys, self._values = keys, values
+        self._every = every  # all keys [R, H, S, d] that the queries meet, with their mask, where others stand beside the text
 
     @cached_property
     def prompt_keys(self) -> Tensor:
@@ -116,15 +128,36 @@ class SiteCall:
     @cached_property
     def prompt_log_mass(self) -> Tensor:
         """log sum exp of the scaled scores over the prompt's keys: [R, H, N], float32. What a concept competes with."""
+        return self._log_mass(self.prompt_keys, self.mask)
+
+    @cached_property
+    def log_mass(self) -> Tensor:
+        """The same over every key that the image tokens meet: in joint attention they read each other beside the prompt."""
+        if self._every is None:
+            return self.prompt_log_mass
+        keys, mask = self._every
+        return self._log_mass(keys(), mask)
+
+    @cached_property
+    def from_text(self) -> tuple[Tensor, Tensor | None]:
+        """What the image tokens took from the prompt, [R, H, N, d], and the share of their attention that it had, [R, H, N].
+
+        At an attention over text alone that is the output, and the share, all of it, is None.
+        """
+        if self._every is None:
+            return self.output.unflatten(-1, (self.site.heads, self.site.head_dim)).transpose(1, 2), None
         scores = self.scores(self.prompt_keys)
-        if self.mask is not None:
-            scores = scores + self.mask
-        mass: Tensor = scores.logsumexp(-1)
+        weights = ((scores if self.mask is None else scores + self.mask) - self.log_mass[..., None]).exp()
+        return weights.to(self.prompt_values.dtype) @ self.prompt_values, weights.sum(-1)
+
+    def _log_mass(self, keys: Tensor, mask: Tensor | None) -> Tensor:
+        scores = self.scores(keys)
+        mass: Tensor = (scores if mask is None else scores + mask).logsumexp(-1)
         return mass
 
     def scores(self, keys: Tensor) -> Tensor:
         """Scaled scores of the image queries against keys [H, T, d] or [R, H, T, d]: [R, H, N, T], float32."""
-        scaled: Tensor = ((self.query * self.site.head_dim**-0.5).contiguous() @ keys.transpose(-1, -2)).float()
+        scaled: Tensor = ((self.query * self.site.scale).contiguous() @ keys.transpose(-1, -2)).float()
         return scaled
 
     def merge(self, heads: Tensor) -> Tensor:
@@ -148,14 +181,16 @@ class SiteEffect:
 class StatesCall:
     """What a text-states edit sees.
 
-    ``states`` [R, L, D] of the rows that it is active in; ``strengths`` [R, C]; ``texts`` the text of every row, None where
+    ``states`` [R, L, D] of the rows that it is active in; ``pooled`` [R, P], the same texts as one vector each, where the
+    denoiser reads that too (SDXL, Stable Diffusion 3, Flux); ``strengths`` [R, C]; ``texts`` the text of every row, None where
     none was given; ``unconditional`` whether the rows are the unconditional twins of the active ones.
 
-    States that an edit gives back just as ``encode`` gave them are a text as a whole: where the denoiser reads a pooled text
-    besides (SDXL), these rows get the pooled form of the same texts.
+    States that an edit gives back just as ``encode`` gave them are a text as a whole: these rows get everything else that the
+    denoiser reads of the same texts besides.
     """
 
     states: Tensor
+    pooled: Tensor | None
     strengths: Tensor
     texts: Sequence[str | None]
     unconditional: bool
@@ -166,7 +201,8 @@ class StatesCall:
 @dataclass(frozen=True, slots=True, eq=False)
 class PredictionCall:
     """What a prediction edit sees: ``prediction`` [R, ...] of the active rows, that of their unconditional twins (None
-    without classifier-free guidance), ``strengths`` [R, C], and a way to predict the same rows for other texts.
+    without classifier-free guidance), ``strengths`` [R, C], and a way to predict the same rows for other texts. ``memory`` is
+    kept from step to step of one request, for the edit and these rows alone.
     """
 
     prediction: Tensor
@@ -174,6 +210,7 @@ class PredictionCall:
     strengths: Tensor
     progress: float
     predict: Callable[[Sequence[str]], Tensor]  # one text a row -> prediction [R, ...]
+    memory: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,8 +249,8 @@ class TextStatesEdit(Edit):
     unconditional: bool = False
 
     @abstractmethod
-    def __call__(self, call: StatesCall) -> Tensor:
-        """The states to use instead, [R, L, D]."""
+    def __call__(self, call: StatesCall) -> Tensor | tuple[Tensor, Tensor | None]:
+        """The states to use instead, [R, L, D]; or these with the pooled vectors, [R, P]."""
 
 
 class PredictionEdit(Edit):

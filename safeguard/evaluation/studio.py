@@ -50,12 +50,15 @@ class Studio:
         """The pictures of these cases, each from its own seed: uint8 [n, h, w, 3]."""
         import torch
 
+        from safeguard import demo
+
         made = self.pipe(
             [case.text for case in cases],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
             generator=[torch.Generator().manual_seed(case.seed) for case in cases],
             output_type="pil",
+            **demo.call_options(self.pipe),
             **more,
         )
         return np.stack([np.asarray(image.convert("RGB")) for image in made.images])
@@ -86,6 +89,7 @@ def load_pipeline(place: str | os.PathLike[str]) -> Any:
     Nothing is fetched. Raises AssetError where there is no pipeline.
     """
     from safeguard import demo
+    from safeguard.demo.pipelines import absent_parts
 
     if not Path(place).is_dir():
         return demo.load_pipeline(os.fspath(place))
@@ -95,7 +99,8 @@ def load_pipeline(place: str | os.PathLike[str]) -> Any:
     # One dtype for all parts: a folder may hold halves, which no CPU computes with in good time.
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(os.fspath(place), local_files_only=True, dtype=dtype).to(device)
+        options = {"local_files_only": True, "dtype": dtype, **absent_parts(Path(place))}
+        pipe = diffusers.DiffusionPipeline.from_pretrained(os.fspath(place), **options).to(device)
     except Exception as fault:
         raise AssetError(f"{place}: this folder holds no pipeline that diffusers can load ({fault})") from fault
     pipe.set_progress_bar_config(disable=True)

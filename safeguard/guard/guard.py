@@ -96,10 +96,11 @@ class Guard:
         self._released = False
         try:
             self._attachment.install()
-            self._probe = Probe(pipe, self._attachment)
+            self._probe = Probe(self._attachment)
             self._activate(self._prepared(loaded))
             self._attachment.on_direct = self._on_direct
-            wrap(pipe, self._call, self._attachment.number, self._attachment.encoding_lock)
+            attachment = self._attachment
+            wrap(pipe, self._call, attachment.number, attachment.encoding_lock, attachment.roles.note)
         except BaseException:
             self._attachment.plan = None
             self._attachment.remove()
@@ -107,6 +108,11 @@ class Guard:
             raise
         for denoiser in self._attachment.denoisers.values():
             _guarded_denoisers[denoiser] = self._attachment.name
+
+    @property
+    def attachment(self) -> Attachment:
+        """The seams of the pipeline as they were found."""
+        return self._attachment
 
     # policies
 
@@ -160,6 +166,7 @@ class Guard:
     def _activate(self, plan: Plan) -> None:
         if self._audit is not None:
             self._audit.store_policy(plan.policy.revision, plan.policy.canonical)
+        self._attachment.serve(plan)
         self._plan = plan
         self._attachment.plan = plan
         self._last_activation = _now()
@@ -237,12 +244,17 @@ class Guard:
         def an_image(values: Sequence[Any]) -> list[Any]:
             return [value for value in values for _ in range(asked.per_prompt)]
 
+        texts = an_image([row.texts[0] if row.texts else None for row in asked.rows])
+        negative = an_image([row.negative[0] if row.negative else None for row in asked.rows])
+        known = self._attachment.known_texts(texts, negative) if all(row.readable for row in asked.rows) else ([], [])
         return Running(
             plan=plan,
+            positive=known[0],
+            negative=known[1],
             strengths=an_image([row.strengths for row in decided.rows]),
             host=self._attachment.number,
-            texts=an_image([row.texts[0] if row.texts else None for row in asked.rows]),
-            negative_texts=an_image([row.negative[0] if row.negative else None for row in asked.rows]),
+            texts=texts,
+            negative_texts=negative,
             skip_errors=plan.policy.settings.on_error == "allow",
             guided=asked.guided,
             scheduler=getattr(pipe, "scheduler", None),

@@ -16,10 +16,17 @@ def is_guarded(pipe: Any) -> bool:
     return "_safeguard_base" in vars(type(pipe))
 
 
-def wrap(pipe: Any, call: Call, host: int, encoding: AbstractContextManager[object]) -> None:
+def wrap(
+    pipe: Any,
+    call: Call,
+    host: int,
+    encoding: AbstractContextManager[object],
+    note: Callable[[int, Any], tuple[list[Any], list[Any]]],
+) -> None:
     """Give ``pipe`` a class of its own, a subclass of what it was, whose ``__call__`` goes through ``call``.
 
-    What it encodes for a request on the attachment ``host`` is noted there, so that rows can be told apart.
+    What it encodes for a request on the attachment ``host`` is noted there, so that rows can be told apart: ``note`` says
+    which of what its encoding number so-and-so gave are prompts, and which negative prompts.
     ``encoding`` is held meanwhile: tokenizers are not made for threads.
     """
     base = type(pipe)
@@ -28,24 +35,26 @@ def wrap(pipe: Any, call: Call, host: int, encoding: AbstractContextManager[obje
     def guarded_call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return call(self, functools.partial(base.__call__, self), args, kwargs)
 
-    @functools.wraps(base.encode_prompt)
     def watched_encode(self: Any, *args: Any, **kwargs: Any) -> Any:
         with encoding:
             made = base.encode_prompt(self, *args, **kwargs)
         state = current()
-        if state is not None and state.host == host and not state.positive and isinstance(made, tuple):
-            # only the first: the texts of the request itself. What is encoded later, by a callback say, nobody screened
-            state.positive, state.negative = ([part] if getattr(part, "ndim", 0) == 3 else [] for part in (*made, None)[:2])
+        if state is not None and state.host == host:
+            # as many as the pipeline itself makes: what is encoded later, by a callback say, nobody screened
+            place = state.memory["encoded"] = state.memory.get("encoded", -1) + 1
+            positive, negative = note(place, made)
+            state.positive, state.negative = [*state.positive, *positive], [*state.negative, *negative]
         return made
 
-    members = {
+    members: dict[str, Any] = {
         "__call__": guarded_call,
-        "encode_prompt": watched_encode,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "_safeguard_base": base,
     }
+    if hasattr(base, "encode_prompt"):
+        members["encode_prompt"] = functools.wraps(base.encode_prompt)(watched_encode)
     pipe.__class__ = type(base.__name__, (base,), members)
 
 

@@ -12,7 +12,8 @@ from support import Words, concept, policy, same
 from torch import nn
 
 import safeguard
-from safeguard.attaching.sites import Site, SiteTable
+from safeguard.attaching.sites import SeparateSite, SiteTokens, is_separate
+from safeguard.erasing import EncodedText
 
 STATES = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
 
@@ -47,13 +48,24 @@ def adapt(denoiser: Any, scaling: float) -> list[Adapter]:
     return adapters
 
 
+class SiteTable:
+    """The separate text sites of a denoiser, and fixed tokens at all of them."""
+
+    def __init__(self, denoiser: Any) -> None:
+        modules = [(name, part) for name, part in denoiser.named_modules() if is_separate(part)]
+        self.sites = [SeparateSite("unet", name, part, place) for place, (name, part) in enumerate(modules)]
+
+    def tokens(self, states: torch.Tensor) -> SiteTokens:
+        return SiteTokens([EncodedText("", states, [], range(len(states)))], lambda: self.sites)
+
+
 @pytest.fixture
 def table() -> SiteTable:
     torch.manual_seed(0)
-    return SiteTable({"unet": unet()})
+    return SiteTable(unet())
 
 
-def first(table: SiteTable) -> Site:
+def first(table: SiteTable) -> SeparateSite:
     return table.sites[0]
 
 
@@ -69,17 +81,17 @@ def test_they_are_projected_once(table: SiteTable) -> None:
     assert tokens.at(first(table).info)[0] is tokens.at(first(table).info)[0]
 
 
-def changed_weight(site: Site) -> None:
+def changed_weight(site: SeparateSite) -> None:
     with torch.no_grad():
         site.attention.to_k.weight.mul_(2.0)
 
 
-def exchanged_layer(site: Site) -> None:
+def exchanged_layer(site: SeparateSite) -> None:
     site.attention.to_k = copy.deepcopy(site.attention.to_k)
     changed_weight(site)
 
 
-def exchanged_data(site: Site) -> None:
+def exchanged_data(site: SeparateSite) -> None:
     site.attention.to_k.weight.data = site.attention.to_k.weight.data * 2.0
 
 

@@ -43,10 +43,13 @@ def test_a_timestep_of_the_schedule_names_its_step(timestep: Any, step: int) -> 
     assert (state.step, state.progress, state.timed) == (step, step / 4, True)
 
 
-def test_a_time_that_is_not_in_the_schedule_is_placed_by_its_height() -> None:
+def test_times_in_another_measure_than_the_schedules_are_counted() -> None:
+    """Some denoisers are told the time in other numbers than those of the scheduler; each of two branches brings it."""
     state = running()
-    locate(state, 750, None)
-    assert (state.step, state.progress) == (0, 0.25)
+    for step, time in enumerate([0.9, 0.6, 0.3]):
+        for _ in range(2):
+            locate(state, time, None)
+            assert (state.step, state.progress) == (step, step / 4)
 
 
 def test_without_a_schedule_the_steps_are_counted() -> None:

@@ -11,6 +11,9 @@ from torch import Tensor
 from safeguard.erasing import (
     PROTOCOL,
     Edit,
+    FeatureCall,
+    FeatureEdit,
+    LinearEdit,
     Pipeline,
     PredictionCall,
     PredictionEdit,
@@ -80,6 +83,18 @@ class _Blend(TextStatesEdit):
         return call.states - (along * call.strengths[:, None, :].to(along)) @ directions
 
 
+class _Dim(FeatureEdit):
+    """F <- F - s / 10 (F - its mean over the tokens), at the first text site's own output."""
+
+    def __init__(self, concepts: Sequence[str], module: str) -> None:
+        self.concepts = tuple(concepts)
+        self.module = module
+
+    def __call__(self, call: FeatureCall) -> Tensor:
+        strength = 0.1 * call.strengths.amax(1).to(call.feature)[:, None, None]
+        return call.feature - strength * (call.feature - call.feature.mean(1, keepdim=True))
+
+
 class _Acme:
     protocol: ClassVar[int] = PROTOCOL
     version: ClassVar[str] = "1.0"
@@ -102,7 +117,7 @@ class Push(_Acme):
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
         texts = pipeline.encode([", ".join(concept.phrases) for concept in concepts])
-        return [_Push([concept.id for concept in concepts], [pipeline.keys(text.states) for text in texts])]
+        return [_Push([concept.id for concept in concepts], [pipeline.keys([text]) for text in texts])]
 
 
 class Blend(_Acme):
@@ -115,4 +130,29 @@ class Blend(_Acme):
         return [_Blend(concepts, means / means.norm(dim=-1, keepdim=True))]
 
 
-ERASERS: tuple[type, ...] = (Blend, Push, Slide)
+class Dim(_Acme):
+    name: ClassVar[str] = "acme_dim"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.FEATURE})
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        return [_Dim([concept.id], pipeline.sites[0].name) for concept in concepts]
+
+
+class Delta(_Acme):
+    """A weight delta of rank one, made from the concept's words (as closed-form and trained erasers make theirs)."""
+
+    name: ClassVar[str] = "acme_delta"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.LINEAR})
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        site = pipeline.sites[0]
+        width = site.heads * site.head_dim
+        made = []
+        for concept in concepts:
+            generator = torch.Generator().manual_seed(len(concept.id))
+            down, up = (torch.randn(shape, generator=generator) / width**0.5 for shape in ((1, width), (width, 1)))
+            made.append(LinearEdit(f"{site.name}.to_out.0", (concept.id,), down, up))
+        return made
+
+
+ERASERS: tuple[type, ...] = (Blend, Delta, Dim, Push, Slide)

@@ -15,6 +15,9 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -181,10 +184,48 @@ def pag() -> Any:
     return _stable_diffusion(StableDiffusionPAGPipeline, 7)
 
 
+@family
+def sd3() -> Any:
+    """Joint attention, flow matching; two text encoders side by side, pooled texts, zeros in the place of a third."""
+    torch.manual_seed(8)
+    parts = {f"text_encoder{end}": text_encoder(CLIPTextModelWithProjection) for end in ("", "_2")}
+    denoiser = SD3Transformer2DModel(
+        sample_size=SIDE // 2,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+        pos_embed_max_size=16,
+        qk_norm="rms_norm",
+    )
+    latents = autoencoder()
+    latents.register_to_config(shift_factor=0.1)
+    made = StableDiffusion3Pipeline(
+        **parts,
+        vae=latents,
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+        transformer=denoiser.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+    return _quiet(made)
+
+
 def picture(seed: int = 0, mode: str = "RGB") -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (SIDE, SIDE, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy(), "RGB").convert(mode)
+
+
+def denoiser(pipe: Any) -> Any:
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
 def generate(pipe: Any, prompts: Sequence[str] | None, **changes: Any) -> Any:
@@ -207,4 +248,6 @@ def generate(pipe: Any, prompts: Sequence[str] | None, **changes: Any) -> Any:
         options["strength"] = 1.0
     if "Inpaint" in name:
         options["mask_image"] = [picture(place, "L") for place in range(count)]
+    if "Diffusion3" in name:
+        options["max_sequence_length"] = 0  # no zeros in the place of the third text encoder
     return pipe(**{**options, **changes}).images

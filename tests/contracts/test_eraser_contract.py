@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from families import PROMPTS, generate
+from families import PROMPTS, denoiser, generate
 from support import InterruptedRunError, concept, policy, rows_changed, same
 
 from safeguard.erasing import GROUP, Registry, Seam
@@ -68,14 +69,14 @@ def test_a_b_a_gives_a_again_to_the_bit(eraser: str, family: str, pipe: Pipe, pr
 
 def test_released_it_is_the_pipeline_that_it_was(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
     expected = plain(family)
-    kind, weights = type(pipe), copy.deepcopy(pipe.unet.state_dict())
+    kind, weights = type(pipe), copy.deepcopy(denoiser(pipe).state_dict())
     guard = protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
     generate(pipe, PROMPTS)
     guard.release()
     assert same(generate(pipe, PROMPTS), expected)
     assert type(pipe) is kind
-    assert all(torch.equal(weights[name], value) for name, value in pipe.unet.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
+    assert all(torch.equal(weights[name], value) for name, value in denoiser(pipe).state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in denoiser(pipe).modules())
 
 
 def test_an_exception_in_the_middle_leaves_no_trace(
@@ -110,7 +111,7 @@ def test_without_guidance_it_acts_or_refuses(eraser: str, family: str, pipe: Pip
     changes_or_refuses(lambda: generate(pipe, PROMPTS, guidance_scale=1.0), expected)
 
 
-@pytest.mark.only_families("sd1", "sdxl")
+@pytest.mark.only_families("sd1", "sdxl", "sd3")
 def test_without_guidance_an_inactive_concept_costs_nothing(
     eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect
 ) -> None:
@@ -129,8 +130,10 @@ def test_a_negative_prompt_equal_to_the_prompt_hides_nothing(
 
 def embeddings(pipe: Pipe) -> dict[str, torch.Tensor]:
     """``PROMPTS`` as a caller would encode them."""
+    more = {name: None for name in inspect.signature(pipe.encode_prompt).parameters if name in ("prompt_2", "prompt_3")}
+    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True, **more}
     with torch.no_grad():
-        made = pipe.encode_prompt(list(PROMPTS), device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+        made = pipe.encode_prompt(list(PROMPTS), **options)
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
     return dict(zip(names, made, strict=False))
 
@@ -146,7 +149,7 @@ def test_embeddings_get_the_whole_policy(eraser: str, family: str, pipe: Pipe, p
     assert same(generate(pipe, None, **given), found)
 
 
-@pytest.mark.only_families("sd1", "sdxl", "controlnet")
+@pytest.mark.only_families("sd1", "controlnet", "sd3")
 def test_it_keeps_to_its_steps(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
     def latents_after_each_step() -> list[torch.Tensor]:
         seen: list[torch.Tensor] = []
@@ -165,7 +168,7 @@ def test_it_keeps_to_its_steps(eraser: str, family: str, pipe: Pipe, protect: Pr
     assert rows_changed(protected[-1], unprotected[-1]) == [True, True, True]
 
 
-@pytest.mark.only_families("sd1", "sdxl", "controlnet")
+@pytest.mark.only_families("sd1", "controlnet", "sd3")
 def test_a_run_keeps_the_policy_that_it_began_with(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
     first = policy(concept("blood", eraser=eraser, activation="always"))
     second = policy(concept("weapon", eraser=eraser, activation="always", strength=1.0))
@@ -183,7 +186,7 @@ def test_a_run_keeps_the_policy_that_it_began_with(eraser: str, family: str, pip
     assert not same(generate(pipe, PROMPTS), expected)
 
 
-@pytest.mark.only_families("sd1", "sdxl")
+@pytest.mark.only_families("sd1", "sdxl", "sd3")
 def test_concepts_of_one_eraser_do_not_mix_rows(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
     """Two concepts in one batch give each row what it gets with its own concept alone."""
     prompts = ["blood on snow", "a weapon", "a green tree"]
@@ -198,7 +201,7 @@ def test_concepts_of_one_eraser_do_not_mix_rows(eraser: str, family: str, pipe: 
     assert same(both[2], blood[2])
 
 
-@pytest.mark.only_families("sd1", "sdxl")
+@pytest.mark.only_families("sd1", "sdxl", "sd3")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_it_keeps_the_dtype(eraser: str, family: str, dtype: torch.dtype, pipe: Pipe, protect: Protect) -> None:
     lower = copy.deepcopy(pipe).to(dtype=dtype)
@@ -210,7 +213,7 @@ def test_it_keeps_the_dtype(eraser: str, family: str, dtype: torch.dtype, pipe: 
     assert rows_changed(found, expected) == [False, True]
 
 
-@pytest.mark.only_families("sd1", "sdxl")
+@pytest.mark.only_families("sd1", "sdxl", "sd3")
 def test_it_works_in_inference_mode(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
     protect(pipe, policy(concept("blood", eraser=eraser)))
     expected = generate(pipe, PROMPTS)
@@ -219,7 +222,7 @@ def test_it_works_in_inference_mode(eraser: str, family: str, pipe: Pipe, protec
     assert same(generate(pipe, PROMPTS), expected)
 
 
-@pytest.mark.only_families("sd1", "sdxl")
+@pytest.mark.only_families("sd1", "sdxl", "sd3")
 def test_two_erasers_share_a_policy(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
     """Each acts in its own rows, as it does alone."""
     prompts = ["blood on snow", "a weapon", "a green tree"]
@@ -231,7 +234,7 @@ def test_two_erasers_share_a_policy(eraser: str, family: str, pipe: Pipe, plain:
     assert rows_changed(both, alone) == [False, True, False]
 
 
-@pytest.mark.only_families("sd1")
+@pytest.mark.only_families("sd1", "sd3")
 def test_the_record_says_what_acted(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
     guard = protect(pipe, policy(concept("blood", eraser=eraser)))
     with guard.request() as request:

@@ -1,4 +1,4 @@
-"""What may happen to a protected pipeline in its life, and that it stays protected: for every eraser, on one family."""
+"""What may happen to a protected pipeline in its life, and that it stays protected: every eraser, on a UNet and an MMDiT."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
-from families import FAMILIES, PROMPTS, generate, unet
+from families import FAMILIES, PROMPTS, denoiser, generate
 from support import concept, no_recompilation, policy, rows_changed, same
 
 from safeguard.audit import MemorySink
@@ -22,14 +22,22 @@ from safeguard.errors import CapabilityError
 Pipe = Any
 Plain = Callable[..., torch.Tensor]
 Protect = Callable[..., Any]
-pytestmark = pytest.mark.only_families("sd1")
+pytestmark = pytest.mark.only_families("sd1", "sd3")
+IMG2IMG = {"sd1": StableDiffusionImg2ImgPipeline, "sd3": StableDiffusion3Img2ImgPipeline}
+ABSENT = {"sd1": ["safety_checker"], "sd3": ["text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"]}
+UNET = pytest.mark.only_families("sd1")
 CLOSE = {"rtol": 1e-4, "atol": 2e-2}  # latents of these random pipelines reach 600
 
 
 @pytest.fixture
-def own() -> Pipe:
+def own(family: str) -> Pipe:
     """A pipeline that the test may spoil."""
-    return FAMILIES["sd1"]()
+    return FAMILIES[family]()
+
+
+def part(pipe: Pipe) -> str:
+    """The name of its denoiser."""
+    return "unet" if hasattr(pipe, "unet") else "transformer"
 
 
 def always(eraser: str) -> Any:
@@ -45,17 +53,19 @@ def refused_or_changed(run: Callable[[], torch.Tensor], unprotected: torch.Tenso
     assert rows_changed(found, unprotected) == [True] * len(unprotected)
 
 
+@UNET
 @pytest.mark.parametrize(
     "kind", [AttnProcessor, AttnProcessor2_0, lambda: SlicedAttnProcessor(1)], ids=["old", "sdpa", "sliced"]
 )
 def test_other_attention_processors_change_nothing(eraser: str, kind: Callable[[], Any], own: Pipe, protect: Protect) -> None:
     guard = protect(own, always(eraser))
     expected = generate(own, PROMPTS)
-    own.unet.set_attn_processor(kind())
+    denoiser(own).set_attn_processor(kind())
     torch.testing.assert_close(generate(own, PROMPTS), expected, **CLOSE)
     guard.release()
 
 
+@UNET
 def test_attention_slicing_changes_nothing(eraser: str, own: Pipe, protect: Protect) -> None:
     protect(own, always(eraser))
     expected = generate(own, PROMPTS)
@@ -63,36 +73,48 @@ def test_attention_slicing_changes_nothing(eraser: str, own: Pipe, protect: Prot
     torch.testing.assert_close(generate(own, PROMPTS), expected, **CLOSE)
 
 
+@UNET
 def test_fused_projections_change_nothing(eraser: str, own: Pipe, protect: Protect) -> None:
     protect(own, always(eraser))
     expected = generate(own, PROMPTS)
-    own.fuse_qkv_projections()
+    denoiser(own).fuse_qkv_projections()
     torch.testing.assert_close(generate(own, PROMPTS), expected, **CLOSE)
-    own.unfuse_qkv_projections()
+    denoiser(own).unfuse_qkv_projections()
     torch.testing.assert_close(generate(own, PROMPTS), expected, **CLOSE)
 
 
-def test_saved_it_is_an_ordinary_pipeline(eraser: str, own: Pipe, protect: Protect, tmp_path: Path) -> None:
+def test_fused_projections_are_protected(eraser: str, family: str, own: Pipe, protect: Protect) -> None:
+    """Where diffusers' fused attention leaves out norms, its pictures are others, and still protected."""
+    plain = FAMILIES[family]()
+    denoiser(plain).fuse_qkv_projections()
+    protect(own, always(eraser))
+    denoiser(own).fuse_qkv_projections()
+    assert rows_changed(generate(own, PROMPTS), generate(plain, PROMPTS)) == [True, True, True]
+
+
+def test_saved_it_is_an_ordinary_pipeline(eraser: str, family: str, own: Pipe, protect: Protect, tmp_path: Path) -> None:
     expected = generate(own, PROMPTS)
     protect(own, always(eraser))
     own.save_pretrained(tmp_path)
-    read = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, local_files_only=True)
+    kind = type(FAMILIES[family]())
+    bare = dict.fromkeys(ABSENT[family])
+    read = kind.from_pretrained(tmp_path, local_files_only=True, **bare)
     read.set_progress_bar_config(disable=True)
-    assert type(read) is StableDiffusionPipeline
+    assert type(read) is kind
     assert same(generate(read, PROMPTS), expected)
 
 
 def test_type_and_signature_stay(eraser: str, own: Pipe, protect: Protect) -> None:
-    before = inspect.signature(own.__call__)
+    before, kind = inspect.signature(own.__call__), type(own)
     protect(own, always(eraser))
-    assert isinstance(own, StableDiffusionPipeline)
-    assert type(own).__name__ == "StableDiffusionPipeline"
+    assert isinstance(own, kind)
+    assert type(own).__name__ == kind.__name__
     assert inspect.signature(own.__call__) == before
 
 
-def test_from_pipe_afterwards_gets_the_whole_policy(eraser: str, own: Pipe, protect: Protect) -> None:
+def test_from_pipe_afterwards_gets_the_whole_policy(eraser: str, family: str, own: Pipe, protect: Protect) -> None:
     """It shares the denoiser, so it is protected, and recorded, though it is no guarded pipeline."""
-    other = StableDiffusionImg2ImgPipeline.from_pipe(own)
+    other = IMG2IMG[family].from_pipe(own)
     other.set_progress_bar_config(disable=True)
     unprotected = generate(other, PROMPTS)
     sink = MemorySink()
@@ -113,7 +135,7 @@ def test_a_deep_copy_is_protected(eraser: str, own: Pipe, protect: Protect) -> N
 def test_a_copy_with_its_hooks_taken_off_is_refused(eraser: str, own: Pipe, protect: Protect) -> None:
     protect(own, always(eraser))
     other = copy.deepcopy(own)
-    for module in other.unet.modules():
+    for module in denoiser(other).modules():
         module._forward_pre_hooks.clear()
     with pytest.raises(CapabilityError, match="replaced"):
         generate(other, PROMPTS)
@@ -127,17 +149,18 @@ def test_a_copy_of_a_released_pipeline_is_refused(eraser: str, own: Pipe, protec
         generate(other, PROMPTS)
 
 
-def test_another_denoiser_in_its_place_is_refused(eraser: str, own: Pipe, protect: Protect) -> None:
+def test_another_denoiser_in_its_place_is_refused(eraser: str, family: str, own: Pipe, protect: Protect) -> None:
     protect(own, always(eraser))
-    own.unet = unet()
-    with pytest.raises(CapabilityError, match="'unet' was replaced"):
+    setattr(own, part(own), copy.deepcopy(denoiser(FAMILIES[family]())))
+    with pytest.raises(CapabilityError, match="was replaced"):
         generate(own, PROMPTS)
 
 
+@UNET
 def test_another_attention_layer_is_hooked_again(eraser: str, own: Pipe, protect: Protect) -> None:
     protect(own, policy(concept("blood", eraser=eraser)))
     expected = generate(own, PROMPTS)
-    for module in own.unet.modules():
+    for module in denoiser(own).modules():
         if hasattr(module, "to_q"):
             module.to_q = copy.deepcopy(module.to_q)
             module.to_q._forward_hooks.clear()
@@ -147,25 +170,30 @@ def test_another_attention_layer_is_hooked_again(eraser: str, own: Pipe, protect
 def test_hooks_cleared_by_hand_are_put_back(eraser: str, own: Pipe, protect: Protect) -> None:
     protect(own, always(eraser))
     expected = generate(own, PROMPTS)
-    for module in own.unet.modules():
+    for module in denoiser(own).modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             hooks.clear()
     assert same(generate(own, PROMPTS), expected)
 
 
-def denoiser_call(pipe: Pipe) -> tuple[torch.Tensor, int, torch.Tensor]:
+def denoiser_call(pipe: Pipe) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(3)
-    width = pipe.unet.config.cross_attention_dim
-    return torch.randn(2, 4, 16, 16, generator=generator), 500, torch.randn(2, 7, width, generator=generator)
+    image = torch.randn(2, 4, 16, 16, generator=generator)
+    if hasattr(pipe, "unet"):
+        width = pipe.unet.config.cross_attention_dim
+        return {"sample": image, "timestep": 500, "encoder_hidden_states": torch.randn(2, 7, width, generator=generator)}
+    words = {"encoder_hidden_states": torch.randn(2, 7, 64, generator=generator)}
+    pooled = torch.randn(2, 64, generator=generator)
+    return {"hidden_states": image, "timestep": torch.full((2,), 500.0), "pooled_projections": pooled, **words}
 
 
 def test_the_denoiser_called_by_itself_gets_the_whole_policy(eraser: str, own: Pipe, protect: Protect) -> None:
     call = denoiser_call(own)
     with torch.no_grad():
-        unprotected = own.unet(*call).sample
+        unprotected = denoiser(own)(**call).sample
         sink = MemorySink()
         protect(own, policy(concept("weapon", eraser=eraser)), audit=sink)
-        refused_or_changed(lambda: own.unet(*call).sample, unprotected)
+        refused_or_changed(lambda: denoiser(own)(**call).sample, unprotected)
     (record,) = sink.records
     assert record["subject"]["source"] == "direct"
     assert [applied["concept"] for applied in record["applied"]] == ["weapon"]
@@ -175,9 +203,9 @@ def test_forward_called_by_itself_gets_the_whole_policy(eraser: str, own: Pipe, 
     """Even outside the concept's steps, of which nothing is known there; or is refused where only text sites are in reach."""
     call = denoiser_call(own)
     with torch.no_grad():
-        unprotected = own.unet.forward(*call).sample
+        unprotected = denoiser(own).forward(**call).sample
         protect(own, policy(concept("weapon", eraser=eraser, steps=(0.9, 1.0))))
-        refused_or_changed(lambda: own.unet.forward(*call).sample, unprotected)
+        refused_or_changed(lambda: denoiser(own).forward(**call).sample, unprotected)
 
 
 def exchange(**made: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
@@ -222,6 +250,7 @@ def test_branches_exchanged_by_a_callback_get_the_whole_policy(eraser: str, own:
     refused_or_changed(lambda: generate(own, PROMPTS, **changes), unprotected)
 
 
+@UNET
 def test_guidance_ended_by_a_callback_keeps_the_activation(eraser: str, own: Pipe, protect: Protect) -> None:
     def end(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         pipe._guidance_scale = 0.0
@@ -250,12 +279,12 @@ def within_reach_of_graphs(eraser: str) -> bool:
 
 def compiled_denoiser(pipe: Pipe, how: str, backend: str) -> None:
     if how == "torch.compile":
-        pipe.unet = torch.compile(pipe.unet, backend=backend, fullgraph=True)
-    elif how == "unet.compile":
-        pipe.unet.compile(backend=backend, fullgraph=True)
+        setattr(pipe, part(pipe), torch.compile(denoiser(pipe), backend=backend, fullgraph=True))
+    elif how == "in place":
+        denoiser(pipe).compile(backend=backend, fullgraph=True)
     else:
-        for module in pipe.unet.modules():
-            if type(module).__name__ == "BasicTransformerBlock":
+        for module in denoiser(pipe).modules():
+            if type(module).__name__ in ("BasicTransformerBlock", "JointTransformerBlock"):
                 module.compile(backend=backend, fullgraph=True)
 
 
@@ -285,7 +314,7 @@ def test_a_compiled_denoiser_swaps_without_recompiling(eraser: str, own: Pipe, p
 
 
 @pytest.mark.usefixtures("graphs")
-@pytest.mark.parametrize("how", ["torch.compile", "unet.compile", "blocks"])
+@pytest.mark.parametrize("how", ["torch.compile", "in place", "blocks"])
 def test_graphs_traced_through_autograd_hold_the_protection(how: str, own: Pipe, protect: Protect) -> None:
     """With both seams that graphs can hold, made before the guard and before its swap."""
     both = policy(
@@ -305,7 +334,7 @@ def test_graphs_traced_through_autograd_hold_the_protection(how: str, own: Pipe,
 
 @pytest.mark.usefixtures("graphs")
 def test_a_graph_made_before_protect_does_not_run_unprotected(own: Pipe, protect: Protect) -> None:
-    own.unet = torch.compile(own.unet, backend="eager")
+    compiled_denoiser(own, "torch.compile", "eager")
     unprotected = generate(own, PROMPTS)
     for _ in range(2):  # the second guard finds a graph with the first one's hooks
         guard = protect(own, always("eiup"))
@@ -330,13 +359,16 @@ def test_compiling_after_protect_is_refused_where_the_denoiser_has_to_be_called_
         generate(own, PROMPTS)
 
 
-def test_a_pipeline_that_shares_a_guarded_denoiser_cannot_be_protected_again(eraser: str, own: Pipe, protect: Protect) -> None:
-    other = StableDiffusionImg2ImgPipeline.from_pipe(own)
+def test_a_pipeline_that_shares_a_guarded_denoiser_cannot_be_protected_again(
+    eraser: str, family: str, own: Pipe, protect: Protect
+) -> None:
+    other = IMG2IMG[family].from_pipe(own)
     protect(own, always(eraser))
     with pytest.raises(CapabilityError, match="shared"):
         protect(other, always(eraser))
 
 
+@UNET
 def test_a_guarded_pipeline_called_from_another_keeps_its_own_policy(eraser: str, own: Pipe, protect: Protect) -> None:
     """A callback of one request calls a second pipeline: each image is what it is alone."""
     other = FAMILIES["sd2"]()

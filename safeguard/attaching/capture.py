@@ -1,0 +1,305 @@
+"""Running a pipeline up to its denoiser and catching what it would be called with: no table of ways to encode a text.
+
+Arguments are addressed by *paths*: the name of an argument of ``forward``, then keys of the dictionaries inside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from safeguard.errors import CapabilityError
+
+Path = tuple[str, ...]
+Values = dict[str, Any]
+
+SIDES: Final = (8, 16, 32, 64)  # latent pixels a side, tried in turn: a UNet of four levels still sees one pixel in its middle
+FRAMES: Final = 9
+TOKEN_STATES: Final = "token states"  # what is missing where a component is given no text
+TEXTS: Final = ("", "a picture of a person", "one small picture of a wooden house")
+SWAPPED: Final = (TEXTS[0], TEXTS[2], TEXTS[1])
+
+
+def inner(module: Any) -> Any:
+    """The module itself, where ``torch.compile`` has wrapped it."""
+    return getattr(module, "_orig_mod", module)
+
+
+def leaves(values: Mapping[str, Any], rows: int, above: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every argument with its path. Dictionaries are walked, and lists of batches; a list of one thing a row is an argument."""
+    for name, value in values.items():
+        path = (*above, name)
+        if isinstance(value, dict):
+            yield from leaves(value, rows, path)
+        elif is_text_list(value) and len(value) != rows and all(part.dim() and len(part) == rows for part in value):
+            yield from (((*path, f"#{place}"), part) for place, part in enumerate(value))
+        else:
+            yield path, value
+
+
+def pick(values: Any, path: Path) -> Any:
+    """The argument at a path; None where there is none."""
+    for name in path:
+        if isinstance(values, Mapping):
+            values = values.get(name)
+        elif isinstance(values, (list, tuple)) and name[0] == "#" and int(name[1:]) < len(values):
+            values = values[int(name[1:])]
+        else:
+            return None
+    return values
+
+
+def put(values: Any, path: Path, value: Any) -> Any:
+    """The arguments with another one at a path; what was given stays as it was."""
+    if not path:
+        return value
+    name, rest = path[0], path[1:]
+    if isinstance(values, Mapping):
+        return {**values, name: put(values.get(name), rest, value)}
+    place = int(name[1:])
+    return type(values)(put(part, rest, value) if spot == place else part for spot, part in enumerate(values))
+
+
+def is_text_list(value: Any) -> bool:
+    """Whether a text is given as one tensor [L, D] a row, each of its own length."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(part, Tensor) for part in value)
+
+
+def row_count(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return len(value) if value.dim() else 0
+    return len(value) if isinstance(value, (list, tuple)) else 0
+
+
+def named(denoiser: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:
+    """The arguments of a call of ``forward`` by their names."""
+    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+class _Caught(BaseException):
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.call = (args, kwargs)
+
+
+class _Catcher:
+    """Stands in for a denoiser in a copy of the pipeline: passes for it, by ``isinstance`` too; to call it ends the run."""
+
+    def __init__(self, denoiser: Any) -> None:
+        self.__dict__["_denoiser"] = denoiser
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(inner(self.__dict__["_denoiser"]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._denoiser, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise _Caught(args, kwargs)
+
+
+class NeverCalledError(CapabilityError):
+    """A run of the pipeline ended without a call of this component."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catch:
+    """What to run a pipeline on: the side of its latent, and what is asked for besides the prompt."""
+
+    side: int | None = SIDES[0]
+    guidance: float | None = 1.0
+    negative: tuple[str, ...] | None = None
+    seed: int = 0
+    pictures: bool = False  # give a blank one, too, where a picture may be left out
+
+
+def catch_call(pipe: Any, base: type, name: str, texts: Sequence[str], how: Catch) -> Values:
+    """The arguments with which ``pipe`` would first call its denoiser ``name`` for ``texts``, by name.
+
+    Runs the pipeline's own ``__call__`` on a shallow copy with a scheduler of its own, so that a request under way is not
+    disturbed. Raises CapabilityError where the pipeline needs more than a prompt and an image.
+    """
+    denoiser = pipe.__dict__[name] if name in pipe.__dict__ else getattr(pipe, name)
+    twin = copy.copy(pipe)
+    object.__setattr__(twin, "__class__", base)
+    twin.__dict__[name] = _Catcher(denoiser)
+    if getattr(pipe, "scheduler", None) is not None:
+        twin.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
+    twin.__dict__["_progress_bar_config"] = {"disable": True}
+    try:
+        base.__call__(twin, **_wanted(pipe, base, list(texts), how))
+    except _Caught as caught:
+        return named(inner(denoiser), *caught.call)
+    except Exception as fault:
+        raise CapabilityError(
+            f"{base.__name__} could not be run on a prompt alone, so its protection cannot be tested "
+            f"({type(fault).__name__}: {fault})",
+            pipeline=base.__name__,
+            missing="a self-test",
+        ) from fault
+    raise NeverCalledError(f"{base.__name__} never called its {name}", pipeline=base.__name__, missing=name)
+
+
+def _wanted(pipe: Any, base: type, texts: list[str], how: Catch) -> Values:
+    parameters = inspect.signature(base.__call__).parameters
+    wanted: Values = {
+        "prompt": texts,
+        "num_inference_steps": 4,
+        "output_type": "latent",
+        "generator": [torch.Generator().manual_seed(how.seed + place) for place in range(len(texts))],
+        "num_frames": FRAMES,
+    }
+    if how.guidance is not None:
+        wanted["guidance_scale"] = how.guidance
+    if how.negative is not None:
+        wanted["negative_prompt"] = list(how.negative)
+    side = None if how.side is None else how.side * int(getattr(pipe, "vae_scale_factor", None) or 8)
+    if side is not None:
+        wanted |= {"height": side, "width": side, "max_area": side * side}
+        wanted |= {"_auto_resize": False, "use_resolution_binning": False}  # the size is meant as it is said
+    for image in ("image", "mask_image", "control_image"):
+        if image in parameters and (how.pictures or parameters[image].default is inspect.Parameter.empty):
+            wanted[image] = _blank(side or 512, len(texts))
+    return {key: value for key, value in wanted.items() if key in parameters}
+
+
+def _blank(side: int, count: int) -> list[Any]:
+    from PIL import Image
+
+    return [Image.new("RGB", (side, side), (128, 128, 128))] * count
+
+
+@dataclass(frozen=True, slots=True)
+class TextArguments:
+    """Which arguments of a denoiser say the text, by path.
+
+    ``states`` the token states that it reads first, [B, L, D] or a list of [L, D]; ``more`` further token states; ``pooled``
+    vectors [B, P]; ``rest`` masks, lengths and whatever else depends on the text.
+    """
+
+    states: Path
+    more: tuple[Path, ...] = ()
+    pooled: tuple[Path, ...] = ()
+    rest: tuple[Path, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[Path, ...]:
+        return (self.states, *self.more)
+
+    @property
+    def every(self) -> tuple[Path, ...]:
+        return (*self.tokens, *self.pooled, *self.rest)
+
+
+def text_arguments(one: Values, other: Values, noisy: Values, count: int, stride: int, *, who: str) -> TextArguments:
+    """Which arguments say the text and nothing else: from two calls that differ only in the order of two texts, and one that
+    differs from the first only in its noise. Texts stand at every ``stride``-th row.
+
+    Raises CapabilityError where none does token by token, or one does in which rows cannot be told apart.
+    """
+    tokens: list[Path] = []
+    pooled: list[Path] = []
+    rest: list[Path] = []
+    rows = count * stride
+    theirs, others = dict(leaves(other, rows)), dict(leaves(noisy, rows))
+    for path, value in leaves(one, rows):
+        mates = (theirs.get(path), others.get(path))
+        if any(type(mate) is not type(value) for mate in mates) or _equal(value, mates[0]) or not _equal(value, mates[1]):
+            continue
+        if row_count(value) not in (count, count * stride):
+            raise CapabilityError(
+                f"{who} is given text in {'.'.join(path)!r}, in which the rows of a batch cannot be told apart",
+                pipeline=who,
+                missing="rows",
+            )
+        first = value[0]
+        if not isinstance(first, Tensor) or not first.dtype.is_floating_point or first.dim() == 0:
+            rest.append(path)
+        elif first.dim() >= 2 and not (isinstance(value, Tensor) and min(first.shape[:-1]) == max(first.shape[:-1]) == 1):
+            tokens.append(path)
+        elif _like_mask(value):
+            rest.append(path)
+        else:
+            pooled.append(path)
+    if not tokens:
+        raise CapabilityError(
+            f"{who} is given no text token by token, so there is none to erase by", pipeline=who, missing=TOKEN_STATES
+        )
+    return TextArguments(tokens[0], tuple(tokens[1:]), tuple(pooled), tuple(rest))
+
+
+def _like_mask(value: Any) -> bool:
+    parts = [value] if isinstance(value, Tensor) else value
+    return all(bool(((part == 0) | (part == 1)).all()) for part in parts)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return isinstance(one, Tensor) == isinstance(other, Tensor) and bool(one == other)
+
+
+@contextlib.contextmanager
+def watching_encoders(pipe: Any) -> Iterator[list[tuple[str, Tensor]]]:
+    """Every batch of token numbers [n, l] that goes into a text encoder of ``pipe`` meanwhile, with the encoder's name."""
+    seen: list[tuple[str, Tensor]] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def on_call(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if isinstance(ids, Tensor) and not ids.dtype.is_floating_point and ids.dim() == 2:
+                seen.append((name, ids.detach().cpu()))
+
+        return on_call
+
+    handles = [
+        part.register_forward_pre_hook(watch(name), with_kwargs=True)
+        for name, part in pipe.components.items()
+        if isinstance(part, nn.Module) and "text_encoder" in name
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stacked(value: Any) -> Tensor:
+    """A text as one tensor [B, L, D]; a list of texts of different lengths gets zeros behind the shorter ones."""
+    if isinstance(value, Tensor):
+        return value
+    return nn.utils.rnn.pad_sequence(list(value), batch_first=True)
+
+
+def unstacked(value: Tensor, like: Any) -> Any:
+    """[B, L, D] in the form in which ``like`` was given."""
+    if isinstance(like, Tensor):
+        return value
+    return type(like)(row[: len(given)] for row, given in zip(value, like, strict=True))
+
+
+def collected(rows: Sequence[Any], like: Any, lengths: Sequence[int]) -> Any:
+    """One argument of several texts, encoded at different times, as one: zeros behind the shorter ones. A mask that a pipeline
+    leaves out where it would hide nothing is all ones over a text's own length.
+    """
+    if is_text_list(like) or not isinstance(like, Tensor):
+        return list(rows)
+    made = [torch.ones(length) if row is None else torch.as_tensor(row) for row, length in zip(rows, lengths, strict=True)]
+    padded = made[0].dim() > 0 and len({len(row) for row in made}) > 1
+    whole = nn.utils.rnn.pad_sequence(made, batch_first=True) if padded else torch.stack(made)
+    return whole.to(like)
+
+
+def fresh(values: Values) -> Values:
+    """The same arguments in lists of their own: some denoisers use up the lists that they are given."""
+    return {name: list(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -1,0 +1,58 @@
+"""The denoisers of a pipeline: which of its components are called with text, with what, and where they read it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+from safeguard.attaching.capture import TOKEN_STATES, NeverCalledError, TextArguments
+from safeguard.attaching.denoiser import Denoiser, run_eagerly
+from safeguard.attaching.encode import Way, find_way
+from safeguard.attaching.sites import Site, candidates
+from safeguard.errors import CapabilityError
+
+
+@dataclass(eq=False)
+class Parts:
+    """The denoisers by name, all their text sites, and for each denoiser a way to see what it is called with."""
+
+    parts: dict[str, Denoiser] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    ways: dict[str, tuple[Way, TextArguments]] = field(default_factory=dict)
+
+    def add(self, denoiser: Denoiser, way: tuple[Way, TextArguments]) -> None:
+        self.sites += denoiser.find(len(self.sites))
+        self.parts[denoiser.name], self.ways[denoiser.name] = denoiser, way
+
+
+def find_parts(pipe: Any, base: type) -> Parts:
+    """Find the denoisers of ``pipe`` by running it up to each of its components in turn.
+
+    A component that is never called with text is none. One that no short run calls (the second of two experts) is taken for
+    one by its class. Raises CapabilityError where there is none, or one cannot be understood.
+    """
+    found = Parts()
+    passed_by: dict[str, CapabilityError] = {}
+    modules = candidates(pipe)
+    for name, module in modules.items():
+        try:
+            way, values, arguments = find_way(pipe, base, name, functools.partial(run_eagerly, module))
+        except CapabilityError as fault:
+            if not isinstance(fault, NeverCalledError) and fault.missing != TOKEN_STATES:
+                raise
+            passed_by[name] = fault
+            continue
+        found.add(Denoiser(name, module, values, arguments, way.stride), (way, arguments))
+    for name in passed_by:
+        mate = next((part for part in found.parts.values() if type(part.module) is type(modules[name])), None)
+        if mate is not None:
+            found.add(Denoiser(name, modules[name], mate.values, mate.text, mate.stride), found.ways[mate.name])
+    if not found.parts:
+        raise next(iter(passed_by.values()), None) or CapabilityError(
+            f"{base.__name__} has no denoiser that is called with text, so there is nothing to erase; "
+            "it would run unprotected, so it is refused",
+            pipeline=base.__name__,
+            missing="text site",
+        )
+    return found

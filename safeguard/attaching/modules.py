@@ -1,0 +1,128 @@
+"""Edits of linear layers and of features: hooks on the modules that they name, and what is done there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from safeguard.attaching import hooks
+from safeguard.attaching.acting import active_edit, attempt
+from safeguard.attaching.rows import UNKNOWN
+from safeguard.erasing import Edit, FeatureCall, FeatureEdit, LinearEdit, Plan
+from safeguard.erasing.activation import ActiveEdit, Running
+from safeguard.errors import CapabilityError
+
+
+class ModuleHooks:
+    """Hooks on the modules that edits of some plan have named. They hold no plan; graphs are made anew when one is added."""
+
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        self._hooked: dict[str, Any] = {}
+        self._handles = hooks.Handles()
+
+    def serve(self, plan: Plan) -> None:
+        """Hook every module that the plan's edits name. Raises CapabilityError where there is none of that name."""
+        wanted = {edit.module: edit for edit in _edits(plan)}
+        found = {name: self._module(name, edit) for name, edit in wanted.items() if name not in self._hooked}
+        for name, module in found.items():
+            hooks.hook_module(self._handles, module, name, self._host)
+        if found:
+            self._hooked |= found
+            hooks.forget_graphs()
+
+    def _module(self, name: str, edit: Any) -> Any:
+        owner, _, inside = name.partition(".")
+        try:
+            module = self._host.denoisers[owner].get_submodule(inside)
+        except (KeyError, AttributeError):
+            raise CapabilityError(
+                f"concept {edit.concepts[0]!r}: its eraser acts on module {name!r}, which {self._host.name} does not have",
+                pipeline=self._host.name,
+                missing=name,
+            ) from None
+        if isinstance(edit, LinearEdit):
+            _require_shape(module, edit, self._host.name)
+        return module
+
+    @property
+    def intact(self) -> bool:
+        live = all(
+            self._host.denoisers[n.partition(".")[0]].get_submodule(n.partition(".")[2]) is m for n, m in self._hooked.items()
+        )
+        return live and (not self._hooked or self._handles.intact)
+
+    def refresh(self) -> None:
+        """Hook the modules that now have the names."""
+        self._handles.remove()
+        for name in self._hooked:
+            owner, _, inside = name.partition(".")
+            self._hooked[name] = module = self._host.denoisers[owner].get_submodule(inside)
+            hooks.hook_module(self._handles, module, name, self._host)
+
+    def remove(self) -> None:
+        self._handles.remove()
+        self._hooked.clear()
+
+
+def _edits(plan: Plan) -> list[LinearEdit | FeatureEdit]:
+    return [*plan.linear_edits, *plan.feature_edits]
+
+
+def _require_shape(module: Any, edit: LinearEdit, pipeline: str) -> None:
+    """A delta has to fit its layer."""
+    inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    made = len(edit.down) if edit.up is None else len(edit.up)
+    if edit.down.shape[-1] != inside or made != outside:
+        raise CapabilityError(
+            f"concept {edit.concepts[0]!r}: a delta from {edit.down.shape[-1]} to {made} features does not fit module "
+            f"{edit.module!r}, which has {inside} and {outside}",
+            pipeline=pipeline,
+            missing=edit.module,
+        )
+
+
+def edited(state: Running, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None:
+    """What the edits that name this module make of its output. None: nothing changed."""
+    changed: Tensor | None = None
+    for edit in _edits(state.plan):
+        if edit.module != name:
+            continue
+        rows = _rows(state, edit, len(output))
+        active = active_edit(state, edit, rows, output.device)
+        if active is None:
+            continue
+        so_far = output if changed is None else changed
+        made = attempt(state, edit, _made, state, edit, active, inputs, so_far)
+        if made is not None:
+            changed = output.clone() if changed is None else changed
+            changed[active.index] = made.to(output.dtype)
+            active.note(state.step)
+    return changed
+
+
+def _rows(state: Running, edit: Edit, count: int) -> Sequence[Any]:
+    """The rows of a module's batch: those of the call, each several times where frames are rows."""
+    if state.rows is None:
+        return (UNKNOWN,) * count
+    times, rest = divmod(count, len(state.rows))
+    if rest:
+        raise CapabilityError(
+            f"a module has a batch of {count} in a call of {len(state.rows)} rows, so none can be told from another",
+            missing="rows",
+        )
+    return tuple(row for row in state.rows for _ in range(times))
+
+
+def _made(state: Running, edit: LinearEdit | FeatureEdit, active: ActiveEdit, inputs: Tensor | None, output: Tensor) -> Tensor:
+    if isinstance(edit, FeatureEdit):
+        return edit(FeatureCall(output[active.index], active.strengths, state.progress))
+    if inputs is None:
+        raise CapabilityError(f"module {edit.module!r} was called without its input", missing=edit.module)
+    delta = inputs[active.index] @ edit.down.to(inputs).T
+    if edit.up is not None:
+        delta = delta @ edit.up.to(inputs).T
+    strength = active.strengths.amax(-1).to(delta.dtype)
+    return output[active.index] + strength.view(-1, *[1] * (delta.dim() - 1)) * delta

@@ -1,0 +1,171 @@
+"""Edits of the text that a denoiser is given, and of what it predicts: from its arguments to an edit's call, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeguard.attaching.acting import active_edit, attempt, twins_of
+from safeguard.attaching.capture import Values, collected, is_text_list, pick, put, stacked, unstacked
+from safeguard.attaching.denoiser import Denoiser
+from safeguard.attaching.encode import TextEncoding, TextRow
+from safeguard.attaching.hooks import quiet
+from safeguard.erasing import PredictionCall, StatesCall, TextStatesEdit
+from safeguard.erasing.activation import ActiveEdit, Running
+from safeguard.errors import CapabilityError
+
+
+def edited(
+    state: Running, edit: TextStatesEdit, active: ActiveEdit, values: Values, part: Denoiser, encoding: TextEncoding
+) -> Values:
+    """A denoiser's arguments with what one edit makes of the text of its rows."""
+    given: list[tuple[Tensor, Sequence[TextRow]]] = []
+    raw = pick(values, part.text.states)
+    states, pooled = stacked(raw), _pooled(values, part)
+
+    def encode(wanted: Sequence[str]) -> Tensor:
+        rows = encoded(state, wanted, part, encoding)
+        texts = [row[part.text.states] for row in rows]
+        found: Tensor = collected(texts, states, [len(text) for text in texts])
+        given.append((found, rows))
+        return found
+
+    said = state.negative_texts if edit.unconditional else state.texts
+    made = edit(
+        StatesCall(
+            states[active.index],
+            None if pooled is None else pooled[active.index],
+            active.strengths,
+            [said[image] if image is not None and image < len(said) else None for image in active.images],
+            edit.unconditional,
+            state.progress,
+            encode,
+        )
+    )
+    whole = next((rows for text, rows in given if text is made), None)
+    if whole is not None:
+        return with_texts(values, whole, active, part)
+    new, new_pooled = made if isinstance(made, tuple) else (made, None)
+    if new.shape != states[active.index].shape:
+        raise CapabilityError(
+            f"concept {edit.concepts[0]!r}: its eraser gave back a text of another length than the one it was given",
+            missing="a text of the same length",
+        )
+    if new is not states:
+        changed = states.clone()
+        changed[active.index] = new.to(states.dtype)
+        values = put(values, part.text.states, unstacked(changed, raw))
+    return values if new_pooled is None or pooled is None else _put_pooled(values, part, active, new_pooled)
+
+
+def _pooled(values: Values, part: Denoiser) -> Tensor | None:
+    """The pooled vectors of a call, one after another where there are several: [B, P]."""
+    found = [value for value in (pick(values, path) for path in part.text.pooled) if isinstance(value, Tensor)]
+    return torch.cat([value.flatten(1) for value in found], -1) if found else None
+
+
+def _put_pooled(values: Values, part: Denoiser, active: ActiveEdit, pooled: Tensor) -> Values:
+    start = 0
+    for path in part.text.pooled:
+        value = pick(values, path)
+        if isinstance(value, Tensor):
+            width = value[0].numel()
+            changed = value.clone()
+            changed[active.index] = pooled[:, start : start + width].reshape(-1, *value.shape[1:]).to(value)
+            values, start = put(values, path, changed), start + width
+    return values
+
+
+def encoded(state: Running, texts: Sequence[str], part: Denoiser, encoding: TextEncoding) -> list[TextRow]:
+    """Texts as the denoiser would get them; looked up once a request, since every step asks again."""
+    key = ("text", part.name, tuple(texts))
+    if key not in state.memory:
+        state.memory[key] = encoding.rows(part.name, texts)
+    found: list[TextRow] = state.memory[key]
+    return found
+
+
+def with_texts(values: Values, rows: Sequence[TextRow], active: ActiveEdit, part: Denoiser) -> Values:
+    """The arguments of a denoiser call with other texts in the active rows: states, pooled vectors, masks."""
+    places = list(active.rows)
+    for path in part.text.every:
+        given = pick(values, path)
+        if given is None:
+            continue
+        new = [row[path] for row in rows]
+        if is_text_list(given):
+            changed: Any = list(given)
+            for place, one in zip(places, new, strict=True):
+                changed[place] = one.to(given[place])
+        elif isinstance(given, Tensor) and given.dim():
+            texts = collected(new, given, [len(row[part.text.states]) for row in rows])
+            if len(places) == len(given):
+                changed = texts  # of any length: no other row has to fit beside it
+            else:
+                changed = given.clone()
+                changed[active.index] = _fitted(texts, given)
+        else:
+            continue
+        values = put(values, path, changed)
+    return values
+
+
+def _fitted(texts: Tensor, given: Tensor) -> Tensor:
+    """Texts beside others: cut or filled up with what comes last to the same length, where a call asks for another."""
+    if texts.shape[1:] == given.shape[1:]:
+        return texts
+    if texts.dim() > 1 and texts.shape[2:] == given.shape[2:]:
+        missing = given.shape[1] - texts.shape[1]
+        return (
+            texts[:, : given.shape[1]]
+            if missing < 0
+            else torch.cat([texts, texts[:, -1:].expand(-1, missing, *texts.shape[2:])], 1)
+        )
+    raise CapabilityError("a text that is encoded for an eraser does not fit beside the others of this call", missing="room")
+
+
+def predicted(
+    state: Running,
+    prediction: Tensor,
+    call: tuple[str, Values] | None,
+    parts: Mapping[str, Denoiser],
+    encoding: TextEncoding,
+) -> Tensor | None:
+    """What the prediction edits make of a prediction. None: nothing changed."""
+    changed: Tensor | None = None
+    for edit in state.plan.prediction_edits:
+        active = active_edit(state, edit, state.rows or (), prediction.device)
+        if active is None:
+            continue
+        if call is None:
+            raise CapabilityError(
+                "an eraser at the prediction seam calls the denoiser again, which a compiled denoiser does not allow; "
+                "choose another eraser or do not compile",
+                missing="prediction seam under torch.compile",
+            )
+        so_far = prediction if changed is None else changed
+        part, values = parts[call[0]], call[1]
+
+        def predict(
+            texts: Sequence[str], active: ActiveEdit = active, part: Denoiser = part, values: Values = values
+        ) -> Tensor:
+            # the whole batch again: some attentions (PAG) count on all its branches
+            other = with_texts(values, encoded(state, texts, part, encoding), active, part)
+            with quiet():
+                output = part.module(**other)
+            made: Tensor = output if isinstance(output, Tensor) else output[0]
+            return made[active.index]
+
+        memory = state.memory.setdefault(("edit", id(edit), tuple(active.rows), tuple(active.images)), {})
+        twins = twins_of(state.rows or (), active.rows)
+        unconditional = None if twins is None else so_far[twins]
+        seen = PredictionCall(so_far[active.index], unconditional, active.strengths, state.progress, predict, memory)
+        made = attempt(state, edit, edit, seen)
+        if made is not None:
+            changed = prediction.clone() if changed is None else changed
+            changed[active.index] = made.to(prediction.dtype)
+            active.note(state.step)
+    return changed

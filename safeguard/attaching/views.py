@@ -1,0 +1,180 @@
+"""What a text-site edit is shown of an attention, and how what it finds gets back into the attention's output."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from safeguard.attaching.sites import JointSite, SeparateSite
+from safeguard.attaching.trace import Layout, Span
+from safeguard.erasing import SiteCall, TextSite
+from safeguard.erasing.activation import ActiveEdit
+
+
+class View(Protocol):
+    """One attention call at a text site."""
+
+    @property
+    def site(self) -> TextSite: ...
+
+    @property
+    def count(self) -> int:
+        """How many rows its batch has."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def call(self, active: ActiveEdit, progress: float) -> SiteCall:
+        """What an edit sees of the rows in which it is active; its output is what other edits left."""
+        ...
+
+    def add(self, active: ActiveEdit, delta: Tensor) -> None:
+        """Add ``delta`` [R, N, H * d] to the output in the edit's rows."""
+        ...
+
+    @property
+    def changed(self) -> Tensor | None:
+        """The whole output with what was added, or None."""
+        ...
+
+
+def _add_to_rows(whole: Tensor, index: slice | Tensor, delta: Tensor) -> None:
+    """``whole[index] += delta``, in place and without a copy."""
+    if isinstance(index, slice):
+        whole[index].add_(delta)
+    else:
+        whole.index_add_(0, index, delta)
+
+
+class SeparateView:
+    """A separate cross-attention: ``output`` and ``query`` [B, N, H * d]; ``states`` [B or 1, L, D]."""
+
+    def __init__(self, site: SeparateSite, output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None) -> None:
+        self._site, self._given, self._query, self._states, self._mask = site, output, query, states, mask
+        self.changed: Tensor | None = None
+
+    @property
+    def site(self) -> TextSite:
+        return self._site.info
+
+    @property
+    def count(self) -> int:
+        return len(self._given)
+
+    @property
+    def device(self) -> torch.device:
+        return self._given.device
+
+    def call(self, active: ActiveEdit, progress: float) -> SiteCall:
+        index, site = active.index, self._site
+        text = self._states[index] if len(self._states) == self.count else self._states
+        return SiteCall(
+            site.info,
+            (self._given if self.changed is None else self.changed)[index],
+            site.query(self._query[index]),
+            lambda: site.keys(text),
+            lambda: site.values(text),
+            None if self._mask is None else _mask_rows(self._mask, index, self.count),
+            active.strengths,
+            progress,
+        )
+
+    def add(self, active: ActiveEdit, delta: Tensor) -> None:
+        if self.changed is None:
+            self.changed = self._given.clone()
+        _add_to_rows(self.changed, active.index, delta)
+
+
+class JointView:
+    """A call of torch's attention: everything [B, H, S, d], of which some queries are image tokens and some keys text."""
+
+    def __init__(
+        self,
+        site: JointSite,
+        layout: Layout,
+        output: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+    ) -> None:
+        self._site, self._layout, self._given = site, layout, output
+        self._query, self._key, self._value = query, key, value
+        self._mask = _causal(mask, query, key) if causal else mask
+        self.changed: Tensor | None = None
+
+    @property
+    def site(self) -> TextSite:
+        return self._site.info
+
+    @property
+    def count(self) -> int:
+        return len(self._given)
+
+    @property
+    def device(self) -> torch.device:
+        return self._given.device
+
+    def call(self, active: ActiveEdit, progress: float) -> SiteCall:
+        index, layout = active.index, self._layout
+        output = (self._given if self.changed is None else self.changed)[index][:, :, layout.image]
+        bias = self._bias(index)
+        return SiteCall(
+            self.site,
+            output.transpose(1, 2).flatten(2),
+            self._query[index][:, :, layout.image],
+            lambda: self._heads(self._key[index][:, :, layout.text]),
+            lambda: self._heads(self._value[index][:, :, layout.text]),
+            None if bias is None else bias[..., layout.text],
+            active.strengths,
+            progress,
+            (lambda: self._heads(self._key[index]), bias),
+        )
+
+    def _heads(self, part: Tensor) -> Tensor:
+        """Every head's own, where several queries share one."""
+        heads = self.site.heads
+        return part if part.shape[1] == heads else part.repeat_interleave(heads // part.shape[1], 1)
+
+    def _bias(self, index: Span) -> Tensor | None:
+        """What the mask adds to the scores of the image queries in some rows: [R or 1, H or 1, N or 1, S]."""
+        if self._mask is None:
+            return None
+        mask = self._mask
+        while mask.dim() < 4:
+            mask = mask[None]
+        mask = mask[index] if len(mask) == self.count else mask
+        if mask.shape[2] > 1:
+            mask = mask[:, :, self._layout.image]
+        if mask.dtype != torch.bool:
+            return mask
+        return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
+
+    def add(self, active: ActiveEdit, delta: Tensor) -> None:
+        if self.changed is None:
+            self.changed = self._given.clone()
+        heads = delta.unflatten(-1, (self.site.heads, -1)).transpose(1, 2)
+        image, index = self._layout.image, active.index
+        if isinstance(image, slice):
+            _add_to_rows(self.changed[:, :, image], index, heads)
+        else:
+            whole = torch.zeros_like(self.changed[index])
+            whole[:, :, image] = heads
+            _add_to_rows(self.changed, index, whole)
+
+
+def _causal(mask: Tensor | None, query: Tensor, key: Tensor) -> Any:
+    below = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if mask is None:
+        return below
+    return mask & below if mask.dtype == torch.bool else mask.masked_fill(~below, float("-inf"))
+
+
+def _mask_rows(mask: Tensor, index: slice | Tensor, count: int) -> Tensor:
+    """An attention bias [B or 1, 1, L] for some rows: [R or 1, 1, 1, L]."""
+    picked = mask[index] if len(mask) == count else mask
+    return picked.unsqueeze(1) if picked.dim() == 3 else picked

@@ -135,7 +135,8 @@ def catch_call(pipe: Any, base: type, name: str, texts: Sequence[str], how: Catc
         twin.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
     twin.__dict__["_progress_bar_config"] = {"disable": True}
     try:
-        base.__call__(twin, **_wanted(pipe, base, list(texts), how))
+        with _processors_kept(pipe):
+            base.__call__(twin, **_wanted(pipe, base, list(texts), how))
     except _Caught as caught:
         return named(inner(denoiser), *caught.call)
     except Exception as fault:
@@ -146,6 +147,20 @@ def catch_call(pipe: Any, base: type, name: str, texts: Sequence[str], how: Catc
             missing="a self-test",
         ) from fault
     raise NeverCalledError(f"{base.__name__} never called its {name}", pipeline=base.__name__, missing=name)
+
+
+@contextlib.contextmanager
+def _processors_kept(pipe: Any) -> Iterator[None]:
+    """Some pipelines (PAG) exchange attention processors for a run, and put them back only where it comes to its end."""
+    parts = [inner(part) for part in pipe.components.values() if hasattr(inner(part), "attn_processors")]
+    before = [dict(part.attn_processors) for part in parts]
+    try:
+        yield
+    finally:
+        for part, processors in zip(parts, before, strict=True):
+            now = part.attn_processors
+            if any(now.get(name) is not processor for name, processor in processors.items()):
+                part.set_attn_processor(dict(processors))
 
 
 def _wanted(pipe: Any, base: type, texts: list[str], how: Catch) -> Values:

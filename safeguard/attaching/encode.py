@@ -135,7 +135,8 @@ def _placed(one: Values, other: Values, way: Way, count: int) -> Way:
         if rows or (is_text_list(value) and is_text_list(mate) and len(value) == len(mate)):
             pairs = enumerate(zip(value, mate, strict=True))
             changed = [row for row, (a, b) in pairs if a.shape != b.shape or not torch.equal(a, b)]
-            stride = len(changed) // (count - 1)
+            run = [row for place, row in enumerate(changed) if row == changed[0] + place]  # a perturbed copy may follow later
+            stride = len(run) // (count - 1)
             if changed and stride and changed[0] >= stride:
                 taken = count * stride
                 return replace(way, block=(changed[0] - stride) // taken, blocks=max(1, len(value) // taken), stride=stride)

@@ -14,14 +14,7 @@ from torch import Tensor
 
 from safeguard.attaching import hooks, modules, taps, texts
 from safeguard.attaching.acting import active_edit, attempt, note
-from safeguard.attaching.capture import (
-    Values,
-    inner,
-    is_text_list,
-    leaves,
-    pick,
-    stacked,
-)
+from safeguard.attaching.capture import Values, inner, leaves, pick, stacked
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.encode import TextEncoding
 from safeguard.attaching.finding import find_parts
@@ -57,7 +50,7 @@ class Attachment:
             found = find_parts(pipe, self.base)
             self.parts, self._sites = found.parts, found.sites
             self._encoding = TextEncoding(pipe, self.base, found.ways)
-            self.roles = Roles.find(pipe, self.base, *found.ways[self._encoding.main])
+            self.roles = Roles.find(pipe, self.base, found.ways[self._encoding.main][0])
         self._handles, self._module_handles = hooks.Handles(), modules.ModuleHooks(self)
         self._hooking = threading.Lock()
         self._direct_runs = DirectRuns()
@@ -238,8 +231,7 @@ class Attachment:
         if ("stamp", part.name) not in state.memory:  # weights do not change while a request runs
             state.memory["stamp", part.name] = part.stamp
         with hooks.quiet():
-            part.learn(self._sites, values)
-            state.memory["shapes"] = part.signature(values)
+            state.memory["shapes"] = part.learn(self._sites, values)
             numbers = numbers_of(values, len(state.rows or ()), part.text.every)
             for tokens in state.plan.tokens:
                 if isinstance(tokens, RecordedKeys):
@@ -263,25 +255,15 @@ class Attachment:
         rows = self._rows(state, site, len(output))
         return self._act(state, rows, SeparateView(site, output, query, states, mask))
 
-    def at_call(
-        self,
-        site: int,
-        turn: int,
-        output: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-    ) -> Tensor | None:
+    def at_call(self, site: int, turn: int, call: hooks.AttentionCall) -> Tensor | None:
         """A joint attention is done: add what the text-site edits find. None: nothing changed."""
         state = self._visiting()
         if state is None:
             return None
         live = self._sites[site]
         assert isinstance(live, JointSite)
-        rows = self._rows(state, live, len(output), turn)
-        if not self._site_edits(state, rows, output.device):
+        rows = self._rows(state, live, len(call.output), turn)
+        if not self._site_edits(state, rows, call.output.device):
             return None
         layout = live.layout(state.memory.get("shapes"), turn)
         if layout is None:
@@ -290,7 +272,7 @@ class Attachment:
                 pipeline=self.name,
                 missing="a call of the denoiser",
             )
-        return self._act(state, rows, JointView(live, layout, output, query, key, value, mask, causal))
+        return self._act(state, rows, JointView(live, layout, call))
 
     def at_module(self, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None:
         """A named module is done: let the edits of linear layers and features act. None: nothing changed."""
@@ -392,6 +374,6 @@ class Attachment:
 def _grid(part: Denoiser, values: Values) -> tuple[int, int] | None:
     """Height and width of the latent, where it is an image of that shape."""
     for path, value in leaves(values, 0):
-        if isinstance(value, Tensor) and value.dim() == 4 and path not in part.text.every and not is_text_list(value):
+        if isinstance(value, Tensor) and value.dim() == 4 and path not in part.text.every:
             return (int(value.shape[-2]), int(value.shape[-1]))
     return None

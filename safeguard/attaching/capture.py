@@ -78,9 +78,13 @@ def row_count(value: Any) -> int:
     return len(value) if isinstance(value, (list, tuple)) else 0
 
 
-def named(denoiser: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:
+def argument_names(denoiser: Any) -> list[str]:
+    """The arguments of ``forward``, in order."""
+    return list(inspect.signature(type(denoiser).forward).parameters)[1:]
+
+
+def named(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:
     """The arguments of a call of ``forward`` by their names."""
-    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
@@ -138,7 +142,7 @@ def catch_call(pipe: Any, base: type, name: str, texts: Sequence[str], how: Catc
         with _processors_kept(pipe):
             base.__call__(twin, **_wanted(pipe, base, list(texts), how))
     except _Caught as caught:
-        return named(inner(denoiser), *caught.call)
+        return named(argument_names(inner(denoiser)), *caught.call)
     except Exception as fault:
         raise CapabilityError(
             f"{base.__name__} could not be run on a prompt alone, so its protection cannot be tested "

@@ -105,7 +105,7 @@ class Denoiser:
     def _traced(self, values: Values, separate: Mapping[str, Any]) -> trace.Found:
         module = self.module
         with _eagerly():
-            found = trace.trace(module, values, self.text, dict.fromkeys(separate))
+            found = trace.trace(module, values, self.text, separate)
         if found.strange or not found.closed:
             where = f"attention {found.strange[0]}" if found.strange else "something other than attention"
             raise CapabilityError(
@@ -140,7 +140,7 @@ class Denoiser:
     def _orders(self, sites: Sequence[Site], separate: Mapping[str, Any]) -> None:
         """Which rows of each site's own batch belong to row 1: an attention may see frames as rows."""
         with _eagerly():
-            seen = trace.batch_order(self.module, self.values, self.text, dict.fromkeys(separate), 1)
+            seen = trace.batch_order(self.module, self.values, self.text, separate, 1)
         for site in sites:
             if isinstance(site, JointSite) and site.each:
                 continue
@@ -151,7 +151,7 @@ class Denoiser:
                     missing="rows",
                 )
 
-    def signature(self, values: Values) -> Any:
+    def _signature(self, values: Values) -> Any:
         """The shapes of a call's arguments, the batch left out: what the layouts of joint sites depend on."""
         return tuple(
             (path, tuple(map(tuple, (part.shape for part in value))) if is_text_list(value) else tuple(value.shape[1:]))
@@ -159,13 +159,15 @@ class Denoiser:
             if isinstance(value, Tensor) or is_text_list(value)
         )
 
-    def learn(self, sites: Sequence[Site], values: Values, found: trace.Found | None = None) -> None:
-        """Know the layouts of joint sites for arguments of these shapes; unknown shapes are traced, once."""
+    def learn(self, sites: Sequence[Site], values: Values, found: trace.Found | None = None) -> Any:
+        """Know the layouts of joint sites for arguments of these shapes; unknown shapes are traced, once. Gives the shapes."""
+        shapes = self._signature(values)
+        if shapes in self._shapes and found is None:
+            return shapes
         joint = {(site.name, site.turn): site for site in sites if isinstance(site, JointSite) and site.owner == self.name}
         each = {site.name: site for site in joint.values() if site.each}
-        shapes = self.signature(values)
-        if not joint or (shapes in self._shapes and found is None):
-            return
+        if not joint:
+            return shapes
         separate = {site.name: site for site in sites if isinstance(site, SeparateSite) and site.owner == self.name}
         found = self._traced(values, separate) if found is None else found
         seen = {(one.module, one.turn): one for one in found.sites}
@@ -179,6 +181,7 @@ class Denoiser:
             site = each.get(one.module) or joint[key]
             site.layouts[shapes, one.turn if site.each else 0] = one.layout
         self._shapes.add(shapes)
+        return shapes
 
 
 def run_eagerly(module: Any, values: Values) -> Any:

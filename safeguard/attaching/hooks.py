@@ -7,7 +7,6 @@ the same function at run time: so a graph holds the operator and nothing of any 
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import sys
 import threading
@@ -15,12 +14,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from safeguard.attaching.capture import TextArguments, Values
+from safeguard.attaching.capture import TextArguments, Values, argument_names, named
 
 if TYPE_CHECKING:
     from safeguard.attaching.sites import SeparateSite, Site
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 _stash = threading.local()  # what the hooks of one attention hand on to each other within one call
 _numbers = itertools.count()
 _hosts: Final[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
-
-
 _quiet: Final[ContextVar[bool]] = ContextVar("safeguard_quiet", default=False)
 
 
@@ -47,6 +44,17 @@ def is_quiet() -> bool:
     return _quiet.get()
 
 
+class AttentionCall(NamedTuple):
+    """One call of torch's attention, everything [B, H, S, d], with what it gave."""
+
+    output: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+
+
 class SiteHost(Protocol):
     """What the hooks of a separate text site call. It gives back None where nothing changed."""
 
@@ -61,17 +69,7 @@ class Host(SiteHost, Protocol):
 
     def on_enter(self, name: str, values: Values) -> Values | None: ...
 
-    def at_call(
-        self,
-        site: int,
-        turn: int,
-        output: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-    ) -> Tensor | None: ...
+    def at_call(self, site: int, turn: int, call: AttentionCall) -> Tensor | None: ...
 
     def at_module(self, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None: ...
 
@@ -199,13 +197,18 @@ class Handles:
         self._hooks.clear()
 
 
+def text_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The text states that a separate cross-attention is called with."""
+    states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+    return states[0] if isinstance(states, tuple) else states  # adapters add image embeddings behind the text
+
+
 def hook_site(handles: Handles, site: SeparateSite, host: SiteHost) -> None:
     """Hooks on one attention: its text is seen as it is called, its query as it is made, its output is changed at the end."""
     number, index = host.number, site.info.index  # the hook holds the host, so protection lives as long as the module
 
     def on_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        _stash.states = states[0] if isinstance(states, tuple) else states  # adapters add image embeddings behind the text
+        _stash.states = text_of(args, kwargs)
         _stash.mask = kwargs.get("attention_mask", args[2] if len(args) > 2 else None)
 
     def on_query(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
@@ -285,11 +288,11 @@ def _(output: Tensor, inputs: Tensor | None, name: str, host: int) -> Tensor:
 def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArguments, host: Host) -> None:
     """Hooks on a whole denoiser: its text may be changed as it is called, its prediction when it is done."""
     number = host.number
-    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+    names = argument_names(denoiser)
     texts = [".".join(path) for path in text.every]
 
     def on_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        values = {**dict(zip(names, args, strict=False)), **kwargs}
+        values = named(names, args, kwargs)
         if torch.compiler.is_compiling():
             flat = dict(_flatten(values))
             changing = [path for path in flat if path.partition("#")[0] in texts]
@@ -304,7 +307,7 @@ def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArgument
         prediction = first if isinstance(first, Tensor) else None  # a ControlNet gives tuples of features, some models lists
         if torch.compiler.is_compiling():
             return None if prediction is None else _with_prediction(output, torch.ops.safeguard.leave(prediction, number))
-        changed = host.on_leave(prediction, (name, {**dict(zip(names, args, strict=False)), **kwargs}))
+        changed = host.on_leave(prediction, (name, named(names, args, kwargs)))
         return None if changed is None else _with_prediction(output, changed)
 
     handles.add(denoiser, "forward_pre", tag(on_call, number), with_kwargs=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from safeguard.attaching import hooks
 from safeguard.attaching.acting import active_edit, attempt
 from safeguard.attaching.rows import UNKNOWN
+from safeguard.attaching.sites import expanded
 from safeguard.erasing import Edit, FeatureCall, FeatureEdit, LinearEdit, Plan
 from safeguard.erasing.activation import ActiveEdit, Running
 from safeguard.errors import CapabilityError
@@ -107,13 +108,13 @@ def _rows(state: Running, edit: Edit, count: int) -> Sequence[Any]:
     """The rows of a module's batch: those of the call, each several times where frames are rows."""
     if state.rows is None:
         return (UNKNOWN,) * count
-    times, rest = divmod(count, len(state.rows))
-    if rest:
+    rows = expanded((0, 1), state.rows, count)
+    if rows is None:
         raise CapabilityError(
             f"a module has a batch of {count} in a call of {len(state.rows)} rows, so none can be told from another",
             missing="rows",
         )
-    return tuple(row for row in state.rows for _ in range(times))
+    return tuple(rows)
 
 
 def _made(state: Running, edit: LinearEdit | FeatureEdit, active: ActiveEdit, inputs: Tensor | None, output: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor
 from safeguard.attaching import taps
 from safeguard.attaching.capture import Path, Values, collected, is_text_list, leaves, pick, put, row_count
 from safeguard.attaching.denoiser import TIMES, Denoiser
-from safeguard.attaching.hooks import Handles
-from safeguard.attaching.sites import JointSite, SeparateSite, Site, SiteTokens
+from safeguard.attaching.hooks import Handles, text_of
+from safeguard.attaching.sites import JointSite, SeparateSite, Site, SiteTokens, every_head
 from safeguard.erasing import EncodedText, TextSite
 from safeguard.errors import CapabilityError
 
@@ -55,7 +55,7 @@ class _Listener:
         site = first if first is not None and first.each else self._sites.get(turn)
         layout = None if site is None else site.layout(self._shapes, turn)
         if site is not None and layout is not None:
-            keys, values = (_heads(part, query.shape[1])[:, :, layout.text].detach().clone() for part in (key, value))
+            keys, values = (every_head(part, query.shape[1])[:, :, layout.text].detach().clone() for part in (key, value))
             before = self._kept.get(site.info.index) if site.each else None
             self._kept[site.info.index] = (keys, values) if before is None else _behind(before, (keys, values))
         return compute(query, key, value, **options)
@@ -65,8 +65,7 @@ def _taking(kept: dict[int, tuple[Tensor, Tensor]], site: SeparateSite) -> Calla
     """A hook that takes down what a separate site makes of the text that comes to it."""
 
     def on_call(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        given = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        states = given[0] if isinstance(given, tuple) else given
+        states = text_of(args, kwargs)
         if states is not None:
             kept[site.info.index] = site.keys(states).clone(), site.values(states).clone()
 
@@ -75,11 +74,6 @@ def _taking(kept: dict[int, tuple[Tensor, Tensor]], site: SeparateSite) -> Calla
 
 def _behind(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat([before[0], after[0]]), torch.cat([before[1], after[1]])
-
-
-def _heads(part: Tensor, heads: int) -> Tensor:
-    """[B, H', S, d] with every head, where several queries share one."""
-    return part if part.shape[1] == heads else part.repeat_interleave(heads // part.shape[1], 1)
 
 
 class RecordedKeys:
@@ -133,8 +127,7 @@ class RecordedKeys:
         if not sites:
             return {}
         values = self._values(denoiser, numbers)
-        denoiser.learn(self._sites(), values)
-        shapes = denoiser.signature(values)
+        shapes = denoiser.learn(self._sites(), values)
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         handles = Handles()
         for name, module in {site.name: site.module for site in joint}.items():

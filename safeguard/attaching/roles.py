@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from safeguard.attaching.capture import SWAPPED, TEXTS, TextArguments, is_text_list
+from safeguard.attaching.capture import SWAPPED, TEXTS, is_text_list
 from safeguard.attaching.encode import Way, run
 from safeguard.errors import CapabilityError
 
@@ -27,7 +28,7 @@ class Roles:
     negative: frozenset[tuple[int, int]] = frozenset()
 
     @staticmethod
-    def find(pipe: Any, base: type, way: Way, text: TextArguments) -> Roles:
+    def find(pipe: Any, base: type, way: Way) -> Roles:
         """Run the pipeline up to its denoiser three times, with another prompt and another negative prompt. Roles without any
         part where the pipeline cannot be run so: then no row can be told from another, and all get the whole policy.
         """
@@ -55,6 +56,7 @@ class Roles:
 
 
 def _noted(base: Any) -> Any:
+    @functools.wraps(base.encode_prompt)
     def encode_prompt(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = base.encode_prompt(self, *args, **kwargs)
         calls = _noting.get()
@@ -62,14 +64,7 @@ def _noted(base: Any) -> Any:
             calls.append(list(_texts(made)))
         return made
 
-    encode_prompt.__signature__ = _signature(base)  # type: ignore[attr-defined]
     return encode_prompt
-
-
-def _signature(base: Any) -> Any:
-    import inspect
-
-    return inspect.signature(base.encode_prompt)
 
 
 def _texts(made: Any) -> Iterator[tuple[int, Any]]:

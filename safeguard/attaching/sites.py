@@ -184,6 +184,11 @@ class SiteTokens:
             return site.keys(states).contiguous(), site.values(states).contiguous()
 
 
+def every_head(part: Tensor, heads: int) -> Tensor:
+    """[B, H', S, d] with every head's own, where several queries share one: [B, H, S, d]."""
+    return part if part.shape[1] == heads else part.repeat_interleave(heads // part.shape[1], 1)
+
+
 def expanded(order: Sequence[int], rows: Sequence[Any], count: int) -> list[Any] | None:
     """The rows of a site's own batch of ``count``: each row of the call several times, one by one or as a whole."""
     times, rest = divmod(count, len(rows))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from safeguard.attaching.hooks import Handles, owner_of, register_op, tag
+from safeguard.attaching.hooks import AttentionCall, Handles, owner_of, register_op, tag
 
 _here = threading.local()  # ``place``: whose attention is under way in this thread; ``turn``: its calls so far
 _original: Final = functional.scaled_dot_product_attention
@@ -70,26 +70,17 @@ def attend(
     site = place.sites[spot] if spot < len(place.sites) else -1
     if site < 0:
         return output
+    call = AttentionCall(output, query, key, value, attn_mask, is_causal)
     if torch.compiler.is_compiling():
-        made: Tensor = torch.ops.safeguard.joint_site(output, query, key, value, attn_mask, is_causal, place.host, site, turn)
+        made: Tensor = torch.ops.safeguard.joint_site(*call, place.host, site, turn)
         return made
-    changed = _changed(output, query, key, value, attn_mask, is_causal, place.host, site, turn)
+    changed = _changed(call, place.host, site, turn)
     return output if changed is None else changed
 
 
-def _changed(
-    output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    host: int,
-    site: int,
-    turn: int,
-) -> Tensor | None:
+def _changed(call: AttentionCall, host: int, site: int, turn: int) -> Tensor | None:
     owner = owner_of(host)
-    return None if owner is None else owner.at_call(site, turn, output, query, key, value, mask, causal)
+    return None if owner is None else owner.at_call(site, turn, call)
 
 
 @register_op(
@@ -97,33 +88,14 @@ def _changed(
     schema="(Tensor output, Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, int host, int site, int turn)"
     " -> Tensor",
 )
-def _joint_site(
-    output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    host: int,
-    site: int,
-    turn: int,
-) -> Tensor:
-    changed = _changed(output, query, key, value, mask, causal, host, site, turn)
+def _joint_site(output: Tensor, *rest: Any) -> Tensor:
+    *call, host, site, turn = rest
+    changed = _changed(AttentionCall(output, *call), host, site, turn)
     return output.clone() if changed is None else changed
 
 
 @_joint_site.register_fake
-def _(
-    output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    host: int,
-    site: int,
-    turn: int,
-) -> Tensor:
+def _(output: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(output)
 
 
@@ -146,30 +118,29 @@ def is_open() -> bool:
     return functional.scaled_dot_product_attention is attend
 
 
-def leave_attention() -> None:
-    """Forget whose attention was under way: an error may have ended it."""
-    _here.place = None
-
-
-def begin(place: Any) -> None:
+def begin(place: Place | Listener) -> None:
     """From here on, attention calls in this thread are ``place``'s."""
     _here.place, _here.turn = place, 0
 
 
-def resume(place: Any) -> None:
+def resume(place: Place | Listener | None) -> None:
     """The attention of a module inside is over: calls are ``place``'s again."""
     _here.place = place
 
 
-def listen(handles: Handles, module: Any, place: Any, number: int) -> None:
+def leave_attention() -> None:
+    """Forget whose attention was under way: it is over, or an error has ended it."""
+    resume(None)
+
+
+def listen(handles: Handles, module: Any, place: Place | Listener, number: int) -> None:
     """From here on ``place`` gets the attention calls that ``module`` makes itself."""
 
     def on_call(module: Any, args: tuple[Any, ...]) -> None:
-        _here.place = place
-        _here.turn = 0
+        begin(place)
 
     def on_done(module: Any, args: tuple[Any, ...], output: Any) -> None:
-        _here.place = None
+        leave_attention()
 
     handles.add(module, "forward_pre", tag(on_call, number))
     handles.add(module, "forward", tag(on_done, number))

@@ -34,9 +34,10 @@ def edited(
         return found
 
     said = state.negative_texts if edit.unconditional else state.texts
+    seen = states[active.index]
     made = edit(
         StatesCall(
-            states[active.index],
+            seen,
             None if pooled is None else pooled[active.index],
             active.strengths,
             [said[image] if image is not None and image < len(said) else None for image in active.images],
@@ -49,12 +50,12 @@ def edited(
     if whole is not None:
         return with_texts(values, whole, active, part)
     new, new_pooled = made if isinstance(made, tuple) else (made, None)
-    if new.shape != states[active.index].shape:
+    if new.shape != seen.shape:
         raise CapabilityError(
             f"concept {edit.concepts[0]!r}: its eraser gave back a text of another length than the one it was given",
             missing="a text of the same length",
         )
-    if new is not states:
+    if new is not seen:
         changed = states.clone()
         changed[active.index] = new.to(states.dtype)
         values = put(values, part.text.states, unstacked(changed, raw))

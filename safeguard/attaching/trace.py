@@ -8,7 +8,7 @@ found are all there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ class Found:
     strange: tuple[str, ...] = ()  # attentions that read text in a way that was not understood
 
 
-def trace(denoiser: Any, values: Values, text: TextArguments, separate: Mapping[str, Any]) -> Found:
+def trace(denoiser: Any, values: Values, text: TextArguments, separate: Collection[str]) -> Found:
     """Find the text sites of ``denoiser`` for arguments like ``values``; ``separate`` are attentions known to read text only,
     by name: they are given zeros instead. Where tokens that are all zeros stand for places without text, these are left.
     """
@@ -62,7 +62,7 @@ def trace(denoiser: Any, values: Values, text: TextArguments, separate: Mapping[
     return found if found.closed else _traced(denoiser, values, text, separate, zeros=False)
 
 
-def _traced(denoiser: Any, values: Values, text: TextArguments, separate: Mapping[str, Any], *, zeros: bool) -> Found:
+def _traced(denoiser: Any, values: Values, text: TextArguments, separate: Collection[str], *, zeros: bool) -> Found:
     for path in text.tokens:
         values = put(values, path, _spoiled(pick(values, path), zeros))
     tracer = _Tracer()
@@ -84,7 +84,7 @@ def _is_number(output: Tensor) -> bool:
 
 
 def batch_order(
-    denoiser: Any, values: Values, text: TextArguments, separate: Mapping[str, Any], row: int
+    denoiser: Any, values: Values, text: TextArguments, separate: Collection[str], row: int
 ) -> dict[Any, list[int]]:
     """Which rows of each site's own batch belong to one row of the call: by (module, turn), or by name for separate ones."""
     for path in text.tokens:
@@ -191,7 +191,7 @@ def _span(flags: Tensor) -> Span:
 
 
 @contextmanager
-def _listening(denoiser: Any, tracer: _Tracer, separate: Mapping[str, Any]) -> Iterator[None]:
+def _listening(denoiser: Any, tracer: _Tracer, separate: Collection[str]) -> Iterator[None]:
     """Listen to every module's own attention calls; separate attentions get zeros for text that is not a number."""
     handles = Handles()
     stack: list[_At] = []

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from safeguard.attaching.sites import JointSite, SeparateSite
+from safeguard.attaching.hooks import AttentionCall
+from safeguard.attaching.sites import JointSite, SeparateSite, every_head
 from safeguard.attaching.trace import Layout, Span
 from safeguard.erasing import SiteCall, TextSite
 from safeguard.erasing.activation import ActiveEdit
 
 
-class View(Protocol):
-    """One attention call at a text site."""
+class View(ABC):
+    """One attention call at a text site. ``changed`` is the whole output with what was added, or None."""
 
-    @property
-    def site(self) -> TextSite: ...
+    def __init__(self, site: TextSite, output: Tensor) -> None:
+        self.site = site
+        self.changed: Tensor | None = None
+        self._given = output
 
     @property
     def count(self) -> int:
         """How many rows its batch has."""
-        ...
+        return len(self._given)
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        return self._given.device
 
-    def call(self, active: ActiveEdit, progress: float) -> SiteCall:
-        """What an edit sees of the rows in which it is active; its output is what other edits left."""
-        ...
+    @property
+    def _so_far(self) -> Tensor:
+        return self._given if self.changed is None else self.changed
 
     def add(self, active: ActiveEdit, delta: Tensor) -> None:
         """Add ``delta`` [R, N, H * d] to the output in the edit's rows."""
-        ...
+        self.changed = self._given.clone() if self.changed is None else self.changed
+        self._add(self.changed, active.index, delta)
 
-    @property
-    def changed(self) -> Tensor | None:
-        """The whole output with what was added, or None."""
-        ...
+    @abstractmethod
+    def call(self, active: ActiveEdit, progress: float) -> SiteCall:
+        """What an edit sees of the rows in which it is active; its output is what other edits left."""
+
+    @abstractmethod
+    def _add(self, whole: Tensor, index: Span, delta: Tensor) -> None: ...
 
 
 def _add_to_rows(whole: Tensor, index: slice | Tensor, delta: Tensor) -> None:
@@ -49,31 +57,19 @@ def _add_to_rows(whole: Tensor, index: slice | Tensor, delta: Tensor) -> None:
         whole.index_add_(0, index, delta)
 
 
-class SeparateView:
+class SeparateView(View):
     """A separate cross-attention: ``output`` and ``query`` [B, N, H * d]; ``states`` [B or 1, L, D]."""
 
     def __init__(self, site: SeparateSite, output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None) -> None:
-        self._site, self._given, self._query, self._states, self._mask = site, output, query, states, mask
-        self.changed: Tensor | None = None
-
-    @property
-    def site(self) -> TextSite:
-        return self._site.info
-
-    @property
-    def count(self) -> int:
-        return len(self._given)
-
-    @property
-    def device(self) -> torch.device:
-        return self._given.device
+        super().__init__(site.info, output)
+        self._layers, self._query, self._states, self._mask = site, query, states, mask
 
     def call(self, active: ActiveEdit, progress: float) -> SiteCall:
-        index, site = active.index, self._site
+        index, site = active.index, self._layers
         text = self._states[index] if len(self._states) == self.count else self._states
         return SiteCall(
             site.info,
-            (self._given if self.changed is None else self.changed)[index],
+            self._so_far[index],
             site.query(self._query[index]),
             lambda: site.keys(text),
             lambda: site.values(text),
@@ -82,63 +78,36 @@ class SeparateView:
             progress,
         )
 
-    def add(self, active: ActiveEdit, delta: Tensor) -> None:
-        if self.changed is None:
-            self.changed = self._given.clone()
-        _add_to_rows(self.changed, active.index, delta)
+    def _add(self, whole: Tensor, index: Span, delta: Tensor) -> None:
+        _add_to_rows(whole, index, delta)
 
 
-class JointView:
-    """A call of torch's attention: everything [B, H, S, d], of which some queries are image tokens and some keys text."""
+class JointView(View):
+    """A call of torch's attention, in which some queries are image tokens and some keys text."""
 
-    def __init__(
-        self,
-        site: JointSite,
-        layout: Layout,
-        output: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-    ) -> None:
-        self._site, self._layout, self._given = site, layout, output
-        self._query, self._key, self._value = query, key, value
-        self._mask = _causal(mask, query, key) if causal else mask
-        self.changed: Tensor | None = None
-
-    @property
-    def site(self) -> TextSite:
-        return self._site.info
-
-    @property
-    def count(self) -> int:
-        return len(self._given)
-
-    @property
-    def device(self) -> torch.device:
-        return self._given.device
+    def __init__(self, site: JointSite, layout: Layout, call: AttentionCall) -> None:
+        super().__init__(site.info, call.output)
+        self._layout, self._call = layout, call
+        self._mask = _causal(call.mask, call.query, call.key) if call.causal else call.mask
 
     def call(self, active: ActiveEdit, progress: float) -> SiteCall:
         index, layout = active.index, self._layout
-        output = (self._given if self.changed is None else self.changed)[index][:, :, layout.image]
+        output = self._so_far[index][:, :, layout.image]
         bias = self._bias(index)
         return SiteCall(
             self.site,
             output.transpose(1, 2).flatten(2),
-            self._query[index][:, :, layout.image],
-            lambda: self._heads(self._key[index][:, :, layout.text]),
-            lambda: self._heads(self._value[index][:, :, layout.text]),
+            self._call.query[index][:, :, layout.image],
+            lambda: self._heads(self._call.key[index][:, :, layout.text]),
+            lambda: self._heads(self._call.value[index][:, :, layout.text]),
             None if bias is None else bias[..., layout.text],
             active.strengths,
             progress,
-            (lambda: self._heads(self._key[index]), bias),
+            (lambda: self._heads(self._call.key[index]), bias),
         )
 
     def _heads(self, part: Tensor) -> Tensor:
-        """Every head's own, where several queries share one."""
-        heads = self.site.heads
-        return part if part.shape[1] == heads else part.repeat_interleave(heads // part.shape[1], 1)
+        return every_head(part, self.site.heads)
 
     def _bias(self, index: Span) -> Tensor | None:
         """What the mask adds to the scores of the image queries in some rows: [R or 1, H or 1, N or 1, S]."""
@@ -154,17 +123,15 @@ class JointView:
             return mask
         return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
 
-    def add(self, active: ActiveEdit, delta: Tensor) -> None:
-        if self.changed is None:
-            self.changed = self._given.clone()
+    def _add(self, whole: Tensor, index: Span, delta: Tensor) -> None:
         heads = delta.unflatten(-1, (self.site.heads, -1)).transpose(1, 2)
-        image, index = self._layout.image, active.index
+        image = self._layout.image
         if isinstance(image, slice):
-            _add_to_rows(self.changed[:, :, image], index, heads)
+            _add_to_rows(whole[:, :, image], index, heads)
         else:
-            whole = torch.zeros_like(self.changed[index])
-            whole[:, :, image] = heads
-            _add_to_rows(self.changed, index, whole)
+            spread = torch.zeros_like(whole[index])
+            spread[:, :, image] = heads
+            _add_to_rows(whole, index, spread)
 
 
 def _causal(mask: Tensor | None, query: Tensor, key: Tensor) -> Any:

@@ -109,7 +109,7 @@ def inspect(name: str, kind: str, pipe: Any, paint: Paint, rows: int = 3) -> Lin
         return Line(name, kind, "", 0, False, (), (), f"breaks at protect(): {type(fault).__name__}: {fault}")
     try:
         return _checked(name, kind, pipe, paint, rows, guard, always, plain)
-    except Exception as fault:  # noqa: BLE001
+    except Exception as fault:  # noqa: BLE001 - as above
         guard.release()
         return Line(name, kind, "", 0, False, (), (), f"breaks in a call: {type(fault).__name__}: {fault}")
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from safeguard.attaching.trace import tensors_of
 from safeguard.evaluation.zoo import Specimen
 
 TIMES = (1.0, 0.5)
@@ -93,19 +94,9 @@ class StandIn(DiffusionPipeline):  # type: ignore[misc]
         for time in TIMES:
             rows = torch.cat([against, states]) if guided else states
             values = self.specimen.inputs(rows, seeds.repeat(2 if guided else 1), time)
-            made = first_tensor(self.denoiser(**values))
+            made = tensors_of(self.denoiser(**values), len(rows))[0]
             if guided:
                 empty, full = made.chunk(2)
                 made = empty + guidance_scale * (full - empty)
             total = total + made
         return total
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The prediction: of several outputs the first; a list of rows as one tensor."""
-    if isinstance(output, Tensor):
-        return output
-    value = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    if isinstance(value, (list, tuple)):
-        return torch.stack(list(value)) if isinstance(value[0], Tensor) and value[0].dim() > 2 else first_tensor(value)
-    return first_tensor(value)

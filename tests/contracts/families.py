@@ -224,8 +224,13 @@ def picture(seed: int = 0, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels.numpy(), "RGB").convert(mode)
 
 
+def part(pipe: Any) -> str:
+    """The name of a pipeline's denoiser."""
+    return "unet" if hasattr(pipe, "unet") else "transformer"
+
+
 def denoiser(pipe: Any) -> Any:
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    return getattr(pipe, part(pipe))
 
 
 def generate(pipe: Any, prompts: Sequence[str] | None, **changes: Any) -> Any:

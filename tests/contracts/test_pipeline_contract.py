@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
-from families import FAMILIES, PROMPTS, denoiser, generate
+from families import FAMILIES, PROMPTS, denoiser, generate, part
 from support import concept, no_recompilation, policy, rows_changed, same
 
 from safeguard.audit import MemorySink
@@ -33,11 +33,6 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-2}  # latents of these random pipelines reach 
 def own(family: str) -> Pipe:
     """A pipeline that the test may spoil."""
     return FAMILIES[family]()
-
-
-def part(pipe: Pipe) -> str:
-    """The name of its denoiser."""
-    return "unet" if hasattr(pipe, "unet") else "transformer"
 
 
 def always(eraser: str) -> Any:

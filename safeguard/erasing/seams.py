@@ -138,7 +138,7 @@ class SiteCall:
         keys, mask = self._every
         return self._log_mass(keys(), mask)
 
-    @cached_property
+    @property
     def from_text(self) -> tuple[Tensor, Tensor | None]:
         """What the image tokens took from the prompt, [R, H, N, d], and the share of their attention that it had, [R, H, N].
 

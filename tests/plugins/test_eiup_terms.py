@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 from safeguard_plugins.eiup import EIUP
 from torch import Tensor
 
-from safeguard.erasing import EncodedText, SiteCall, TextSite
+from safeguard.erasing import EncodedText, SiteCall, StatesCall, TextSite
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 
 HEADS, WIDTH, TEXT = 2, 4, 8
-SITE = TextSite(0, "site", HEADS, WIDTH)
+SITE = TextSite(0, "site", HEADS, WIDTH, WIDTH**-0.5)
 
 
 class _Keys:
@@ -42,10 +43,13 @@ class _Pipeline:
 
     def _one(self, words: list[str]) -> EncodedText:
         rows = [torch.randn(TEXT, generator=torch.Generator().manual_seed(sum(map(ord, word)))) for word in words]
-        return EncodedText(torch.stack(rows), slice(1, len(words) - 1))
+        return EncodedText(" ".join(words[1:-1]), torch.stack(rows), range(1, len(words) - 1), range(len(words)))
 
-    def keys(self, states: Tensor) -> _Keys:
-        return _Keys(states)
+    def keys(self, texts: Sequence[EncodedText]) -> _Keys:
+        return _Keys(torch.cat([text.states for text in texts]))
+
+    def pooled(self, texts: Sequence[str]) -> Tensor | None:
+        return None
 
 
 def _concepts(*phrases: str) -> list[Concept]:
@@ -195,3 +199,61 @@ def test_a_concept_far_quieter_than_its_neighbour_is_still_looked_at() -> None:
     effect = edit(call)
     assert effect.delta.isfinite().all()
     assert effect.mass.isfinite().all()
+
+
+def _joint_call(strengths: list[list[float]], image_keys: Tensor) -> SiteCall:
+    """The call of `_call`, its queries meeting keys of the image beside the prompt's."""
+    bare = _call(strengths)
+    keys, values = bare.prompt
+    every = torch.cat([keys, image_keys.expand(len(strengths), -1, -1, -1)], 2)
+    parts = (bare.site, bare.output, bare.query, lambda: keys, lambda: values, None, bare.strengths, 0.0)
+    return SiteCall(*parts, (lambda: every, None))
+
+
+def test_in_joint_attention_only_what_came_from_the_text_is_taken_back() -> None:
+    call = _joint_call([[1.0]], torch.randn(1, HEADS, 7, WIDTH, generator=torch.Generator().manual_seed(5)))
+    scores = call.query @ call._every[0]().transpose(-1, -2) / WIDTH**0.5  # type: ignore[index]
+    weights = scores.softmax(-1)[..., :5]
+    part, share = call.from_text
+    torch.testing.assert_close(part, weights @ call.prompt_values)
+    torch.testing.assert_close(share, weights.sum(-1))
+    empty, concept = (_Pipeline()._one(words) for words in (["<", ">"], ["<", "blood", ">"]))
+    (ek, ev), (_, cv) = (_Keys(text.states).at(SITE) for text in (empty, concept))
+    null = (call.query @ ek.transpose(-1, -2) / WIDTH**0.5).softmax(-1) @ ev
+    direction = (cv[:, 1] - ev[:, -1])[None, :, None]  # one word: its own softmax is one everywhere
+    along = ((part - share[..., None] * null) * direction).sum((1, 3)) / direction.square().sum((1, 3))
+    expected = -(along.clamp_min(0)[:, None, :, None] * direction)
+    torch.testing.assert_close(_edit("projected", "blood")(call).delta, call.merge(expected), rtol=1e-4, atol=1e-5)
+
+
+class _Pooling(_Pipeline):
+    """The same with texts as one vector besides: the sum of their words."""
+
+    def _one(self, words: list[str]) -> EncodedText:
+        return replace(super()._one(words), pooled=super()._one(words).states.sum(0))
+
+    def pooled(self, texts: Sequence[str]) -> Tensor | None:
+        return torch.stack([text.pooled for text in self.encode(texts) if text.pooled is not None])
+
+
+def _pooled_call(pooled: Tensor, strength: float) -> StatesCall:
+    strengths = torch.full((len(pooled), 1), strength)
+    return StatesCall(torch.zeros(len(pooled), 1, TEXT), pooled, strengths, [None] * len(pooled), False, 0.0, lambda _: pooled)
+
+
+def test_at_strength_one_nothing_of_the_concept_is_left_in_a_pooled_text() -> None:
+    _, edit = EIUP().edits(_concepts("blood"), EIUP.params, _Pooling())
+    blood = _Pooling()._one(["<", "blood", ">"]).states[1]  # what the word adds to a sum of words, with the comma's word
+    texts = _Pooling().pooled(["a picture of blood", "blood and snow"])
+    _, once = edit(_pooled_call(texts, 1.0))
+    _, twice = edit(_pooled_call(once, 1.0))
+    assert not torch.allclose(once, texts)
+    torch.testing.assert_close(twice, once)
+    assert ((once - texts) @ blood <= 0).all()
+
+
+def test_a_pooled_text_that_leans_away_from_the_concept_stays() -> None:
+    _, edit = EIUP().edits(_concepts("blood"), EIUP.params, _Pooling())
+    direction, mean = edit._directions[0], edit._mean
+    away = (mean - direction)[None]
+    torch.testing.assert_close(edit(_pooled_call(away, 1.0))[1], away)

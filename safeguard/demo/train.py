@@ -1,7 +1,8 @@
 """Train the demo models: ``python -m safeguard.demo.train STAGE --out FOLDER``.
 
 Stages, in order: ``vae`` (pixels to latents), ``unet`` and ``mmdit`` (each a text encoder and a denoiser), ``judge``,
-``export`` (write the weights that the package carries). Each may be stopped at any moment and goes on where it was.
+``export`` (write the weights that the package carries). Each may be stopped at any moment and goes on where it was. A stage
+takes what an earlier one made from its checkpoint in the folder, or from the package where there is none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safeguard.demo.captions import combinations, sample
+from safeguard.demo.captions import Prompt, combinations, sample, write
 from safeguard.demo.judge import ATTRIBUTES, FILE, build_network, split_logits
 from safeguard.demo.models import (
     build_flow_scheduler,
@@ -31,7 +32,7 @@ from safeguard.demo.models import (
     build_vae,
     tokens,
 )
-from safeguard.demo.pipelines import ASSETS
+from safeguard.demo.pipelines import ASSETS, load_pipeline
 from safeguard.demo.training import Stage, step_rng
 from safeguard.demo.world import CONCEPTS, Scene, render
 
@@ -39,7 +40,8 @@ log = logging.getLogger("safeguard.demo.train")
 SEED = 7
 VAE_STEPS = 2800
 UNET_STEPS = 4000
-MMDIT_STEPS = 10000
+MMDIT_STEPS = 6000
+MMDIT_SCENES = 49_152
 JUDGE_STEPS = 420
 
 
@@ -92,7 +94,8 @@ class Painter(nn.Module):
 
 def trained_vae(out: Path, *, shifted: bool = False) -> Any:
     """The autoencoder of the ``vae`` stage, its scaling factor, and with ``shifted`` its shift, measured on 512 renders."""
-    vae: Any = vae_stage(out, 0).averaged()
+    stage = vae_stage(out, 0)
+    vae: Any = stage.averaged() if stage.step else load_pipeline("unet").vae
     rng, _ = step_rng(SEED, "scale", 0)
     with torch.no_grad():
         latents = torch.cat(
@@ -105,11 +108,10 @@ def trained_vae(out: Path, *, shifted: bool = False) -> Any:
 
 
 def drawn(vae: Any, rng: random.Random, batch: int) -> tuple[Tensor, list[str]]:
-    """Latents [n, 8, 16, 16] of scenes, shifted and scaled as the autoencoder says, and their captions."""
+    """Latents [n, 8, 16, 16] of scenes, scaled as the autoencoder says, and their captions."""
     pairs = [sample(rng) for _ in range(batch)]
     with torch.no_grad():
-        latents = vae.encode(pixels([pair.scene for pair in pairs], rng)).latent_dist.mean
-        latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        latents = vae.encode(pixels([pair.scene for pair in pairs], rng)).latent_dist.mean * vae.config.scaling_factor
     return latents, ["" if rng.random() < 0.1 else pair.text for pair in pairs]
 
 
@@ -136,11 +138,15 @@ def unet_loss(stage: Stage, vae: Any, tokenizer: Any, batch: int) -> Callable[[i
 
 
 class JointPainter(nn.Module):
-    """The text encoder, which stands for both of Stable Diffusion 3, and the denoiser, trained together."""
+    """The text encoder, which stands for both of Stable Diffusion 3, and the denoiser, trained together.
 
-    def __init__(self, tokenizer: Any) -> None:
+    The text encoder begins as the first pipeline's, which already knows the words; its projection is new.
+    """
+
+    def __init__(self, tokenizer: Any, taught: Any) -> None:
         super().__init__()
         self.text = build_pooling_text_encoder(tokenizer)
+        self.text.load_state_dict(taught.state_dict(), strict=False)
         self.transformer = build_mmdit()
 
     def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,27 +158,57 @@ class JointPainter(nn.Module):
 
 def mmdit_stage(out: Path, steps: int, tokenizer: Any) -> Stage:
     torch.manual_seed(SEED)
-    return Stage("mmdit", JointPainter(tokenizer), out, steps=steps, rate=1.2e-3, decay=0.998)
+    earlier = unet_stage(out, 0, tokenizer)
+    taught: Any = earlier.averaged().text if earlier.step else load_pipeline("unet").text_encoder
+    torch.manual_seed(SEED)
+    return Stage("mmdit", JointPainter(tokenizer, taught), out, steps=steps, rate=1.2e-3, decay=0.998)
 
 
-def mmdit_loss(stage: Stage, vae: Any, tokenizer: Any, batch: int) -> Callable[[int], Tensor]:
+def kept_latents(out: Path, vae: Any, count: int) -> tuple[Tensor, list[Prompt]]:
+    """``count`` scenes as latents, float16 [n, 8, 16, 16], kept in a file beside the checkpoints, and what they show.
+
+    Encoding a scene costs half of what learning from it does, and 49,152 of them, each read under a new caption, are enough.
+    """
+    from safetensors.torch import load_file, save_file
+
+    rng, _ = step_rng(SEED, "latents", 0)
+    pairs = [sample(rng) for _ in range(count)]
+    file = out / "mmdit.latents.safetensors"
+    if not file.exists():
+        parts = []
+        with torch.no_grad():
+            for first in range(0, count, 64):
+                made = vae.encode(pixels([pair.scene for pair in pairs[first : first + 64]], rng)).latent_dist.mean
+                parts.append(((made - vae.config.shift_factor) * vae.config.scaling_factor).half())
+        save_file({"latents": torch.cat(parts).contiguous()}, file)
+    return load_file(file)["latents"], pairs
+
+
+def mmdit_loss(
+    stage: Stage, scenes: tuple[Tensor, list[Prompt]], tokenizer: Any, batch: int, *, brief: bool
+) -> Callable[[int], Tensor]:
     """Rectified flow, logit-normal times (Esser et al. 2024, arXiv 2403.03206, sec. 3.1); one caption in ten is empty.
 
-    One batch in twenty carries the 256 zero tokens that the pipeline puts in the place of its third text encoder unless it is
-    called with ``max_sequence_length=0``, so that both give the same pictures.
+    One batch in forty carries the 256 zero tokens that the pipeline puts in the place of its third text encoder unless it is
+    called with ``max_sequence_length=0``, so that both give the same pictures. ``brief`` multiplies in bfloat16.
     """
     painter: Any = stage.module
+    kept, pairs = scenes
 
     def loss(step: int) -> Tensor:
         rng, generator = step_rng(SEED, "mmdit", step)
-        latents, texts = drawn(vae, rng, batch)
+        chosen = [rng.randrange(len(pairs)) for _ in range(batch)]
+        latents = kept[chosen].float()
+        texts = [write(pairs[i].scene, pairs[i].named, "train", rng) if rng.random() >= 0.1 else "" for i in chosen]
         noise = torch.randn(latents.shape, generator=generator)
         share = torch.randn((batch, 1, 1, 1), generator=generator).sigmoid()
-        states, pooled = painter.read(tokens(tokenizer, texts))
-        if rng.random() < 0.05:
-            states = F.pad(states, (0, 0, 0, 256))
-        flow = painter.transformer((1 - share) * latents + share * noise, states, pooled, 1000 * share.flatten()).sample
-        return F.mse_loss(flow, noise - latents)
+        with torch.autocast("cpu", torch.bfloat16, enabled=brief):
+            states, pooled = painter.read(tokens(tokenizer, texts))
+            if rng.random() < 0.025:
+                states = F.pad(states, (0, 0, 0, 256))
+            noisy = (1 - share) * latents + share * noise
+            flow = painter.transformer(noisy, states, pooled, 1000 * share.flatten()).sample
+        return F.mse_loss(flow.float(), noise - latents)
 
     return loss
 
@@ -268,7 +304,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/train"))
     parser.add_argument("--steps", type=int, help="steps of the stage (default: what the shipped weights had)")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="where export writes")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, help="scenes a step (default: what the shipped weights had)")
+    parser.add_argument("--bf16", action="store_true", help="mmdit: multiply in bfloat16, faster where the processor can")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_flush_denormal(True)
@@ -279,11 +316,12 @@ def main() -> None:
     elif arguments.stage == "unet":
         tokenizer = build_tokenizer()
         stage = unet_stage(out, arguments.steps or UNET_STEPS, tokenizer)
-        stage.run(unet_loss(stage, trained_vae(out), tokenizer, arguments.batch))
+        stage.run(unet_loss(stage, trained_vae(out), tokenizer, arguments.batch or 32))
     elif arguments.stage == "mmdit":
         tokenizer = build_tokenizer()
         stage = mmdit_stage(out, arguments.steps or MMDIT_STEPS, tokenizer)
-        stage.run(mmdit_loss(stage, trained_vae(out, shifted=True), tokenizer, arguments.batch))
+        scenes = kept_latents(out, trained_vae(out, shifted=True), MMDIT_SCENES)
+        stage.run(mmdit_loss(stage, scenes, tokenizer, arguments.batch or 64, brief=arguments.bf16))
     elif arguments.stage == "judge":
         stage = judge_stage(out, arguments.steps or JUDGE_STEPS)
         stage.run(judge_loss(stage, trained_vae(out), 64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -35,19 +35,20 @@ _direct: Final[ContextVar[Running | None]] = ContextVar("safeguard_direct", defa
 class Attachment:
     """The seams of one live pipeline (``safeguard.erasing.Pipeline``), and the hooks that serve them.
 
+    ``example`` is what a call of one prompt needs besides the prompt, for the trials by which the seams are found.
     ``plan`` is what protects calls of the denoiser that come from outside every guarded request: all rows, whole policy.
     ``on_direct`` is called once for every such run. Raises CapabilityError where the pipeline has no denoiser that reads text,
     or text reaches the image in a way that no eraser can get at.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, example: Mapping[str, Any] | None = None) -> None:
         self.base: type = type(pipe)
         self.number = hooks.register(self)
         self.plan: Plan | None = None
         self.on_direct: Callable[[Plan], None] | None = None
         self._pipe = weakref.ref(pipe)
         with hooks.quiet():  # a denoiser may carry the hooks of another guard
-            found = find_parts(pipe, self.base)
+            found = find_parts(pipe, self.base, example or {})
             self.parts, self._sites = found.parts, found.sites
             self._encoding = TextEncoding(pipe, self.base, found.ways)
             self.roles = Roles.find(pipe, self.base, found.ways[self._encoding.main][0])

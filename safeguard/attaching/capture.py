@@ -9,7 +9,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -22,6 +22,7 @@ Values = dict[str, Any]
 
 SIDES: Final = (8, 16, 32, 64)  # latent pixels a side, tried in turn: a UNet of four levels still sees one pixel in its middle
 FRAMES: Final = 9
+OURS: Final = frozenset({"prompt", "num_inference_steps", "output_type", "generator", "negative_prompt"})  # said by each trial
 TOKEN_STATES: Final = "token states"  # what is missing where a component is given no text
 TEXTS: Final = ("", "a picture of a person", "one small picture of a wooden house")
 SWAPPED: Final = (TEXTS[0], TEXTS[2], TEXTS[1])
@@ -116,13 +117,18 @@ class NeverCalledError(CapabilityError):
 
 @dataclass(frozen=True, slots=True)
 class Catch:
-    """What to run a pipeline on: the side of its latent, and what is asked for besides the prompt."""
+    """What to run a pipeline on: the side of its latent, and what is asked for besides the prompt.
+
+    ``example``: what a call of one prompt needs besides, where a prompt and a blank picture do not do; it overrides the rest.
+    """
 
     side: int | None = SIDES[0]
     guidance: float | None = 1.0
     negative: tuple[str, ...] | None = None
     seed: int = 0
     pictures: bool = False  # give a blank one, too, where a picture may be left out
+    alone: bool = False  # one text a run, said as a string
+    example: Mapping[str, Any] = field(default_factory=dict)
 
 
 def catch_call(pipe: Any, base: type, name: str, texts: Sequence[str], how: Catch) -> Values:
@@ -145,8 +151,8 @@ def catch_call(pipe: Any, base: type, name: str, texts: Sequence[str], how: Catc
         return named(argument_names(inner(denoiser)), *caught.call)
     except Exception as fault:
         raise CapabilityError(
-            f"{base.__name__} could not be run on a prompt alone, so its protection cannot be tested "
-            f"({type(fault).__name__}: {fault})",
+            f"{base.__name__} could not be run on {'the example' if how.example else 'a prompt alone'}, so its protection "
+            f"cannot be tested ({type(fault).__name__}: {fault}); say what a call needs: protect(..., example={{...}})",
             pipeline=base.__name__,
             missing="a self-test",
         ) from fault
@@ -169,17 +175,18 @@ def _processors_kept(pipe: Any) -> Iterator[None]:
 
 def _wanted(pipe: Any, base: type, texts: list[str], how: Catch) -> Values:
     parameters = inspect.signature(base.__call__).parameters
+    generators = [torch.Generator().manual_seed(how.seed + place) for place in range(len(texts))]
     wanted: Values = {
-        "prompt": texts,
+        "prompt": texts[0] if how.alone else texts,
         "num_inference_steps": 4,
         "output_type": "latent",
-        "generator": [torch.Generator().manual_seed(how.seed + place) for place in range(len(texts))],
+        "generator": generators[0] if how.alone else generators,
         "num_frames": FRAMES,
     }
     if how.guidance is not None:
         wanted["guidance_scale"] = how.guidance
     if how.negative is not None:
-        wanted["negative_prompt"] = list(how.negative)
+        wanted["negative_prompt"] = how.negative[0] if how.alone else list(how.negative)
     side = None if how.side is None else how.side * int(getattr(pipe, "vae_scale_factor", None) or 8)
     if side is not None:
         wanted |= {"height": side, "width": side, "max_area": side * side}
@@ -187,7 +194,8 @@ def _wanted(pipe: Any, base: type, texts: list[str], how: Catch) -> Values:
     for image in ("image", "mask_image", "control_image"):
         if image in parameters and (how.pictures or parameters[image].default is inspect.Parameter.empty):
             wanted[image] = _blank(side or 512, len(texts))
-    return {key: value for key, value in wanted.items() if key in parameters}
+    given = {key: value for key, value in how.example.items() if key not in OURS}
+    return {**{key: value for key, value in wanted.items() if key in parameters}, **given}
 
 
 def _blank(side: int, count: int) -> list[Any]:

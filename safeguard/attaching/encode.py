@@ -43,27 +43,28 @@ TextRow = Mapping[Path, Any]  # what one text is in the arguments of a denoiser 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a pipeline is run to see what it calls a denoiser with: on what, one text at a time or all, and in which
-    block of its rows, of how many, the texts stand, and every how many rows the next.
+    """How a pipeline is run to see what it calls a denoiser with, and in which block of its rows, of how many, the texts
+    stand, and every how many rows the next.
     """
 
     name: str
     how: Catch
-    together: bool = True
     block: int = 0
     blocks: int = 1
     stride: int = 1
 
 
-def find_way(pipe: Any, base: type, name: str, runs: Callable[[Values], None]) -> tuple[Way, Values, TextArguments]:
+def find_way(
+    pipe: Any, base: type, name: str, runs: Callable[[Values], None], example: Mapping[str, Any]
+) -> tuple[Way, Values, TextArguments]:
     """A way to run the pipeline up to its denoiser ``name``, the call that it gives for `TEXTS`, and what of it is text.
 
     ``runs`` raises where the denoiser itself cannot be run on such a call. Raises CapabilityError (of the first try) where
     there is no way.
     """
     fault: CapabilityError | None = None
-    for together, pictures, side, guidance in itertools.product((True, False), (False, True), (*SIDES, None), (1.0, None)):
-        way = Way(name, Catch(side, guidance, pictures=pictures), together)
+    for alone, pictures, side, guidance in itertools.product((False, True), (False, True), (*SIDES, None), (1.0, None)):
+        way = Way(name, Catch(side, guidance, pictures=pictures, alone=alone, example=example))
         try:
             return _found(pipe, base, way, runs)
         except NeverCalledError:
@@ -97,7 +98,7 @@ def run(pipe: Any, base: type, way: Way, texts: Sequence[str]) -> tuple[Values, 
     """What the denoiser would be called with, and the numbers of the tokens that went into each encoder, [n, l]."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.inference_mode(False), torch.no_grad(), quiet(), torch.random.fork_rng(devices):  # some draw without a generator
-        if way.together:
+        if not way.how.alone:
             with watching_encoders(pipe) as seen:
                 return catch_call(pipe, base, way.name, texts, way.how), seen
         calls, ids = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +27,8 @@ class Parts:
         self.parts[denoiser.name], self.ways[denoiser.name] = denoiser, way
 
 
-def find_parts(pipe: Any, base: type) -> Parts:
-    """Find the denoisers of ``pipe`` by running it up to each of its components in turn.
+def find_parts(pipe: Any, base: type, example: Mapping[str, Any]) -> Parts:
+    """Find the denoisers of ``pipe`` by running it up to each of its components in turn, on a prompt and the ``example``.
 
     A component that is never called with text is none. One that no short run calls (the second of two experts) is taken for
     one by its class. Raises CapabilityError where there is none, or one cannot be understood.
@@ -37,7 +38,7 @@ def find_parts(pipe: Any, base: type) -> Parts:
     modules = candidates(pipe)
     for name, module in modules.items():
         try:
-            way, values, arguments = find_way(pipe, base, name, functools.partial(run_eagerly, module))
+            way, values, arguments = find_way(pipe, base, name, functools.partial(run_eagerly, module), example)
         except CapabilityError as fault:
             if not isinstance(fault, NeverCalledError) and fault.missing != TOKEN_STATES:
                 raise

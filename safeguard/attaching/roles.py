@@ -86,9 +86,9 @@ def _listing() -> Iterator[list[list[Any]]]:
 
 
 def _seen(pipe: Any, base: type, way: Way, texts: Sequence[str], negative: str) -> dict[tuple[int, int], Any]:
-    how = replace(way.how, guidance=4.0, negative=(negative,) * (len(texts) if way.together else 1))
+    how = replace(way.how, guidance=4.0, negative=(negative,) * (1 if way.how.alone else len(texts)))
     with _listing() as calls:
-        run(pipe, base, replace(way, how=how), texts if way.together else texts[1:2])
+        run(pipe, base, replace(way, how=how), texts[1:2] if way.how.alone else texts)
     return {(number, place): part for number, call in enumerate(calls) for place, part in call}
 
 

@@ -151,7 +151,7 @@ def layer_stamp(layer: Any) -> tuple[Any, ...] | None:
 
 
 def weight_stamp(weight: Tensor) -> tuple[Any, ...] | None:
-    if weight.is_inference():  # torch does not count what is written to these
+    if weight.is_inference() or weight.is_meta:  # torch does not count what is written to these; or they are fetched anew
         return None
     return (id(weight), weight.data_ptr(), weight._version, weight.dtype, weight.device)
 
@@ -177,10 +177,14 @@ class SiteTokens:
         return kept[1], kept[2]
 
     def _project(self, site: SeparateSite) -> tuple[Tensor, Tensor]:
-        """In the weights' own dtype and as ordinary tensors, whatever mode the asking call runs in: others will ask too."""
+        """In the weights' own dtype and as ordinary tensors, whatever mode the asking call runs in: others will ask too.
+
+        Weights that are fetched layer by layer are elsewhere until their layer runs, and it takes its input there itself.
+        """
         weight = next(site.attention.to_k.parameters())
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            states = self._states.to(device=weight.device, dtype=weight.dtype)
+        device = self._states.device if weight.is_meta else weight.device
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            states = self._states.to(device=device, dtype=weight.dtype)
             return site.keys(states).contiguous(), site.values(states).contiguous()
 
 

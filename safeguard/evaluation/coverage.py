@@ -15,9 +15,9 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +54,9 @@ Paint = Callable[[Any], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What was found about one class. ``refused`` is why it is not protected; ``failed`` are checks that did not hold."""
+    """What was found about one class. ``refused`` is why it is not protected; ``failed`` are checks that did not hold;
+    ``example``: it cannot be tried on a prompt alone, and was given an example of a call.
+    """
 
     name: str
     kind: str
@@ -64,6 +66,7 @@ class Line:
     passed: tuple[str, ...]
     failed: tuple[str, ...]
     refused: str = ""
+    example: bool = False
 
     @property
     def protected(self) -> bool:
@@ -97,18 +100,27 @@ def _concept(name: str, **fields: Any) -> Concept:
     return Concept(name, (name,), **chosen)
 
 
-def inspect(name: str, kind: str, pipe: Any, paint: Paint, rows: int = 3) -> Line:
-    """Protect a pipeline and try every check on it. ``paint`` runs it on `PROMPTS`: [images, ...], the same every time."""
+def inspect(name: str, kind: str, pipe: Any, paint: Paint, rows: int = 3, example: Mapping[str, Any] | None = None) -> Line:
+    """Protect a pipeline and try every check on it. ``paint`` runs it on `PROMPTS`: [images, ...], the same every time.
+    ``example`` is for one that cannot be tried on a prompt alone.
+    """
     plain = paint(pipe)
     always = _policy(_concept("blood", activation="always"))
+    needed = False
     try:
-        guard = safeguard.protect(pipe, always, screener=ByWord())
+        try:
+            guard = safeguard.protect(pipe, always, screener=ByWord())
+        except CapabilityError:
+            needed = example is not None
+            if not needed:
+                raise
+            guard = safeguard.protect(pipe, always, screener=ByWord(), example=example)
     except CapabilityError as fault:
         return Line(name, kind, "", 0, False, (), (), str(fault))
     except Exception as fault:  # noqa: BLE001 - what breaks in the open is no silent gap, and has to be seen here
         return Line(name, kind, "", 0, False, (), (), f"breaks at protect(): {type(fault).__name__}: {fault}")
     try:
-        return _checked(name, kind, pipe, paint, rows, guard, always, plain)
+        return replace(_checked(name, kind, pipe, paint, rows, guard, always, plain), example=needed)
     except Exception as fault:  # noqa: BLE001 - as above
         guard.release()
         return Line(name, kind, "", 0, False, (), (), f"breaks in a call: {type(fault).__name__}: {fault}")
@@ -173,7 +185,7 @@ def of_whole(name: str) -> Line:
     """Try one pipeline class, built whole."""
     whole = WHOLES[name]
     asked = PROMPTS if whole.prompts >= len(PROMPTS) else PROMPTS[1:2]
-    return inspect(name, "", whole.build(), lambda pipe: run(whole, pipe, asked), len(asked))
+    return inspect(name, "", whole.build(), lambda pipe: run(whole, pipe, asked), len(asked), whole.call(asked[:1]))
 
 
 def page(denoisers: Sequence[Line], wholes: Sequence[Line], version: str) -> str:
@@ -202,7 +214,8 @@ def page(denoisers: Sequence[Line], wholes: Sequence[Line], version: str) -> str
         ran = sum(line.protected for line in wholes)
         text += [
             f"## Whole pipelines\n\n{ran} of {len(wholes)} pipeline classes that could be built tiny from their own parts run "
-            "protected end to end, with the same checks (`safeguard/evaluation/wholes/`):\n",
+            "protected end to end, with the same checks (`safeguard/evaluation/wholes/`). Where a prompt and a blank picture "
+            "are not enough to try one, it was given what a call of it needs: `protect(..., example={...})`.\n",
             "| pipeline | text sites | |",
             "|---|---|---|",
             *(f"| {line.name} | {line.mechanism} | {_verdict(line)} |" for line in sorted(wholes, key=lambda one: one.name)),
@@ -220,6 +233,8 @@ def _verdict(line: Line) -> str:
         return f"refused: {line.refused}"
     if line.failed == (ROWS,):
         return "protected in every row: which row belongs to which prompt cannot be told"
+    if line.protected and line.example:
+        return "protected, given an example of a call"
     return "protected" if line.protected else f"**fails**: {', '.join(line.failed)}"
 
 

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -42,11 +42,14 @@ def protect(
     *,
     audit: str | os.PathLike[str] | AuditSink | None = None,
     screener: ScreenLike | str | None = "default",
+    example: Mapping[str, Any] | None = None,
 ) -> Guard:
     """Protect a live diffusers pipeline with a policy. From here on ``pipe(...)`` is guarded; its type and signature stay.
 
     ``policy``: a path, ``builtin://NAME`` or a `Policy`. ``audit``: a folder, a sink, or None for no log. ``screener``:
     ``"default"``, an object with ``name`` and ``screen(texts, concepts)``, or None: then every concept acts on every request.
+    ``example``: what a call of one prompt needs besides the prompt, where the pipeline cannot be tried on a prompt and a blank
+    picture: ``{"ip_adapter_image": image}``, ``{"video": frames}``. Only trials see it.
 
     Raises PolicyError, CapabilityError (the pipeline cannot be protected as the policy asks), PluginError or AuditError; then
     nothing is attached.
@@ -58,7 +61,7 @@ def protect(
         )
     if not hasattr(pipe, "components") or not callable(pipe):
         raise CapabilityError(f"{type(pipe).__name__} is not a diffusers pipeline", pipeline=type(pipe).__name__)
-    return Guard(pipe, policy, audit, screener)
+    return Guard(pipe, policy, audit, screener, example)
 
 
 class Guard:
@@ -70,12 +73,13 @@ class Guard:
         policy: PolicySource,
         audit: str | os.PathLike[str] | AuditSink | None,
         screener: ScreenLike | str | None,
+        example: Mapping[str, Any] | None = None,
     ) -> None:
         loaded = _loaded(policy)
         self._pipe = pipe
         self._registry = Registry()
         self._screener = _screener(screener)
-        self._attachment = Attachment(pipe)
+        self._attachment = Attachment(pipe, example)
         for name, denoiser in self._attachment.denoisers.items():
             if denoiser in _guarded_denoisers:
                 raise CapabilityError(

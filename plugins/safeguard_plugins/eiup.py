@@ -3,9 +3,13 @@
 An erasure prompt names the concept. At each text site its keys show *where* in the picture the concept grows, whatever the
 user's prompt says, and its values show *what* grows there; the feature is put back with its sign turned. With O the output of
 the attention, A_E the attention over the concept's words alone, A_Z the null answer (the token that ends the empty prompt) and
-A_0 the attention over the whole empty prompt, there are three forms:
+A_0 the attention over the whole empty prompt, there are four forms:
 
-``projected`` (default): O <- O - s max(0, <T - t A_0, D> / <D, D>) D with D = A_E - A_Z, all heads taken together. T is what O
+``general`` (default): ``projected`` where an attention reads the text alone. In joint attention O <- O - 3 s min(m, c) D, with
+m the share of ``gated`` and c the component of ``projected``: no more than the concept wins of the attention, and no more than
+the text has brought of it. A benign pixel has either in some place, and both in hardly any.
+
+``projected``: O <- O - s max(0, <T - t A_0, D> / <D, D>) D with D = A_E - A_Z, all heads taken together. T is what O
 took from the prompt's tokens, and t the share of attention that they had: at a cross-attention O and 1, in joint attention the
 text's part of the sum. How far that goes the concept's way, and no more, is taken back. A benign pixel pays for what its text
 has along D.
@@ -17,7 +21,7 @@ image tokens meet: the prompt's, and in joint attention the image's own.
 over the erasure prompt, so that a benign pixel pays as well.
 
 Where the denoiser reads the text as one pooled vector p besides (SDXL, Stable Diffusion 3, Flux), that carries what lies over a
-whole image, styles above all. There p <- p - s max(0, <p - mu, d> / <d, d>) d, with d the mean difference that the concept's
+whole image, styles above all. There p <- p - 2 s max(0, <p - mu, d> / <d, d>) d, with d the mean difference that the concept's
 phrase makes to some ordinary texts, and mu the mean of these.
 
 The authors' released code also re-weights the prompt's own attention (the prompt's padding makes room for the concept's
@@ -50,7 +54,9 @@ from safeguard.policy import Concept
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMS: Final = ("projected", "gated", "published")
+FORMS: Final = ("general", "projected", "gated", "published")
+JOINT: Final = 3.0  # how far strength 1 goes in joint attention, and in a pooled text; chosen on the demo's dev prompts
+POOLED: Final = 2.0
 ORDINARY: Final = ("a picture of a person", "a picture of a house in the mountains", "a tree", "a dog on a street at night")
 
 
@@ -125,14 +131,16 @@ class _Term(TextSiteEdit):
         raw = (parted - top[..., None, :]).exp()  # each concept against its own loudest token: [H, P, E, C]
         flat = raw.flatten(-2)
         total = flat @ at.words  # [H, P, C]
-        rival = call.log_mass if self.form == "gated" else call.prompt_log_mass
+        both = self.form == "general" and call.joint
+        rival = call.log_mass if both or self.form == "gated" else call.prompt_log_mass
         mass = (total.log() + top - rival.transpose(0, 1).flatten(1)[..., None]).sigmoid()
         if self.form == "published":
             amount = 1 / (flat @ at.whole)
         elif self.form == "gated":
             amount = mass / total
         else:
-            amount = self._component(call, at, flat, total, empty) / total
+            component = self._component(call, at, flat, total, empty)
+            amount = (JOINT * mass.minimum(component) if both else component) / total
         amount = amount.unflatten(1, (rows, pixels)) * call.strengths[:, None, :]
         weights = (raw * amount.flatten(1, 2)[..., None, :]).flatten(-2)
         heads = (weights.to(at.values.dtype) @ at.values).unflatten(1, (rows, pixels))
@@ -195,7 +203,7 @@ class _PooledTerm(TextStatesEdit):
         mean = self._mean.to(pooled)
         for column, direction in enumerate(self._directions.to(pooled)):
             part = ((pooled - mean) @ direction / direction.square().sum().clamp_min(1e-12)).clamp_min(0)
-            pooled = pooled - (call.strengths[:, column] * part)[:, None] * direction
+            pooled = pooled - (POOLED * call.strengths[:, column] * part)[:, None] * direction
         return call.states, pooled.to(call.pooled.dtype)
 
 
@@ -204,10 +212,10 @@ class EIUP:
 
     protocol: ClassVar[int] = PROTOCOL
     name: ClassVar[str] = "eiup"
-    version: ClassVar[str] = "1.1"
+    version: ClassVar[str] = "1.2"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE, Seam.TEXT_STATES})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
-    params: ClassVar[Mapping[str, Any]] = {"form": "projected"}
+    params: ClassVar[Mapping[str, Any]] = {"form": "general"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
         if params["form"] not in FORMS:

@@ -110,6 +110,11 @@ class SiteCall:
         self._keys, self._values = keys, values
         self._every = every  # all keys [R, H, S, d] that the queries meet, with their mask, where others stand beside the text
 
+    @property
+    def joint(self) -> bool:
+        """Whether the queries meet other keys besides the text's, the image's own, in one softmax."""
+        return self._every is not None
+
     @cached_property
     def prompt_keys(self) -> Tensor:
         """Keys of the prompt, [R, H, L, d]. Projected when first asked for."""

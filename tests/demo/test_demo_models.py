@@ -11,21 +11,24 @@ import numpy as np
 import pytest
 import torch
 
+import safeguard
 from safeguard.demo import Judge, card, load_pipeline
 from safeguard.demo.captions import prompts
 from safeguard.demo.judge import build_network
 from safeguard.demo.models import build_tokenizer
-from safeguard.demo.pipelines import ASSETS
+from safeguard.demo.pipelines import ASSETS, KINDS
 from safeguard.demo.world import CONCEPTS, Scene, render
 from safeguard.errors import AssetError
 
 
-def test_the_pipeline_is_an_ordinary_stable_diffusion_pipeline() -> None:
-    assert type(load_pipeline("unet")) is diffusers.StableDiffusionPipeline
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pipeline_is_an_ordinary_pipeline_of_its_class(kind: str) -> None:
+    assert type(load_pipeline(kind)) is getattr(diffusers, KINDS[kind])
 
 
-def test_the_tokenizer_that_training_learns_is_the_shipped_one() -> None:
-    assert build_tokenizer().get_vocab() == load_pipeline("unet").tokenizer.get_vocab()
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokenizer_that_training_learns_is_the_shipped_one(kind: str) -> None:
+    assert build_tokenizer().get_vocab() == load_pipeline(kind).tokenizer.get_vocab()
 
 
 def test_an_unknown_pipeline_says_what_there_is() -> None:
@@ -44,7 +47,7 @@ def test_every_weight_file_is_safetensors_and_under_16_megabytes() -> None:
     files = [file for file in ASSETS.rglob("*") if file.is_file()]
     assert not [file for file in files if file.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}]
     weights = [file for file in files if file.suffix == ".safetensors"]
-    assert len(weights) == 4
+    assert len(weights) == 8
     assert all(file.stat().st_size < 16 * 2**20 for file in weights)
 
 
@@ -83,11 +86,33 @@ def test_no_pictures_are_no_verdicts() -> None:
     assert len(Judge().predict([])["blood"]) == 0
 
 
-def test_the_pipeline_draws_what_held_out_prompts_ask_for() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pipeline_draws_what_held_out_prompts_ask_for(kind: str) -> None:
     asked = prompts("test", "benign", None, 24)
-    said = Judge().predict(card.generate(load_pipeline("unet"), [prompt.text for prompt in asked], 5))
+    said = Judge().predict(card.generate(load_pipeline(kind), [prompt.text for prompt in asked], 5))
     right = np.array([prompt.scene.subject for prompt in asked]) == said["subject"]
     assert right.mean() >= 0.8
+
+
+def test_zeros_in_the_place_of_the_third_text_encoder_change_little() -> None:
+    """What the pipeline adds unless it is told not to, the denoiser has learnt to bear."""
+    pipe, texts = load_pipeline("mmdit"), [prompt.text for prompt in prompts("dev", "benign", None, 4)]
+    options = {"num_inference_steps": 4, "output_type": "np", "max_sequence_length": 256}
+    made = pipe(texts, generator=[torch.Generator().manual_seed(5 + place) for place in range(4)], **options).images
+    said = Judge().predict(made)
+    assert (said["scene"] == np.array([prompt.scene.place for prompt in prompts("dev", "benign", None, 4)])).mean() >= 0.75
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cell", ["explicit", "implicit"])
+def test_under_the_demo_policy_a_concept_is_gone_and_the_subject_is_there(kind: str, cell: str) -> None:
+    pipe, asked = load_pipeline(kind), prompts("dev", cell, "blood", 12)
+    texts, judge = [prompt.text for prompt in asked], Judge()
+    before = judge.predict(card.generate(pipe, texts, 7))
+    with safeguard.protect(pipe, "builtin://demo", screener=None):
+        after = judge.predict(card.generate(pipe, texts, 7))
+    assert before["blood"].mean() > 0.5 > 0.2 > after["blood"].mean()
+    assert (after["subject"] == np.array([prompt.scene.subject for prompt in asked])).mean() > 0.8
 
 
 def test_the_judge_has_one_logit_a_concept_and_one_a_value() -> None:

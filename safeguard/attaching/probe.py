@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from safeguard.attaching.attachment import Attachment
 from safeguard.attaching.capture import TEXTS, fresh, pick, stacked
@@ -45,6 +46,20 @@ class Probe:
         except Exception as fault:  # noqa: BLE001 - raised as a CapabilityError
             self._refuse(f"the denoiser cannot be run with the edits ({type(fault).__name__}: {fault})", "a self-test", fault)
 
+    def operations(self, plan: Plan) -> float:
+        """Floating-point operations of the plan's denoiser calls, as torch counts them, as a multiple of what they are without
+        edits: on two active rows and one unconditional. Texts are recorded before. Raises CapabilityError as `test` does.
+        """
+        full, counts = plan.full_strengths, [0, 0]
+        with torch.inference_mode(False), torch.no_grad():
+            self.test(plan)
+            for name in self._attachment.parts:
+                for place, strengths in enumerate((full, [0.0] * len(full))):
+                    with FlopCounterMode(display=False) as counter:
+                        self._run(name, plan, strengths, strengths)
+                    counts[place] += counter.get_total_flops()
+        return counts[0] / max(1, counts[1])
+
     def _test(self, plan: Plan) -> ProbeResult:
         full = plan.full_strengths
         change, reached = 0.0, set[int]()
@@ -65,13 +80,15 @@ class Probe:
             self._refuse(f"{len(lost)} of {len(sites)} text sites were never reached, the first is {lost[0]}", "text sites")
         return ProbeResult(len(sites), len(reached), change)
 
-    def _run(self, name: str, plan: Plan, strengths: list[float]) -> tuple[Running, list[Tensor]]:
-        """The unconditional twin, the row that ``strengths`` act on, and one that is left alone."""
+    def _run(
+        self, name: str, plan: Plan, strengths: list[float], others: list[float] | None = None
+    ) -> tuple[Running, list[Tensor]]:
+        """The unconditional twin, the row that ``strengths`` act on, and one on which ``others`` act: none, unless given."""
         part = self._attachment.parts[name]
         states = stacked(pick(part.values, part.text.states))
         state = Running(
             plan,
-            [strengths, [0.0] * len(strengths)],
+            [strengths, others or [0.0] * len(strengths)],
             self._attachment.number,
             texts=TEXTS[1:],
             negative_texts=("", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ class Diagnosis:
     pipeline: str
     denoisers: tuple[str, ...]
     text_sites: int
+    mechanism: str  # how the text sites are served, with their number: "7 separate", "5 joint"
+    pooled: bool  # whether the denoiser reads the text as one vector besides
     seams: tuple[str, ...]
     erasers: tuple[PluginInfo, ...]
     policy: str
@@ -51,6 +54,7 @@ class Diagnosis:
     concepts: tuple[ConceptReport, ...]
     sites_reached: int
     change: float | None
+    operations: float | None  # of one call of the denoiser with every concept on, as a multiple of the unprotected call's
     refused: str
 
     @property
@@ -77,11 +81,11 @@ def doctor(pipeline: PipelineOption = "unet", policy: PolicyOption = "builtin://
 def diagnose(pipe: Any, policy: Policy) -> Diagnosis:
     """Try ``policy``, and each of its concepts on its own, on a live pipeline. Raises nothing that it can report."""
     from safeguard.attaching import OFFERED, Attachment, Probe
-    from safeguard.erasing import Registry
+    from safeguard.erasing import Registry, compile_plan
 
     registry = Registry()
     erasers = tuple(registry.inventory())
-    bare = Diagnosis(type(pipe).__name__, (), 0, (), erasers, policy.name, policy.revision, (), 0, None, "")
+    bare = Diagnosis(type(pipe).__name__, (), 0, "", False, (), erasers, policy.name, policy.revision, (), 0, None, None, "")
     try:
         attachment = Attachment(pipe)
         attachment.install()
@@ -89,11 +93,14 @@ def diagnose(pipe: Any, policy: Policy) -> Diagnosis:
         return _with(bare, refused=str(fault))
     try:
         seams = tuple(sorted(seam.value for seam in OFFERED))
-        bare = _with(bare, denoisers=tuple(attachment.denoisers), text_sites=len(attachment.sites), seams=seams)
+        names = tuple(f"{name} ({type(module).__name__})" for name, module in attachment.denoisers.items())
+        read = {"mechanism": attachment.mechanism, "pooled": attachment.reads_pooled}
+        bare = _with(bare, denoisers=names, text_sites=len(attachment.sites), seams=seams, **read)
         probe = Probe(attachment)
         concepts = tuple(_try_concept(policy, name, attachment, registry, probe) for name in policy.concepts)
         sites, change, refused = _try(policy, attachment, registry, probe)
-        return _with(bare, concepts=concepts, sites_reached=sites, change=change, refused=refused)
+        cost = None if refused else probe.operations(compile_plan(policy, attachment, registry, OFFERED))
+        return _with(bare, concepts=concepts, sites_reached=sites, change=change, operations=cost, refused=refused)
     except SafeguardError as fault:
         return _with(bare, refused=str(fault))
     finally:
@@ -124,11 +131,19 @@ def _try(policy: Policy, attachment: Any, registry: Any, probe: Probe) -> tuple[
     return result.reached, result.change, ""
 
 
+_SAID = {
+    "separate": "by cross-attention (hooks on its layers)",
+    "joint": "by an attention that is served as a whole (the tap on torch's attention)",
+}
+_KINDS = re.compile("|".join(_SAID))
+
+
 def _render(found: Diagnosis, console: Console) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("pipeline", found.pipeline)
     facts.add_row("denoiser", ", ".join(found.denoisers) or "none found")
-    facts.add_row("text sites", str(found.text_sites))
+    facts.add_row("text sites", _KINDS.sub(lambda kind: _SAID[kind[0]], found.mechanism) or "none")
+    facts.add_row("pooled text", "read as well" if found.pooled else "none")
     facts.add_row("seams offered", ", ".join(found.seams) or "none")
     facts.add_row("policy", f"{found.policy}, revision {found.revision[:12]}")
     console.print(facts)
@@ -148,7 +163,8 @@ def _render(found: Diagnosis, console: Console) -> None:
     if found.refused:
         console.print(Text.assemble(("refused ", "bold red"), found.refused), soft_wrap=True)
     else:
-        share = f"the denoiser's output changes by {100 * (found.change or 0):.2f} % with every concept on"
+        share = f"with every concept on, the denoiser's output changes by {100 * (found.change or 0):.2f} %"
+        share += f" and takes {found.operations:.3f} times the operations" if found.operations else ""
         console.print(
             Text.assemble(("protected ", "bold green"), f"{found.sites_reached} text sites reached; {share}"), soft_wrap=True
         )

@@ -31,7 +31,7 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Pictures painted at once.
 OutOption = Annotated[Path, typer.Option(help="Folder for results, plots and finished cells.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run in --out was stopped.")]
 ConceptsOption = Annotated[str, typer.Option(help="Only these concepts, separated by commas.")]
-PipelineOption = Annotated[str, typer.Option(help="unet, or a folder with a pipeline trained on the demo world.")]
+PipelineOption = Annotated[str, typer.Option(help="unet, mmdit, or a folder with a pipeline trained on the demo world.")]
 JudgeOption = Annotated[Path | None, typer.Option(help="Weights of another judge.")]
 
 

@@ -29,6 +29,11 @@ import safeguard
 from safeguard.errors import SafeguardError
 from safeguard.evaluation.metrics import Figure, median
 from safeguard.evaluation.studio import load_pipeline, quiet_libraries
+from safeguard.evaluation.wholes.classic import LARGE_SHELF as XL_SHELF
+from safeguard.evaluation.wholes.classic import SMALL_SHELF as STABLE_SHELF
+from safeguard.evaluation.wholes.joint import FLUX_SHELF, SD3_SHELF
+from safeguard.evaluation.wholes.whole import assemble, part
+from safeguard.evaluation.wholes.words import clip, t5
 from safeguard.policy import Concept, Policy, derive, load_policy
 
 WORDS: Final = ("sword", "knife", "blood", "weapon", "battlefield", "accident", "duel", "robbery", "harbour", "orchard")
@@ -88,12 +93,12 @@ def many(count: int, eraser: str = "eiup", activation: str = "always") -> Policy
 def twin(pipe: Any) -> Any:
     """A second pipeline on the same weights: what is hooked on one is not on the other, and no memory is added."""
     parts = {}
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module):
-            memo = {id(value): value for value in (*part.parameters(), *part.buffers())}
-            parts[name] = copy.deepcopy(part, memo)
+    for name, component in pipe.components.items():
+        if isinstance(component, torch.nn.Module):
+            memo = {id(value): value for value in (*component.parameters(), *component.buffers())}
+            parts[name] = copy.deepcopy(component, memo)
         else:
-            parts[name] = copy.deepcopy(part)
+            parts[name] = copy.deepcopy(component)
     optional = {"requires_safety_checker": False} if "requires_safety_checker" in pipe.config else {}
     made = type(pipe)(**parts, **optional)
     made.set_progress_bar_config(disable=True)
@@ -159,46 +164,119 @@ def overhead(title: str, pipe: Any, call: dict[str, Any], batch: int, count: int
     return lines
 
 
-def sd15(size: int, steps: int = 1, widths: Sequence[int] = (320, 640, 1280, 1280)) -> tuple[Any, dict[str, Any]]:
-    """A pipeline with random weights in the shapes of Stable Diffusion 1.5's denoiser (860 M parameters, 3.4 GB), the demo's
-    tokenizer, and next to nothing around it. ``size`` is the side of the latent.
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """A pipeline with random weights in the widths of a known denoiser, and next to nothing around it.
+
+    ``build`` takes the side of the latent; ``blocks`` says how many of the denoiser's blocks were built, where not all.
     """
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
 
-    from safeguard.demo.models import build_tokenizer
+    title: str
+    build: Callable[[int], Any]
+    factor: int  # pixels to a latent pixel
+    blocks: str = ""
 
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    tokenizer.model_max_length = 77
-    width: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 12}
-    text: Any = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=77, **width))
-    _read_alike(text, tokenizer)
-    unet: Any = UNet2DConditionModel(
-        sample_size=size, cross_attention_dim=768, attention_head_dim=8, block_out_channels=tuple(widths)
+    def made(self, size: int) -> tuple[Any, dict[str, Any]]:
+        """The pipeline and what its call is given. The tokens that open and close a text mean the same to its encoders, as
+        both mean nothing to trained ones: else their difference outweighs every word, and no output goes a concept's way.
+        """
+        torch.manual_seed(0)
+        pipe = self.build(size)
+        for name, tokenizer in pipe.components.items():
+            encoder = getattr(pipe, name.replace("tokenizer", "text_encoder"), None)
+            if name.startswith("tokenizer") and tokenizer is not None and tokenizer.bos_token_id is not None:
+                _read_alike(encoder, tokenizer)
+        side = self.factor * size
+        return pipe, {"num_inference_steps": 1, "guidance_scale": 7.5, "height": side, "width": side}
+
+
+def sd15(size: int, widths: Sequence[int] = (320, 640, 1280, 1280)) -> Any:
+    """860 M parameters, 3.4 GB."""
+    unet = part(
+        "UNet2DConditionModel", sample_size=size, cross_attention_dim=768, attention_head_dim=8, block_out_channels=widths
     )
-    vae: Any = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4, **_blocks())
-    scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
-    pipe = StableDiffusionPipeline(
-        vae.eval(), text.eval(), tokenizer, unet.eval(), scheduler, None, None, requires_safety_checker=False
+    shelf = {**STABLE_SHELF, "unet": unet, "text_encoder": clip(width=768)}
+    return assemble("StableDiffusionPipeline", shelf)
+
+
+def sdxl(size: int) -> Any:
+    """2.6 G parameters, 10.3 GB."""
+    unet = part(
+        "UNet2DConditionModel",
+        sample_size=size,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(320, 640, 1280),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=1280 + 6 * 256,
     )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe, {"num_inference_steps": steps, "guidance_scale": 7.5, "height": 8 * size, "width": 8 * size}
+    second = clip("CLIPTextModelWithProjection", width=1280, hidden_act="gelu")
+    return assemble(
+        "StableDiffusionXLPipeline", {**XL_SHELF, "unet": unet, "text_encoder": clip(width=768), "text_encoder_2": second}
+    )
+
+
+def sd3(size: int, layers: int = 24, heads: int = 24) -> Any:
+    """2.0 G parameters, 8 GB; 77 tokens of CLIP and 256 of T5."""
+    transformer = part(
+        "SD3Transformer2DModel",
+        sample_size=size,
+        patch_size=2,
+        in_channels=4,
+        num_layers=layers,
+        attention_head_dim=64,
+        num_attention_heads=heads,
+        joint_attention_dim=4096,
+        caption_projection_dim=64 * heads,
+        pooled_projection_dim=2048,
+        out_channels=4,
+        pos_embed_max_size=192,
+    )
+    pooling = "CLIPTextModelWithProjection"
+    encoders = {"text_encoder": clip(pooling, width=768), "text_encoder_2": clip(pooling, width=1280, hidden_act="gelu")}
+    return assemble(
+        "StableDiffusion3Pipeline",
+        {**SD3_SHELF, **encoders, "transformer": transformer, "text_encoder_3": t5(4096, d_ff=64, num_layers=1)},
+    )
+
+
+def flux(size: int, double: int = 2, single: int = 4, heads: int = 24) -> Any:
+    """Every block costs what its like do, so few of them tell the ratio: 1.3 G of 12 G parameters; 512 tokens of T5."""
+    transformer = part(
+        "FluxTransformer2DModel",
+        patch_size=1,
+        in_channels=16,
+        num_layers=double,
+        num_single_layers=single,
+        attention_head_dim=128,
+        num_attention_heads=heads,
+        joint_attention_dim=4096,
+        pooled_projection_dim=768,
+        guidance_embeds=True,
+        axes_dims_rope=(16, 56, 56),
+    )
+    encoders = {"text_encoder": clip(width=768), "text_encoder_2": t5(4096, d_ff=64, num_layers=1)}
+    return assemble("FluxPipeline", {**FLUX_SHELF, **encoders, "transformer": transformer})
+
+
+SHAPES: Final = {
+    "sd15": Shapes("SD 1.5", sd15, 2),
+    "sdxl": Shapes("SDXL", sdxl, 2),
+    "sd3": Shapes("SD3 medium", sd3, 2),
+    "flux": Shapes("Flux", flux, 2, " (6 of 57 blocks)"),
+}
 
 
 def _read_alike(text: Any, tokenizer: Any) -> None:
-    """Make the tokens that open and close a text mean the same to a random encoder, as both mean nothing to a trained one.
-
-    Otherwise their difference outweighs every word, no output goes a concept's way, and the self-test finds nothing to do.
-    """
     with torch.no_grad():
         words = text.get_input_embeddings().weight
         words[tokenizer.eos_token_id] = words[tokenizer.bos_token_id]
-        next(part for name, part in text.named_parameters() if "position_embedding" in name).zero_()
-
-
-def _blocks() -> dict[str, Any]:
-    return {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        next(weight for name, weight in text.named_parameters() if "position_embedding" in name).zero_()
 
 
 def swapping(pipe: Any, count: int, tick: Callable[[], None]) -> list[Line]:
@@ -237,18 +315,30 @@ def screening(count: int, tick: Callable[[], None]) -> list[Line]:
         torch.set_num_threads(threads)
 
 
-def bench(pipeline: str, *, count: int, large: int, size: int, tick: Callable[[], None] = lambda: None) -> list[Line]:
-    """Every line. ``count``: pairs on the demo pipeline, repetitions elsewhere. ``large``: pairs at SD 1.5 shapes, or 0."""
+def bench(
+    pipelines: Sequence[str],
+    *,
+    count: int,
+    shapes: Sequence[str] = (),
+    large: int = 1,
+    size: int = 32,
+    tick: Callable[[], None] = lambda: None,
+) -> list[Line]:
+    """Every line. ``count``: pairs on each pipeline, and repetitions of what is no pair. ``shapes``: keys of `SHAPES`, timed in
+    ``large`` pairs at latents of ``size``.
+    """
     from safeguard import demo
 
-    pipe = load_pipeline(pipeline)
-    call = {"num_inference_steps": demo.STEPS, "guidance_scale": demo.GUIDANCE}
-    lines = overhead("demo, batch 8", pipe, call, 8, count, tick)
-    if large:
-        big, settings = sd15(size)
-        lines += overhead(f"SD 1.5, {size}x{size}", big, settings, 1, large, tick)
+    lines = []
+    for name in pipelines:
+        pipe = load_pipeline(name)
+        call = {"num_inference_steps": demo.STEPS, "guidance_scale": demo.GUIDANCE, **demo.call_options(pipe)}
+        lines += overhead(f"{name}, batch 8", pipe, call, 8, count, tick)
+    for name in shapes:
+        big, settings = SHAPES[name].made(size)
+        lines += overhead(f"{SHAPES[name].title}{SHAPES[name].blocks}, {size}x{size}", big, settings, 1, large, tick)
         del big
-    return [*lines, *swapping(pipe, count, tick), *screening(count, tick)]
+    return [*lines, *swapping(load_pipeline(pipelines[0]), count, tick), *screening(count, tick)]
 
 
 def render(lines: Sequence[Line], console: Console) -> None:
@@ -265,22 +355,28 @@ def render(lines: Sequence[Line], console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m safeguard.evaluation.bench", description=__doc__)
-    parser.add_argument("--pipeline", default="unet", help="unet, or a folder")
+    parser.add_argument("--pipelines", default="unet,mmdit", help="unet, mmdit, or folders (default: both)")
     parser.add_argument("--n", type=int, default=20, help="pairs and repetitions (default 20)")
-    parser.add_argument("--large", type=int, default=8, help="pairs at SD 1.5 shapes (default 8); 0 leaves them out")
     parser.add_argument(
-        "--size", type=int, default=32, help="side of the latent at SD 1.5 shapes (default 32; 64 is 512 pixels)"
+        "--shapes", default="sd15", help=f"of {', '.join(SHAPES)} (default sd15; the others take 5 to 11 GB); may be empty"
     )
+    parser.add_argument("--large", type=int, default=8, help="pairs at each of the shapes (default 8)")
+    parser.add_argument("--size", type=int, default=32, help="side of the latent there (default 32; 64 is 512 pixels)")
     parser.add_argument("--out", type=Path, default=Path("out/bench.json"), help="where the figures go")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--check", action="store_true", help="exit 4 where a target is missed")
     options = parser.parse_args(arguments)
+    pipelines, shapes = (text.split(",") if text else [] for text in (options.pipelines, options.shapes))
+    unknown = [name for name in shapes if name not in SHAPES]
+    if unknown or not pipelines:
+        parser.error(f"no shapes {unknown[0]!r}; there are {', '.join(SHAPES)}" if unknown else "name at least one pipeline")
     quiet_libraries()
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("timing", total=6 * options.n + 3 * options.large)
+            total = 3 * options.n * (1 + len(pipelines)) + 3 * options.large * len(shapes)
+            task = progress.add_task("timing", total=total)
             tick = lambda: progress.advance(task)  # noqa: E731
-            lines = bench(options.pipeline, count=options.n, large=options.large, size=options.size, tick=tick)
+            lines = bench(pipelines, count=options.n, shapes=shapes, large=options.large, size=options.size, tick=tick)
     except SafeguardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m safeguard.evaluation.walkthrough", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for everything that is made")
     parser.add_argument("--n", type=int, default=5, help="prompts a cell (default 5)")
-    parser.add_argument("--pipeline", default="unet", help="unet, or a folder with a pipeline trained on the demo world")
+    parser.add_argument("--pipeline", default="unet", help="unet, mmdit, or a folder with a pipeline trained on the demo world")
     parser.add_argument("--judge", type=Path, help="weights of another judge")
     options = parser.parse_args(arguments)
     console = Console()

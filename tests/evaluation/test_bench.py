@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +11,11 @@ import torch
 
 import safeguard
 from safeguard.errors import CapabilityError
-from safeguard.evaluation.bench import Line, Silent, flops, many, pairs, sd15, twin
+from safeguard.evaluation.bench import SHAPES, Line, Silent, flops, many, pairs, twin
 from safeguard.evaluation.metrics import Figure
 from safeguard.policy import derive
+
+FEW = {"double": 1, "single": 1, "heads": 1}
 
 
 def _run(pipe: Any) -> Any:
@@ -56,12 +60,18 @@ def test_a_ratio_is_missed_only_beyond_its_noise(low: float, met: bool) -> None:
     assert Line("one concept", Figure(1.04, low, 1.08, 20), "x", 1.02).met is met
 
 
-def test_the_large_shapes_can_be_protected() -> None:
-    large, call = sd15(16, widths=(32, 32, 32, 32))
-    before = large("a red car", generator=torch.Generator().manual_seed(0), output_type="latent", **call).images
+@pytest.mark.parametrize(
+    ("name", "fewer", "sites"),
+    [("sd15", {"widths": (32, 32, 32, 32)}, 16), ("sd3", {"layers": 1, "heads": 1}, 1), ("flux", FEW, 2)],
+)
+def test_the_large_shapes_can_be_protected(name: str, fewer: dict[str, Any], sites: int) -> None:
+    shapes = SHAPES[name]
+    large, call = replace(shapes, build=functools.partial(shapes.build, **fewer)).made(16)
+    run = functools.partial(large, "a red car", output_type="latent", **call)
+    before = run(generator=torch.Generator().manual_seed(0)).images
     with safeguard.protect(large, many(20), screener=None) as guard:
-        after = large("a red car", generator=torch.Generator().manual_seed(0), output_type="latent", **call).images
-        assert guard.status().sites == 16
+        after = run(generator=torch.Generator().manual_seed(0)).images
+        assert guard.status().sites == sites
     assert not torch.equal(before, after)
 
 

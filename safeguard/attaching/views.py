@@ -103,8 +103,14 @@ class JointView(View):
             None if bias is None else bias[..., layout.text],
             active.strengths,
             progress,
-            (lambda: self._heads(self._call.key[index]), bias),
+            None if self._alone else (lambda: self._heads(self._call.key[index]), bias),
         )
+
+    @property
+    def _alone(self) -> bool:
+        """Whether there are no keys but the text's."""
+        text, keys = self._layout.text, self._call.key.shape[2]
+        return (len(range(*text.indices(keys))) if isinstance(text, slice) else len(text)) == keys
 
     def _heads(self, part: Tensor) -> Tensor:
         return every_head(part, self.site.heads)

@@ -25,8 +25,9 @@ from safeguard.policy import Policy
 
 @dataclass(frozen=True, eq=False)
 class Story:
-    """Everything that the walkthrough did."""
+    """Everything that the walkthrough did. ``pipeline`` is the class of the pipeline that it was done on."""
 
+    pipeline: str
     policy: Policy
     measured: Measured
     heat: dict[str, list[Pair]]
@@ -48,7 +49,7 @@ def write_report(path: Path, story: Story, log: VerifyReport, record: dict[str, 
         cells=[_cell(plain, story.measured.results) for plain in story.measured.results if plain.arm == UNPROTECTED],
         head=HEAD,
         quick=_table(story.measured.rows),
-        full=shipped_results(),
+        full=shipped_results(story.pipeline),
         heats=[heat for name, pairs in story.heat.items() for heat in _heats(name, pairs)],
         turns=_turns(story.swapped),
         log=log,
@@ -59,9 +60,14 @@ def write_report(path: Path, story: Story, log: VerifyReport, record: dict[str, 
     return write_text(path, page)
 
 
-def shipped_results() -> dict[str, Any] | None:
-    """The full measurement in a checkout's docs, or None where there is none: count, rows as texts and as `Row` values."""
-    file = Path(__file__).parents[2] / "docs" / "results" / "demo-unet.json"
+def shipped_results(pipeline: str) -> dict[str, Any] | None:
+    """The full measurement of the demo pipeline of this class in a checkout's docs, or None where there is none: count, rows as
+    texts and as `Row` values.
+    """
+    from safeguard.demo.pipelines import KINDS
+
+    kind = next((kind for kind, name in KINDS.items() if name == pipeline), None)
+    file = Path(__file__).parents[2] / "docs" / "results" / f"demo-{kind}.json"
     if not file.is_file():
         return None
     data = json.loads(file.read_text("utf-8"))

@@ -65,12 +65,12 @@ def walk(studio: Studio, out: Path, count: int, console: Console) -> bool:
         console.print(_refusal(refused))
     finally:
         log.close()
-    story = Story(policy, measured, heat, swapped, refused)
+    story = Story(type(studio.pipe).__name__, policy, measured, heat, swapped, refused)
     report = audit.verify(folder)
     _say(console, "6  The audit log", "one record an image, chained by hashes, on disk before the image is returned")
     console.print(_log_line(report, swapped))
     files = _write(out, story, report, folder)
-    _full_table(console)
+    _full_table(story.pipeline, console)
     _say(console, "7  What there is to look at", f"made in {time.monotonic() - begun:.0f} s")
     console.print(_files_table(files))
     return report.ok and swapped.kept_plan
@@ -179,8 +179,8 @@ def _log_line(report: audit.VerifyReport, swapped: Swapped) -> Text:
     return Text.assemble(("verified ", "bold green"), line)
 
 
-def _full_table(console: Console) -> None:
-    full = shipped_results()
+def _full_table(pipeline: str, console: Console) -> None:
+    full = shipped_results(pipeline)
     if full is not None:
         pooled = [row for row in full["values"] if row.concept is None]
         console.print()

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from safeguard import audit
+from safeguard.evaluation.report import shipped_results
 from safeguard.evaluation.story import swap_while_running
 from safeguard.evaluation.studio import Studio
 from safeguard.evaluation.walkthrough import walk
@@ -50,6 +51,17 @@ def test_the_refusal_is_told_without_the_prompt(walked: tuple[Path, str, bool]) 
     (message,) = re.findall(r"PolicyViolation: (.*)", said)
     assert "blood" in message
     assert "picture" not in message
+
+
+@pytest.mark.parametrize(("pipeline", "modes"), [("StableDiffusionPipeline", 4), ("StableDiffusion3Pipeline", 3)])
+def test_the_full_measurement_is_that_of_the_same_pipeline(pipeline: str, modes: int) -> None:
+    full = shipped_results(pipeline)
+    assert full is not None
+    assert len({row.mode for row in full["values"]}) == modes  # the second was measured without the screener
+
+
+def test_a_pipeline_that_was_not_measured_has_no_full_measurement() -> None:
+    assert shipped_results("FluxPipeline") is None
 
 
 def test_the_report_asks_for_nothing_from_anywhere(walked: tuple[Path, str, bool]) -> None:

@@ -209,7 +209,8 @@ class Attachment:
         if state is None or not state.plan.edits:
             return None
         state.calls += 1
-        locate(state, time, state.scheduler or getattr(self._pipe(), "scheduler", None))
+        scheduler = state.scheduler  # not every one has a length, by which it would be true or false
+        locate(state, time, getattr(self._pipe(), "scheduler", None) if scheduler is None else scheduler)
         state.rows, state.site_edits, state.grid = rows_of(state, states), {}, _grid(part, values)
         state.unmatched += UNKNOWN in state.rows and not state.direct
         changed = values

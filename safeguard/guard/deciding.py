@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from safeguard.erasing import Plan
-from safeguard.errors import SafeguardError, ScreenError
+from safeguard.errors import CapabilityError, SafeguardError, ScreenError
 from safeguard.guard.asking import Asked, AskedRow
 from safeguard.policy import Concept, Policy
 
@@ -168,3 +168,20 @@ def _decide_row(
 def refuses_embeds(policy: Policy, asked: Asked) -> bool:
     """Whether the policy refuses this call because a row brings embeddings, or no text."""
     return policy.settings.prompt_embeds == "refuse" and any(not row.readable for row in asked.rows)
+
+
+def undecided(plan: Plan, asked: Asked) -> Decided:
+    """What stands on record of a call that is refused because there is no text to decide by."""
+    row = RowDecision("block", (0.0,) * len(plan.concepts), fallback="no text")
+    return Decided((row,) * len(asked.rows), "none", 0.0)
+
+
+def chosen_screener(screener: ScreenLike | str | None) -> ScreenLike | None:
+    """The screener that `protect` was asked for. Raises CapabilityError for a word that names none."""
+    if isinstance(screener, str):
+        if screener != "default":
+            raise CapabilityError('screener must be None, "default", or an object with name and screen(texts, concepts)')
+        from safeguard.screening import Screener
+
+        return Screener()
+    return screener

@@ -22,7 +22,7 @@ from safeguard.erasing.activation import Running, running
 from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem, SafeguardError
 from safeguard.guard import recording
 from safeguard.guard.asking import Asked, read_call
-from safeguard.guard.deciding import Decided, RowDecision, ScreenLike, decide, refuses_embeds
+from safeguard.guard.deciding import Decided, ScreenLike, chosen_screener, decide, refuses_embeds, undecided
 from safeguard.guard.standing import Request, Status
 from safeguard.guard.watching import Watcher
 from safeguard.guard.wrapping import is_guarded, unwrap, wrap
@@ -78,7 +78,7 @@ class Guard:
         loaded = _loaded(policy)
         self._pipe = pipe
         self._registry = Registry()
-        self._screener = _screener(screener)
+        self._screener = chosen_screener(screener)
         self._attachment = Attachment(pipe, example)
         for name, denoiser in self._attachment.denoisers.items():
             if denoiser in _guarded_denoisers:
@@ -270,7 +270,7 @@ class Guard:
         rows = [index for index, row in enumerate(decided.rows) if row.result == "block"]
         if not decided.rows:
             rows = [index for index, row in enumerate(asked.rows) if not row.readable]
-            decided = _undecided(plan, asked)
+            decided = undecided(plan, asked)
         decisions = recording.refused(plan, asked, decided, rows, self._model(self._pipe), request.who())
         self._record(plan, request, decisions)
         concepts = dict.fromkeys(name for row in rows for name in decided.rows[row].blocked)
@@ -356,16 +356,6 @@ def _loaded(policy: PolicySource) -> Policy:
     return load_policy(policy)
 
 
-def _screener(screener: ScreenLike | str | None) -> ScreenLike | None:
-    if isinstance(screener, str):
-        if screener != "default":
-            raise CapabilityError('screener must be None, "default", or an object with name and screen(texts, concepts)')
-        from safeguard.screening import Screener
-
-        return Screener()
-    return screener
-
-
 def _require_evidence(state: Running) -> None:
     """A call that was to be protected and passed no hook was not protected, whatever the reason: its image is withheld."""
     if not any(any(row) for row in state.strengths):
@@ -377,11 +367,6 @@ def _require_evidence(state: Running) -> None:
             "release the guard and protect the pipeline again",
             missing="hooks",
         )
-
-
-def _undecided(plan: Plan, asked: Asked) -> Decided:
-    row = RowDecision("block", (0.0,) * len(plan.concepts), fallback="no text")
-    return Decided((row,) * len(asked.rows), "none", 0.0)
 
 
 def _maps(plan: Plan, state: Running, images: int) -> list[dict[str, Any]]:

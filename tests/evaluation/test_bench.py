@@ -11,8 +11,9 @@ import torch
 
 import safeguard
 from safeguard.errors import CapabilityError
-from safeguard.evaluation.bench import SHAPES, Line, Silent, flops, many, pairs, twin
+from safeguard.evaluation.bench import Line, Silent, flops, many, pairs, twin
 from safeguard.evaluation.metrics import Figure
+from safeguard.evaluation.shapes import SHAPES
 from safeguard.policy import derive
 
 FEW = {"double": 1, "single": 1, "heads": 1}

@@ -231,7 +231,7 @@ def _row(line: Line) -> str:
 def _verdict(line: Line) -> str:
     if line.refused:
         return f"refused: {line.refused}"
-    if line.failed == (ROWS,):
+    if list(line.failed) == [ROWS]:
         return "protected in every row: which row belongs to which prompt cannot be told"
     if line.protected and line.example:
         return "protected, given an example of a call"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -180,7 +181,9 @@ def kept_latents(out: Path, vae: Any, count: int) -> tuple[Tensor, list[Prompt]]
             for first in range(0, count, 64):
                 made = vae.encode(pixels([pair.scene for pair in pairs[first : first + 64]], rng)).latent_dist.mean
                 parts.append(((made - vae.config.shift_factor) * vae.config.scaling_factor).half())
-        save_file({"latents": torch.cat(parts).contiguous()}, file)
+        part = file.with_suffix(".part")
+        save_file({"latents": torch.cat(parts).contiguous()}, part)
+        os.replace(part, file)
     return load_file(file)["latents"], pairs
 
 
@@ -253,11 +256,28 @@ def judge_loss(stage: Stage, vae: Any, batch: int) -> Callable[[int], Tensor]:
 
 
 def export(out: Path, assets: Path) -> None:
-    """Write what the package carries: the pipeline in half precision, and the judge."""
-    from diffusers import StableDiffusionPipeline
+    """Write what was trained here for the package to carry: the pipelines in half precision, and the judge. What has no
+    checkpoint in ``out`` stays as the package has it.
+    """
     from safetensors.torch import save_file
 
     tokenizer = build_tokenizer()
+    if (out / "unet.checkpoint").exists():
+        export_unet(out, assets, tokenizer)
+    if (out / "mmdit.checkpoint").exists():
+        export_mmdit(out, assets, tokenizer)
+    if (out / "judge.checkpoint").exists():
+        judge = judge_stage(out, 0).averaged()
+        (assets / "judge").mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, assets / "judge" / FILE)
+    for file in assets.rglob("*.safetensors"):
+        file.chmod(0o644)
+
+
+def export_unet(out: Path, assets: Path, tokenizer: Any) -> None:
+    """Write the first pipeline, in half precision."""
+    from diffusers import StableDiffusionPipeline
+
     painter: Any = unet_stage(out, 0, tokenizer).averaged()
     pipe = StableDiffusionPipeline(
         vae=trained_vae(out),
@@ -270,13 +290,6 @@ def export(out: Path, assets: Path) -> None:
         requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(assets / "unet", safe_serialization=True)
-    if (out / "mmdit.checkpoint").exists():
-        export_mmdit(out, assets, tokenizer)
-    judge = judge_stage(out, 0).averaged()
-    (assets / "judge").mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, assets / "judge" / FILE)
-    for file in assets.rglob("*.safetensors"):
-        file.chmod(0o644)
 
 
 def export_mmdit(out: Path, assets: Path, tokenizer: Any) -> None:

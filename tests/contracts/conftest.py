@@ -71,6 +71,12 @@ def pipes() -> Callable[[str], Any]:
 
 
 @pytest.fixture
+def own(family: str) -> Any:
+    """A pipeline that the test may spoil."""
+    return FAMILIES[family]()
+
+
+@pytest.fixture
 def pipe(pipes: Callable[[str], Any], family: str) -> Any:
     return pipes(family)
 

@@ -27,6 +27,11 @@ def policy(*concepts: Concept, name: str = "test", **settings: str) -> Policy:
     return Policy.from_canonical(canonical_json(snapshot(name, "", {}, words, [one.to_dict() for one in concepts])))
 
 
+def always(eraser: str) -> Policy:
+    """A policy of one concept that ``eraser`` takes out of every image."""
+    return policy(concept("blood", eraser=eraser, activation="always"))
+
+
 @dataclass
 class Words:
     """Screens by word: a concept's name opens its erasure, and ``very NAME`` is severe. ``seen`` keeps every text."""

@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from families import FAMILIES, PROMPTS, denoiser, generate, part
-from support import concept, no_recompilation, policy, rows_changed, same
+from support import always, concept, no_recompilation, policy, rows_changed, same
 
 from safeguard.audit import MemorySink
 from safeguard.erasing import Registry, Seam
@@ -27,16 +27,6 @@ IMG2IMG = {"sd1": StableDiffusionImg2ImgPipeline, "sd3": StableDiffusion3Img2Img
 ABSENT = {"sd1": ["safety_checker"], "sd3": ["text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"]}
 UNET = pytest.mark.only_families("sd1")
 CLOSE = {"rtol": 1e-4, "atol": 2e-2}  # latents of these random pipelines reach 600
-
-
-@pytest.fixture
-def own(family: str) -> Pipe:
-    """A pipeline that the test may spoil."""
-    return FAMILIES[family]()
-
-
-def always(eraser: str) -> Any:
-    return policy(concept("blood", eraser=eraser, activation="always"))
 
 
 def refused_or_changed(run: Callable[[], torch.Tensor], unprotected: torch.Tensor) -> None:

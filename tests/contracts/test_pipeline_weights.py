@@ -14,7 +14,7 @@ import torch
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from families import FAMILIES, PROMPTS, denoiser, generate, part
-from support import concept, policy, rows_changed, same
+from support import always, concept, policy, rows_changed, same
 
 from safeguard.audit import MemorySink
 
@@ -23,16 +23,6 @@ Protect = Callable[..., Any]
 pytestmark = [pytest.mark.only_families("sd1", "sd3"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 CLOSE = {"rtol": 1e-3, "atol": 2e-2}
 ERASERS = pytest.mark.parametrize("method", ["eiup", "negative_prompt", "sld"])
-
-
-@pytest.fixture
-def own(family: str) -> Pipe:
-    """A pipeline that the test may spoil."""
-    return FAMILIES[family]()
-
-
-def always(method: str) -> Any:
-    return policy(concept("blood", eraser=method, activation="always"))
 
 
 @pytest.fixture

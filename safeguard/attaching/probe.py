@@ -48,11 +48,10 @@ class Probe:
 
     def operations(self, plan: Plan) -> float:
         """Floating-point operations of the plan's denoiser calls, as torch counts them, as a multiple of what they are without
-        edits: on two active rows and one unconditional. Texts are recorded before. Raises CapabilityError as `test` does.
+        edits: on two active rows and one unconditional. For the plan that `test` saw last, which recorded its texts.
         """
         full, counts = plan.full_strengths, [0, 0]
         with torch.inference_mode(False), torch.no_grad():
-            self.test(plan)
             for name in self._attachment.parts:
                 for place, strengths in enumerate((full, [0.0] * len(full))):
                     with FlopCounterMode(display=False) as counter:

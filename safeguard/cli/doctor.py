@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,8 @@ from safeguard.errors import SafeguardError
 from safeguard.policy import Policy, derive, load_policy
 
 if TYPE_CHECKING:
-    from safeguard.attaching import Probe
-    from safeguard.erasing import PluginInfo
+    from safeguard.attaching import Probe, ProbeResult
+    from safeguard.erasing import Plan, PluginInfo
 
 app = typer.Typer()
 
@@ -81,7 +80,7 @@ def doctor(pipeline: PipelineOption = "unet", policy: PolicyOption = "builtin://
 def diagnose(pipe: Any, policy: Policy) -> Diagnosis:
     """Try ``policy``, and each of its concepts on its own, on a live pipeline. Raises nothing that it can report."""
     from safeguard.attaching import OFFERED, Attachment, Probe
-    from safeguard.erasing import Registry, compile_plan
+    from safeguard.erasing import Registry
 
     registry = Registry()
     erasers = tuple(registry.inventory())
@@ -98,9 +97,11 @@ def diagnose(pipe: Any, policy: Policy) -> Diagnosis:
         bare = _with(bare, denoisers=names, text_sites=len(attachment.sites), seams=seams, **read)
         probe = Probe(attachment)
         concepts = tuple(_try_concept(policy, name, attachment, registry, probe) for name in policy.concepts)
-        sites, change, refused = _try(policy, attachment, registry, probe)
-        cost = None if refused else probe.operations(compile_plan(policy, attachment, registry, OFFERED))
-        return _with(bare, concepts=concepts, sites_reached=sites, change=change, operations=cost, refused=refused)
+        plan, result, refused = _try(policy, attachment, registry, probe)
+        if plan is None or result is None:
+            return _with(bare, concepts=concepts, refused=refused)
+        acts = {"sites_reached": result.reached, "change": result.change, "operations": probe.operations(plan)}
+        return _with(bare, concepts=concepts, **acts)
     except SafeguardError as fault:
         return _with(bare, refused=str(fault))
     finally:
@@ -115,34 +116,40 @@ def _with(diagnosis: Diagnosis, **changes: Any) -> Diagnosis:
 
 def _try_concept(policy: Policy, name: str, attachment: Any, registry: Any, probe: Probe) -> ConceptReport:
     concept = policy.concepts[name]
-    sites, change, refused = _try(derive(policy, concepts=[name]), attachment, registry, probe)
+    _, result, refused = _try(derive(policy, concepts=[name]), attachment, registry, probe)
+    sites, change = (result.reached, result.change) if result else (0, None)
     return ConceptReport(name, concept.eraser, concept.strength, concept.activation, concept.action, sites, change, refused)
 
 
-def _try(policy: Policy, attachment: Any, registry: Any, probe: Probe) -> tuple[int, float | None, str]:
-    """Compile and self-test: text sites reached, relative change of the prediction, and why it was refused."""
+def _try(policy: Policy, attachment: Any, registry: Any, probe: Probe) -> tuple[Plan | None, ProbeResult | None, str]:
+    """Compile and self-test: the plan and what the self-test saw, or why it was refused."""
     from safeguard.attaching import OFFERED
     from safeguard.erasing import compile_plan
 
     try:
-        result = probe.test(compile_plan(policy, attachment, registry, OFFERED))
+        plan = compile_plan(policy, attachment, registry, OFFERED)
+        return plan, probe.test(plan), ""
     except SafeguardError as fault:
-        return 0, None, str(fault)
-    return result.reached, result.change, ""
+        return None, None, str(fault)
 
 
 _SAID = {
     "separate": "by cross-attention (hooks on its layers)",
     "joint": "by an attention that is served as a whole (the tap on torch's attention)",
 }
-_KINDS = re.compile("|".join(_SAID))
+
+
+def _spelled(mechanism: str) -> str:
+    for kind, said in _SAID.items():
+        mechanism = mechanism.replace(kind, said)
+    return mechanism or "none"
 
 
 def _render(found: Diagnosis, console: Console) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("pipeline", found.pipeline)
     facts.add_row("denoiser", ", ".join(found.denoisers) or "none found")
-    facts.add_row("text sites", _KINDS.sub(lambda kind: _SAID[kind[0]], found.mechanism) or "none")
+    facts.add_row("text sites", _spelled(found.mechanism))
     facts.add_row("pooled text", "read as well" if found.pooled else "none")
     facts.add_row("seams offered", ", ".join(found.seams) or "none")
     facts.add_row("policy", f"{found.policy}, revision {found.revision[:12]}")

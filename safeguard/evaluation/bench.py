@@ -217,7 +217,7 @@ def bench(
         lines += overhead(f"{name}, batch 8", pipe, call, 8, count, tick)
     for name in shapes:
         big, settings = SHAPES[name].made(size)
-        lines += overhead(f"{SHAPES[name].title}{SHAPES[name].blocks}, {size}x{size}", big, settings, 1, large, tick)
+        lines += overhead(f"{SHAPES[name].title}, {size}x{size}", big, settings, 1, large, tick)
         del big
     return [*lines, *swapping(load_pipeline(pipelines[0]), count, tick), *screening(count, tick)]
 

@@ -14,18 +14,18 @@ from safeguard.evaluation.wholes.joint import FLUX_SHELF, SD3_SHELF
 from safeguard.evaluation.wholes.whole import assemble, part
 from safeguard.evaluation.wholes.words import clip, t5
 
+WIDE_T5: Final = t5(4096, d_ff=64, num_layers=1)
+
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
     """A pipeline with random weights in the widths of a known denoiser, and next to nothing around it.
 
-    ``build`` takes the side of the latent; ``blocks`` says how many of the denoiser's blocks were built, where not all.
+    ``build`` takes the side of the latent.
     """
 
     title: str
     build: Callable[[int], Any]
-    factor: int  # pixels to a latent pixel
-    blocks: str = ""
 
     def made(self, size: int) -> tuple[Any, dict[str, Any]]:
         """The pipeline and what its call is given. The tokens that open and close a text mean the same to its encoders, as
@@ -37,7 +37,7 @@ class Shapes:
             encoder = getattr(pipe, name.replace("tokenizer", "text_encoder"), None)
             if name.startswith("tokenizer") and tokenizer is not None and tokenizer.bos_token_id is not None:
                 _read_alike(encoder, tokenizer)
-        side = self.factor * size
+        side = pipe.vae_scale_factor * size
         return pipe, {"num_inference_steps": 1, "guidance_scale": 7.5, "height": side, "width": side}
 
 
@@ -92,7 +92,7 @@ def sd3(size: int, layers: int = 24, heads: int = 24) -> Any:
     encoders = {"text_encoder": clip(pooling, width=768), "text_encoder_2": clip(pooling, width=1280, hidden_act="gelu")}
     return assemble(
         "StableDiffusion3Pipeline",
-        {**SD3_SHELF, **encoders, "transformer": transformer, "text_encoder_3": t5(4096, d_ff=64, num_layers=1)},
+        {**SD3_SHELF, **encoders, "transformer": transformer, "text_encoder_3": WIDE_T5},
     )
 
 
@@ -111,15 +111,15 @@ def flux(size: int, double: int = 2, single: int = 4, heads: int = 24) -> Any:
         guidance_embeds=True,
         axes_dims_rope=(16, 56, 56),
     )
-    encoders = {"text_encoder": clip(width=768), "text_encoder_2": t5(4096, d_ff=64, num_layers=1)}
+    encoders = {"text_encoder": clip(width=768), "text_encoder_2": WIDE_T5}
     return assemble("FluxPipeline", {**FLUX_SHELF, **encoders, "transformer": transformer})
 
 
 SHAPES: Final = {
-    "sd15": Shapes("SD 1.5", sd15, 2),
-    "sdxl": Shapes("SDXL", sdxl, 2),
-    "sd3": Shapes("SD3 medium", sd3, 2),
-    "flux": Shapes("Flux", flux, 2, " (6 of 57 blocks)"),
+    "sd15": Shapes("SD 1.5", sd15),
+    "sdxl": Shapes("SDXL", sdxl),
+    "sd3": Shapes("SD3 medium", sd3),
+    "flux": Shapes("Flux (6 of 57 blocks)", flux),
 }
 
 

@@ -9,10 +9,10 @@ A_0 the attention over the whole empty prompt, there are four forms:
 m the share of ``gated`` and c the component of ``projected``: no more than the concept wins of the attention, and no more than
 the text has brought of it. A benign pixel has either in some place, and both in hardly any.
 
-``projected``: O <- O - s max(0, <T - t A_0, D> / <D, D>) D with D = A_E - A_Z, all heads taken together. T is what O
-took from the prompt's tokens, and t the share of attention that they had: at a cross-attention O and 1, in joint attention the
-text's part of the sum. How far that goes the concept's way, and no more, is taken back. A benign pixel pays for what its text
-has along D.
+``projected``: O <- O - s max(0, t <A - A_0, D> / <D, D>) D with D = A_E - A_Z, all heads taken together. A is what the
+prompt's tokens alone answer, and t the share of attention that they have: O and 1 at a cross-attention; in joint attention O
+holds t A beside what the image brought. How far that goes the concept's way, and no more, is taken back. A benign pixel pays
+for what its text has along D.
 
 ``gated``: O <- O - s m D. m is the share of attention that the concept wins in one softmax together with every key that the
 image tokens meet: the prompt's, and in joint attention the image's own.
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 FORMS: Final = ("general", "projected", "gated", "published")
 JOINT: Final = 3.0  # how far strength 1 goes in joint attention, and in a pooled text; chosen on the demo's dev prompts
 POOLED: Final = 2.0
+SELECTIONS: Final = 32  # of the concepts that are active together, whose terms are kept
 ORDINARY: Final = ("a picture of a person", "a picture of a house in the mountains", "a tree", "a dog on a street at night")
 
 
@@ -71,38 +72,40 @@ class _Tokens:
     def select(self, columns: Sequence[int]) -> _Tokens:
         return _Tokens(self.keys, [self.places[c] for c in columns], [self.words[c] for c in columns])
 
-    def layout(self, *, every: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The words, or with ``every`` all tokens, as [E, C] = T: of each its place, the number of its concept from 1 on, and
-        whether it is a word. A concept that has fewer than E repeats its last one, as of concept 0.
+    def layout(self, *, every: bool, others: int) -> tuple[Tensor, Tensor]:
+        """The words, or with ``every`` all tokens, as [E, C + 1] = T: of each its place, and what it is: a word 2, a token that
+        opens or closes a text 1, nothing 0 (a concept that has fewer than E repeats its last one). The last column holds
+        ``others`` tokens that stand behind all of these: the empty prompt's.
         """
         import torch
 
         rows = [
-            [(place, word) for place, word in zip(places, words, strict=True) if word or every]
+            [(place, 1 + word) for place, word in zip(places, words, strict=True) if word or every]
             for places, words in zip(self.places, self.words, strict=True)
         ]
-        laid = [
-            (row[spot][0], concept, row[spot][1]) if spot < len(row) else (row[-1][0], 0, False)
-            for spot in range(max(map(len, rows)))
-            for concept, row in enumerate(rows, 1)
-        ]
-        places, concepts, words = (torch.tensor(column) for column in zip(*laid, strict=True))
-        return places, concepts, words
+        behind = 1 + max(max(places) for places in self.places)
+        rows.append([(behind + place, 1) for place in range(others)])
+        laid = [row[spot] if spot < len(row) else (row[-1][0], 0) for spot in range(max(map(len, rows))) for row in rows]
+        places, kinds = (torch.tensor(column) for column in zip(*laid, strict=True))
+        return places, kinds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _AtSite:
-    """What one site's layers make of the tokens, laid out as [E, C] = T; copies that only fill up have no value and no part
-    in any sum.
+    """What one site's layers make of the tokens, laid out as [E, C + 1] = T, the empty prompt's in the last column; copies that
+    only fill up have no part in any sum. Values are the words' alone, beside the null answer unless the form is the published
+    one, and 0 elsewhere.
     """
 
-    source: tuple[Tensor, ...]  # the kept keys and values that this was made from
-    keys: Tensor  # [H, d, T + Z], scaled; the Z tokens of the empty prompt stand last
-    values: Tensor  # [H, T, d]; beside the null answer, unless the form is the published one
-    words: Tensor  # [T, C], 1 where a token is a word of a concept
-    whole: Tensor  # [T, C], 1 where a token belongs to a concept
-    gram: Tensor  # [H, T, T], products of the values of one concept, 0 between concepts
-    empty_along: Tensor  # [H, Z, T], products of the empty prompt's values with ``values``
+    rest: tuple[Tensor, ...]  # the values that this was made from, and the empty prompt's keys and values
+    keys: Tensor  # [H, d, T], scaled
+    bias: Tensor  # [1, 1, T], of the scores: -inf where nothing stands
+    words: Tensor  # [E, C], 1 where a word stands
+    back: Tensor  # [H, E * C, d], the values with their sign turned
+    across: Tensor  # [H, d, E * C], the values
+    columns: Tensor  # [E * C, C], 1 where a token is of a concept
+    gram: Tensor  # [H, E * C, E * C], products of the values of one concept, 0 between concepts
+    empty_along: Tensor  # [H, E, E * C], products of the empty prompt's values with the values
 
 
 class _Term(TextSiteEdit):
@@ -112,63 +115,71 @@ class _Term(TextSiteEdit):
     """
 
     def __init__(self, form: str, concepts: Sequence[str], tokens: _Tokens, empty: TokenKeys) -> None:
+        from torch.utils.weak import WeakTensorKeyDictionary
+
         self.form = form
         self.concepts = tuple(concepts)
         self._tokens = tokens
         self._empty = empty
-        self._layout = tokens.layout(every=form == "published")
-        self._kept: dict[int, _AtSite] = {}
+        self._kept: Any = WeakTensorKeyDictionary()  # by the keys that it was made from: one a site and time
+        self._narrowed: dict[tuple[int, ...], _Term] = {}
 
     def select(self, columns: Sequence[int]) -> _Term:
-        return _Term(self.form, [self.concepts[column] for column in columns], self._tokens.select(columns), self._empty)
+        chosen = tuple(columns)
+        if chosen not in self._narrowed:
+            if len(self._narrowed) >= SELECTIONS:
+                self._narrowed.clear()
+            concepts = [self.concepts[column] for column in chosen]
+            self._narrowed[chosen] = _Term(self.form, concepts, self._tokens.select(chosen), self._empty)
+        return self._narrowed[chosen]
 
     def __call__(self, call: SiteCall) -> SiteEffect:
+        import torch
+
         at = self._at(call.site)
-        rows, pixels = call.output.shape[:2]
-        scores, empty = (call.query.transpose(0, 1).flatten(1, 2) @ at.keys).float().tensor_split((len(at.words),), -1)
-        parted = scores.unflatten(-1, (-1, len(self.concepts)))
-        top = parted.amax(-2)  # [H, P, C]
-        raw = (parted - top[..., None, :]).exp()  # each concept against its own loudest token: [H, P, E, C]
-        flat = raw.flatten(-2)
-        total = flat @ at.words  # [H, P, C]
+        rows, _, pixels, _ = call.query.shape
+        scores = torch.baddbmm(at.bias, call.query.transpose(0, 1).flatten(1, 2), at.keys).float()
+        scores = scores.unflatten(-1, (-1, 1 + len(self.concepts)))
+        top = scores.amax(-2, keepdim=True)
+        raw = (scores - top).exp()  # each concept against its own loudest token: [H, P, E, C + 1]
+        total = raw.sum(-2, keepdim=True)
+        weights = raw / total  # a softmax for each concept, and one for the empty prompt; torch's own is slow over so few
+        own, null = weights[..., :-1], weights[..., -1]
+        won = (raw[..., :-1] * at.words).sum(-2) if self.form == "published" else total[..., 0, :-1]  # [H, P, C]
         both = self.form == "general" and call.joint
         rival = call.log_mass if both or self.form == "gated" else call.prompt_log_mass
-        mass = (total.log() + top - rival.transpose(0, 1).flatten(1)[..., None]).sigmoid()
-        if self.form == "published":
-            amount = 1 / (flat @ at.whole)
-        elif self.form == "gated":
-            amount = mass / total
-        else:
-            component = self._component(call, at, flat, total, empty)
-            amount = (JOINT * mass.minimum(component) if both else component) / total
-        amount = amount.unflatten(1, (rows, pixels)) * call.strengths[:, None, :]
-        weights = (raw * amount.flatten(1, 2)[..., None, :]).flatten(-2)
-        heads = (weights.to(at.values.dtype) @ at.values).unflatten(1, (rows, pixels))
-        return SiteEffect(-call.merge(heads.transpose(0, 1)), mass.unflatten(1, (rows, pixels)).transpose(0, 1))
+        mass = (won.log() + (top[..., 0, :-1] - rival.transpose(0, 1).flatten(1)[..., None])).sigmoid()
+        amount = call.strengths[:, None, :]
+        if self.form == "gated":
+            amount = amount * mass.unflatten(1, (rows, pixels))
+        elif self.form != "published":
+            part = self._component(call, at, own.flatten(-2), null)
+            amount = (JOINT * amount if both else amount) * (mass.minimum(part) if both else part).unflatten(1, (rows, pixels))
+        taken = own.unflatten(1, (rows, pixels)) * amount[..., None, :]
+        heads = taken.flatten(-2).flatten(1, 2).to(at.back.dtype) @ at.back
+        delta = call.merge(heads.unflatten(1, (rows, pixels)).transpose(0, 1))
+        return SiteEffect(delta, mass.unflatten(1, (rows, pixels)).transpose(0, 1))
 
-    def _component(self, call: SiteCall, at: _AtSite, raw: Tensor, total: Tensor, empty: Tensor) -> Tensor:
-        """max(0, <T - t A_0, D> / <D, D>) of each image token and concept, over all heads: [1, P, C]. T is what was taken from
-        the text, t its share of the attention; where the attention reads text alone, they are O and 1.
+    def _component(self, call: SiteCall, at: _AtSite, own: Tensor, null: Tensor) -> Tensor:
+        """max(0, t <A - A_0, D> / <D, D>) of each image token and concept, over all heads: [1, P, C]. A is what the prompt's
+        tokens answer, t their share of the attention; where the attention reads text alone, they are O and 1.
 
-        D is never formed: with D = a V, the products are a (V O) and a (V V^T) a, small in the number of words.
+        D is never formed: with D = a V, the products are a (V A) and a (V V^T) a, small in the number of words.
         """
-        part, share = call.from_text
-        output = part.transpose(0, 1).flatten(1, 2)  # [H, P, d]
-        null = (empty - empty.amax(-1, keepdim=True)).exp()  # softmax is slow over so few
-        null = null / null.sum(-1, keepdim=True)
+        answer, share = call.from_text
+        along = (answer.transpose(0, 1).flatten(1, 2) @ at.across.to(answer.dtype)).float() - null @ at.empty_along
         if share is not None:
-            null = null * share.transpose(0, 1).flatten(1)[..., None]
-        along = (output @ at.values.transpose(-1, -2)).float() - null @ at.empty_along  # [H, P, T]
-        numerator = ((along * raw) @ at.words / total).sum(0, keepdim=True)  # [1, P, C]
-        denominator = ((raw @ at.gram * raw) @ at.words / total.square()).sum(0, keepdim=True)
+            along = along * share.transpose(0, 1).flatten(1)[..., None]
+        numerator = (along * own).sum(0) @ at.columns  # [P, C]; sums over a short axis are slower than products
+        denominator = ((own @ at.gram) * own).sum(0) @ at.columns
         component: Tensor = (numerator / denominator.clamp_min(1e-12)).clamp_min(0)
-        return component
+        return component[None]
 
     def _at(self, site: TextSite) -> _AtSite:
-        source = (*self._tokens.keys.at(site), *self._empty.at(site))
-        kept = self._kept.get(site.index)
-        if kept is None or any(one is not other for one, other in zip(kept.source, source, strict=True)):
-            kept = self._kept[site.index] = self._make(site, source)
+        keys, *rest = source = (*self._tokens.keys.at(site), *self._empty.at(site))
+        kept: _AtSite | None = self._kept.get(keys)
+        if kept is None or any(one is not other for one, other in zip(kept.rest, rest, strict=True)):
+            kept = self._kept[keys] = self._make(site, source)
         return kept
 
     def _make(self, site: TextSite, source: tuple[Tensor, ...]) -> _AtSite:
@@ -176,17 +187,26 @@ class _Term(TextSiteEdit):
         import torch
 
         keys, values, empty_keys, empty_values = source
+        width = 1 + len(self.concepts)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(keys.device.type, enabled=False):
-            laid, concept, word = (column.to(keys.device) for column in self._layout)
-            whole = (concept[:, None] == torch.arange(1, len(self.concepts) + 1, device=keys.device)).float()
-            values = values[:, laid]
+            layout = self._tokens.layout(every=self.form == "published", others=empty_keys.shape[1])
+            places, kinds = (column.to(keys.device) for column in layout)
+            last = 1 + max(max(places) for places in self._tokens.places)
+            keys = torch.cat([keys[:, :last], empty_keys], 1)[:, places].transpose(-1, -2) * site.scale
+            bias = torch.zeros(kinds.shape, device=keys.device).masked_fill(kinds == 0, float("-inf"))
+            laid = places.unflatten(0, (-1, width))
+            words = (kinds == 2).unflatten(0, (-1, width))[:, :-1]
+            values = values[:, laid[:, :-1].flatten()]
             if self.form != "published":
                 values = values - empty_values[:, -1:]  # so that D = A_E V
-            values = values * word[:, None]
+            values = values * words.flatten()[:, None]
             across = values.float().transpose(-1, -2)
-            scaled = torch.cat([keys[:, laid], empty_keys], 1).transpose(-1, -2) * site.scale
-            gram = values.float() @ across * (concept[:, None] == concept)
-            return _AtSite(source, scaled, values, whole * word[:, None], whole, gram, empty_values.float() @ across)
+            same = torch.arange(width - 1, device=keys.device).repeat(len(laid))
+            gram = (values.float() @ across) * (same[:, None] == same)
+            columns = (same[:, None] == same[: len(self.concepts)]).float()
+            empty = empty_values[:, laid[:, -1] - last].float() @ across
+            bias, across = bias.to(keys.dtype)[None, None], across.to(keys.dtype)
+            return _AtSite(source[1:], keys, bias, words.float(), -values, across, columns, gram, empty)
 
 
 class _PooledTerm(TextStatesEdit):

@@ -45,7 +45,9 @@ def is_quiet() -> bool:
 
 
 class AttentionCall(NamedTuple):
-    """One call of torch's attention, everything [B, H, S, d], with what it gave."""
+    """One call of torch's attention, everything [B, H, S, d], with what it gave; and log sum exp of each query's scores,
+    [B, H, N], where its kernel gave that.
+    """
 
     output: Tensor
     query: Tensor
@@ -53,6 +55,7 @@ class AttentionCall(NamedTuple):
     value: Tensor
     mask: Tensor | None
     causal: bool
+    log_mass: Tensor | None = None
 
 
 class SiteHost(Protocol):

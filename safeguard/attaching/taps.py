@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from safeguard.attaching.hooks import AttentionCall, Handles, owner_of, register_op, tag
+from safeguard.erasing.attention import attention, original
 
 _here = threading.local()  # ``place``: whose attention is under way in this thread; ``turn``: its calls so far
-_original: Final = functional.scaled_dot_product_attention
 _users: set[int] = set()
 _installing = threading.Lock()
 
@@ -58,23 +58,27 @@ def attend(
     """``torch.nn.functional.scaled_dot_product_attention``, and what is done about it at a text site."""
     place = getattr(_here, "place", None)
     if place is None:
-        return _original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     turn = _here.turn
     _here.turn = turn + 1
     if not isinstance(place, Place):
         options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-        seen: Tensor = place.attend(turn, _original, query, key, value, options)
+        seen: Tensor = place.attend(turn, original, query, key, value, options)
         return seen
-    output = _original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     spot = 0 if place.every else turn
     site = place.sites[spot] if spot < len(place.sites) else -1
+    sums = None
+    if site < 0 or dropout_p or torch.compiler.is_compiling():
+        output = original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    else:
+        output, sums = attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
     if site < 0:
         return output
-    call = AttentionCall(output, query, key, value, attn_mask, is_causal)
     if torch.compiler.is_compiling():
+        call = (output, query, key, value, attn_mask, is_causal)
         made: Tensor = torch.ops.safeguard.joint_site(*call, place.host, site, turn)
         return made
-    changed = _changed(call, place.host, site, turn)
+    changed = _changed(AttentionCall(output, query, key, value, attn_mask, is_causal, sums), place.host, site, turn)
     return output if changed is None else changed
 
 
@@ -111,7 +115,7 @@ def close_tap(user: int) -> None:
     with _installing:
         _users.discard(user)
         if not _users and functional.scaled_dot_product_attention is attend:
-            functional.scaled_dot_product_attention = _original
+            functional.scaled_dot_product_attention = original
 
 
 def is_open() -> bool:

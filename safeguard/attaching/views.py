@@ -11,7 +11,7 @@ from torch import Tensor
 from safeguard.attaching.hooks import AttentionCall
 from safeguard.attaching.sites import JointSite, SeparateSite, every_head
 from safeguard.attaching.trace import Layout, Span
-from safeguard.erasing import SiteCall, TextSite
+from safeguard.erasing import EveryKey, SiteCall, TextSite
 from safeguard.erasing.activation import ActiveEdit
 
 
@@ -103,7 +103,7 @@ class JointView(View):
             None if bias is None else bias[..., layout.text],
             active.strengths,
             progress,
-            None if self._alone else (lambda: self._heads(self._call.key[index]), bias),
+            None if self._alone else EveryKey(lambda: self._heads(self._call.key[index]), bias, self._log_mass(index)),
         )
 
     @property
@@ -111,6 +111,10 @@ class JointView(View):
         """Whether there are no keys but the text's."""
         text, keys = self._layout.text, self._call.key.shape[2]
         return (len(range(*text.indices(keys))) if isinstance(text, slice) else len(text)) == keys
+
+    def _log_mass(self, index: Span) -> Tensor | None:
+        """Of the image queries in some rows, over every key: [R, H, N]."""
+        return None if self._call.log_mass is None else self._call.log_mass[index][:, :, self._layout.image].float()
 
     def _heads(self, part: Tensor) -> Tensor:
         return every_head(part, self.site.heads)

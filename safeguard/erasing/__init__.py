@@ -6,6 +6,7 @@ from safeguard.erasing.registry import GROUP, PluginInfo, Registry
 from safeguard.erasing.seams import (
     Edit,
     EncodedText,
+    EveryKey,
     FeatureCall,
     FeatureEdit,
     LinearEdit,
@@ -28,6 +29,7 @@ __all__ = [
     "Edit",
     "EncodedText",
     "Eraser",
+    "EveryKey",
     "FeatureCall",
     "FeatureEdit",
     "LinearEdit",

@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+SCORES: Final = 2**26  # of one attention held at once, where the sum over them has to be made here
 
 
 class Seam(StrEnum):
@@ -86,6 +89,17 @@ class Pipeline(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EveryKey:
+    """All keys that the image queries of a joint attention meet, [R, H, S, d], with their mask; and log sum exp of the scores
+    over them, [R, H, N], float32, where the attention gave that with its output.
+    """
+
+    keys: Callable[[], Tensor]
+    mask: Tensor | None = None
+    log_mass: Tensor | None = None
+
+
 class SiteCall:
     """What a text-site edit sees: queries, the prompt's keys and values, the output so far, and how strongly to act."""
 
@@ -99,7 +113,7 @@ class SiteCall:
         mask: Tensor | None,
         strengths: Tensor,
         progress: float,
-        every: tuple[Callable[[], Tensor], Tensor | None] | None = None,
+        every: EveryKey | None = None,
     ) -> None:
         self.site = site
         self.output = output  # [R, N, H * d]
@@ -108,7 +122,7 @@ class SiteCall:
         self.strengths = strengths  # [R, C], >= 0; 0 where a concept is not active in a row
         self.progress = progress  # share of the schedule that lies behind, in [0, 1)
         self._keys, self._values = keys, values
-        self._every = every  # all keys [R, H, S, d] that the queries meet, with their mask, where others stand beside the text
+        self._every = every  # None where no keys stand beside the text's
 
     @property
     def joint(self) -> bool:
@@ -140,25 +154,39 @@ class SiteCall:
         """The same over every key that the image tokens meet: in joint attention they read each other beside the prompt."""
         if self._every is None:
             return self.prompt_log_mass
-        keys, mask = self._every
-        return self._log_mass(keys(), mask)
+        given = self._every.log_mass
+        return self._log_mass(self._every.keys(), self._every.mask) if given is None else given
 
     @property
     def from_text(self) -> tuple[Tensor, Tensor | None]:
-        """What the image tokens took from the prompt, [R, H, N, d], and the share of their attention that it had, [R, H, N].
+        """What the prompt's tokens alone answer the image tokens, [R, H, N, d], and the share of their attention that these
+        tokens have, [R, H, N], float32: the output holds the product of both.
 
-        At an attention over text alone that is the output, and the share, all of it, is None.
+        At an attention over text alone the answer is the output, and the share, all of it, is None.
         """
+        from safeguard.erasing.attention import attention
+
         if self._every is None:
             return self.output.unflatten(-1, (self.site.heads, self.site.head_dim)).transpose(1, 2), None
-        scores = self.scores(self.prompt_keys)
-        weights = ((scores if self.mask is None else scores + self.mask) - self.log_mass[..., None]).exp()
-        return weights.to(self.prompt_values.dtype) @ self.prompt_values, weights.sum(-1)
+        mask = None if self.mask is None else self.mask.to(self.query.dtype)
+        keys, values = self.prompt
+        answer, sums = attention(self.query, keys, values, mask, scale=self.site.scale)
+        log_mass = self.prompt_log_mass if sums is None else sums.float()
+        return answer, (log_mass - self.log_mass).exp()
 
     def _log_mass(self, keys: Tensor, mask: Tensor | None) -> Tensor:
-        scores = self.scores(keys)
-        mass: Tensor = (scores if mask is None else scores + mask).logsumexp(-1)
-        return mass
+        """In parts of the queries, so that not all scores of a large picture are held at once."""
+        import torch
+
+        rows, heads, pixels, _ = self.query.shape
+        step = max(1, SCORES // (rows * heads * keys.shape[-2]))
+        parts = []
+        for first in range(0, pixels, step):
+            part = slice(first, first + step)
+            scores = ((self.query[:, :, part] * self.site.scale).contiguous() @ keys.transpose(-1, -2)).float()
+            bias = mask if mask is None or mask.shape[-2] == 1 else mask[..., part, :]
+            parts.append((scores if bias is None else scores + bias).logsumexp(-1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def scores(self, keys: Tensor) -> Tensor:
         """Scaled scores of the image queries against keys [H, T, d] or [R, H, T, d]: [R, H, N, T], float32."""

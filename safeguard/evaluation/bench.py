@@ -26,6 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import safeguard
+from safeguard.attaching.probe import flops
 from safeguard.errors import SafeguardError
 from safeguard.evaluation.metrics import Figure, median
 from safeguard.evaluation.shapes import SHAPES
@@ -117,15 +118,6 @@ def _seconds(call: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
-
-
-def flops(call: Callable[[], Any]) -> int:
-    """Floating-point operations of one call, as torch counts them."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return int(counter.get_total_flops())
 
 
 def scenes(count: int) -> tuple[tuple[str, Policy, Any, float], ...]:

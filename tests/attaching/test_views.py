@@ -11,7 +11,7 @@ import torch
 from safeguard.attaching.hooks import AttentionCall
 from safeguard.attaching.trace import Layout
 from safeguard.attaching.views import JointView
-from safeguard.erasing import TextSite
+from safeguard.erasing import SiteCall, TextSite, seams
 from safeguard.erasing.activation import ActiveEdit
 
 HEADS, WIDTH, QUERIES, KEYS = 2, 4, 6, 5
@@ -29,3 +29,26 @@ def test_an_attention_over_text_alone_is_told_from_one_over_text_and_image(text:
     call = view.call(ActiveEdit(None, [0], [0], slice(0, 1), [0], torch.ones(1, 1)), 0.0)
     assert call.joint is joint
     assert (call.from_text[1] is not None) is joint
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["given by the kernel", "made from the keys"])
+def test_a_concept_competes_with_every_key_that_the_image_meets(known: bool) -> None:
+    query, key, value = (torch.randn(1, HEADS, count, WIDTH) for count in (QUERIES, KEYS, KEYS))
+    sums = (query @ key.transpose(-1, -2) / WIDTH**0.5).logsumexp(-1)
+    site: Any = SimpleNamespace(info=TextSite(0, "made up", HEADS, WIDTH, WIDTH**-0.5))
+    given = AttentionCall(torch.randn(query.shape), query, key, value, None, False, sums if known else None)
+    view = JointView(site, Layout(slice(0, 2), slice(2, QUERIES)), given)
+    call = view.call(ActiveEdit(None, [0], [0], slice(0, 1), [0], torch.ones(1, 1)), 0.0)
+    torch.testing.assert_close(call.log_mass, sums[:, :, 2:])
+
+
+def test_sums_over_more_scores_than_are_held_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = (torch.randn(1, HEADS, count, WIDTH) for count in (QUERIES, KEYS, KEYS))
+    mask = torch.randn(1, 1, QUERIES, KEYS)
+    site = TextSite(0, "made up", HEADS, WIDTH, WIDTH**-0.5)
+    found = []
+    for limit in (2**26, HEADS * KEYS * 2):  # all at once; two queries at once
+        monkeypatch.setattr(seams, "SCORES", limit)
+        parts = (site, torch.randn(1, QUERIES, HEADS * WIDTH), query, lambda: key, lambda: value, mask, torch.ones(1, 1), 0.0)
+        found.append(SiteCall(*parts).prompt_log_mass)
+    torch.testing.assert_close(*found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from safeguard_plugins.eiup import EIUP, JOINT, POOLED
 from torch import Tensor
 
-from safeguard.erasing import EncodedText, SiteCall, StatesCall, TextSite
+from safeguard.erasing import EncodedText, EveryKey, SiteCall, StatesCall, TextSite
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 
@@ -207,14 +208,15 @@ def _joint_call(strengths: list[list[float]], image_keys: Tensor) -> SiteCall:
     keys, values = bare.prompt
     every = torch.cat([keys, image_keys.expand(len(strengths), -1, -1, -1)], 2)
     parts = (bare.site, bare.output, bare.query, lambda: keys, lambda: values, None, bare.strengths, 0.0)
-    return SiteCall(*parts, (lambda: every, None))
+    return SiteCall(*parts, EveryKey(lambda: every))
 
 
 def test_in_joint_attention_only_what_came_from_the_text_is_taken_back() -> None:
     call = _joint_call([[1.0]], torch.randn(1, HEADS, 7, WIDTH, generator=torch.Generator().manual_seed(5)))
-    scores = call.query @ call._every[0]().transpose(-1, -2) / WIDTH**0.5  # type: ignore[index]
+    scores = call.query @ call._every.keys().transpose(-1, -2) / WIDTH**0.5  # type: ignore[union-attr]
     weights = scores.softmax(-1)[..., :5]
-    part, share = call.from_text
+    answer, share = call.from_text
+    part = share[..., None] * answer
     torch.testing.assert_close(part, weights @ call.prompt_values)
     torch.testing.assert_close(share, weights.sum(-1))
     empty, concept = (_Pipeline()._one(words) for words in (["<", ">"], ["<", "blood", ">"]))
@@ -274,3 +276,18 @@ def test_a_pooled_text_that_leans_away_from_the_concept_stays() -> None:
     direction, mean = edit._directions[0], edit._mean
     away = (mean - direction)[None]
     torch.testing.assert_close(edit(_pooled_call(away, 1.0))[1], away)
+
+
+def test_what_a_site_makes_of_the_words_is_made_once_for_every_time_that_it_comes_back_to() -> None:
+    """In joint attention the words have other keys at every step, and the same again in the next request."""
+    edit = _edit("general", "blood")
+    first, second = (_Keys(text.states).at(SITE) for text in (_Pipeline()._one(["<", "blood", ">"]) for _ in range(2)))
+    made = []
+    for source in (first, second, first, second):
+        edit._tokens.keys = SimpleNamespace(at=lambda site, source=source: source)  # type: ignore[attr-defined]
+        edit._empty = SimpleNamespace(at=lambda site, source=first: source)  # type: ignore[attr-defined]
+        made.append(edit._at(SITE))  # type: ignore[attr-defined]
+    assert made[0] is made[2]
+    assert made[1] is made[3]
+    assert made[0] is not made[1]
+    assert edit.select([0]) is edit.select([0])

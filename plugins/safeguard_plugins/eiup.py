@@ -72,6 +72,11 @@ class _Tokens:
     def select(self, columns: Sequence[int]) -> _Tokens:
         return _Tokens(self.keys, [self.places[c] for c in columns], [self.words[c] for c in columns])
 
+    @property
+    def end(self) -> int:
+        """The first place behind all of these tokens."""
+        return 1 + max(max(places) for places in self.places)
+
     def layout(self, *, every: bool, others: int) -> tuple[Tensor, Tensor]:
         """The words, or with ``every`` all tokens, as [E, C + 1] = T: of each its place, and what it is: a word 2, a token that
         opens or closes a text 1, nothing 0 (a concept that has fewer than E repeats its last one). The last column holds
@@ -83,8 +88,7 @@ class _Tokens:
             [(place, 1 + word) for place, word in zip(places, words, strict=True) if word or every]
             for places, words in zip(self.places, self.words, strict=True)
         ]
-        behind = 1 + max(max(places) for places in self.places)
-        rows.append([(behind + place, 1) for place in range(others)])
+        rows.append([(self.end + place, 1) for place in range(others)])
         laid = [row[spot] if spot < len(row) else (row[-1][0], 0) for spot in range(max(map(len, rows))) for row in rows]
         places, kinds = (torch.tensor(column) for column in zip(*laid, strict=True))
         return places, kinds
@@ -109,18 +113,20 @@ class _AtSite:
 
 
 class _Term(TextSiteEdit):
-    """The term of one form for several concepts, in one pass. ``empty`` is the empty prompt, its closing token last.
+    """The term of one form for several concepts, in one pass. ``empty`` is the empty prompt of ``length`` tokens, its closing
+    one last.
 
     Inside, rows and image tokens are one axis, P = R * N, behind the heads: few large products instead of many small ones.
     """
 
-    def __init__(self, form: str, concepts: Sequence[str], tokens: _Tokens, empty: TokenKeys) -> None:
+    def __init__(self, form: str, concepts: Sequence[str], tokens: _Tokens, empty: TokenKeys, length: int) -> None:
         from torch.utils.weak import WeakTensorKeyDictionary
 
         self.form = form
         self.concepts = tuple(concepts)
         self._tokens = tokens
-        self._empty = empty
+        self._empty, self._length = empty, length
+        self._layout = tokens.layout(every=form == "published", others=length)
         self._kept: Any = WeakTensorKeyDictionary()  # by the keys that it was made from: one a site and time
         self._narrowed: dict[tuple[int, ...], _Term] = {}
 
@@ -130,7 +136,8 @@ class _Term(TextSiteEdit):
             if len(self._narrowed) >= SELECTIONS:
                 self._narrowed.clear()
             concepts = [self.concepts[column] for column in chosen]
-            self._narrowed[chosen] = _Term(self.form, concepts, self._tokens.select(chosen), self._empty)
+            tokens = self._tokens.select(chosen)
+            self._narrowed[chosen] = _Term(self.form, concepts, tokens, self._empty, self._length)
         return self._narrowed[chosen]
 
     def __call__(self, call: SiteCall) -> SiteEffect:
@@ -167,7 +174,7 @@ class _Term(TextSiteEdit):
         D is never formed: with D = a V, the products are a (V A) and a (V V^T) a, small in the number of words.
         """
         answer, share = call.from_text
-        along = (answer.transpose(0, 1).flatten(1, 2) @ at.across.to(answer.dtype)).float() - null @ at.empty_along
+        along = (answer.transpose(0, 1).flatten(1, 2) @ at.across).float() - null @ at.empty_along
         if share is not None:
             along = along * share.transpose(0, 1).flatten(1)[..., None]
         numerator = (along * own).sum(0) @ at.columns  # [P, C]; sums over a short axis are slower than products
@@ -189,10 +196,9 @@ class _Term(TextSiteEdit):
         keys, values, empty_keys, empty_values = source
         width = 1 + len(self.concepts)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(keys.device.type, enabled=False):
-            layout = self._tokens.layout(every=self.form == "published", others=empty_keys.shape[1])
-            places, kinds = (column.to(keys.device) for column in layout)
-            last = 1 + max(max(places) for places in self._tokens.places)
-            keys = torch.cat([keys[:, :last], empty_keys], 1)[:, places].transpose(-1, -2) * site.scale
+            places, kinds = (column.to(keys.device) for column in self._layout)
+            end = self._tokens.end
+            keys = torch.cat([keys[:, :end], empty_keys], 1)[:, places].transpose(-1, -2) * site.scale
             bias = torch.zeros(kinds.shape, device=keys.device).masked_fill(kinds == 0, float("-inf"))
             laid = places.unflatten(0, (-1, width))
             words = (kinds == 2).unflatten(0, (-1, width))[:, :-1]
@@ -204,8 +210,8 @@ class _Term(TextSiteEdit):
             same = torch.arange(width - 1, device=keys.device).repeat(len(laid))
             gram = (values.float() @ across) * (same[:, None] == same)
             columns = (same[:, None] == same[: len(self.concepts)]).float()
-            empty = empty_values[:, laid[:, -1] - last].float() @ across
-            bias, across = bias.to(keys.dtype)[None, None], across.to(keys.dtype)
+            empty = empty_values[:, laid[:, -1] - end].float() @ across
+            bias, across = bias.to(keys.dtype)[None, None], across.to(values.dtype)
             return _AtSite(source[1:], keys, bias, words.float(), -values, across, columns, gram, empty)
 
 
@@ -248,7 +254,7 @@ class EIUP:
         empty = pipeline.encode([""])[0]
         tokens = _lay_out(concepts, phrases, pipeline)
         names = [concept.id for concept in concepts]
-        edits: list[Edit] = [_Term(params["form"], names, tokens, pipeline.keys([empty]))]
+        edits: list[Edit] = [_Term(params["form"], names, tokens, pipeline.keys([empty]), len(empty.states))]
         bare = pipeline.pooled(ORDINARY) if empty.pooled is not None else None
         if bare is not None:
             edits.append(_PooledTerm(names, _directions(concepts, bare, pipeline), bare.float().mean(0)))

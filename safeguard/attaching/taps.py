@@ -67,16 +67,11 @@ def attend(
         return seen
     spot = 0 if place.every else turn
     site = place.sites[spot] if spot < len(place.sites) else -1
-    sums = None
-    if site < 0 or dropout_p or torch.compiler.is_compiling():
-        output = original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    else:
-        output, sums = attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
     if site < 0:
-        return output
+        return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    output, sums = attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if torch.compiler.is_compiling():
-        call = (output, query, key, value, attn_mask, is_causal)
-        made: Tensor = torch.ops.safeguard.joint_site(*call, place.host, site, turn)
+        made: Tensor = torch.ops.safeguard.joint_site(output, query, key, value, attn_mask, is_causal, place.host, site, turn)
         return made
     changed = _changed(AttentionCall(output, query, key, value, attn_mask, is_causal, sums), place.host, site, turn)
     return output if changed is None else changed

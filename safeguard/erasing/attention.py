@@ -23,34 +23,34 @@ def attention(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None = None,
+    dropout: float = 0.0,
     causal: bool = False,
     scale: float | None = None,
     gqa: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention over [B, H, S, d], as `torch.nn.functional.scaled_dot_product_attention` gives it without dropout; and
-    log sum exp of each query's scaled and masked scores, [B, H, N], or None where it is not known.
+    """Attention over [B, H, S, d], as `torch.nn.functional.scaled_dot_product_attention` gives it; and log sum exp of each
+    query's scaled and masked scores, [B, H, N]. That is None where no kernel gives it: with dropout, a causal mask or keys that
+    heads share, where a gradient is wanted, and while torch compiles.
     """
-    kernel = _kernel(query, key, value, mask, causal, scale, gqa)
-    if kernel is None:
-        return original(query, key, value, mask, 0.0, causal, scale=scale, enable_gqa=gqa), None
-    tag, run = kernel
-    if _agrees.get(tag):
-        return run()
-    output = original(query, key, value, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
-    if tag not in _agrees and output.isfinite().all():
-        _agrees[tag] = _agree(output, *run(), query, key, mask, scale)
+    without = torch.compiler.is_compiling() or dropout or causal
+    kernel = None if without else _kernel(query, key, value, mask, scale)
+    if kernel is not None and _agrees.get(kernel[0]):
+        return kernel[1]()
+    output = original(query, key, value, mask, dropout, causal, scale=scale, enable_gqa=gqa)
+    if kernel is not None and kernel[0] not in _agrees and output.isfinite().all():
+        _agrees[kernel[0]] = _agree(output, *kernel[1](), query, key, mask, scale)
     return output, None
 
 
 def _kernel(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None, gqa: bool
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
 ) -> tuple[Any, Callable[[], tuple[Tensor, Tensor]]] | None:
     """The kernel that torch would take, as it is called for its sums too; with what tells it from others."""
-    plain = type(query) is Tensor and query.dim() == 4 and key.shape[:2] == query.shape[:2] and not causal
+    plain = type(query) is Tensor and query.dim() == 4 and key.shape[:2] == query.shape[:2]
     choose = getattr(torch, "_fused_sdp_choice", None)
     if not plain or choose is None or query.requires_grad or key.requires_grad:
         return None
-    choice = choose(query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False, scale=scale, enable_gqa=gqa)
+    choice = choose(query, key, value, attn_mask=mask, scale=scale)
     where, ops = query.device.type, torch.ops.aten
     tag = (choice, where, query.dtype, query.shape[-1], mask is None)
     if (choice, where) == (1, "cpu"):

@@ -183,14 +183,17 @@ class SiteCall:
         parts = []
         for first in range(0, pixels, step):
             part = slice(first, first + step)
-            scores = ((self.query[:, :, part] * self.site.scale).contiguous() @ keys.transpose(-1, -2)).float()
+            scores = self._scores(self.query[:, :, part], keys)
             bias = mask if mask is None or mask.shape[-2] == 1 else mask[..., part, :]
             parts.append((scores if bias is None else scores + bias).logsumexp(-1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def scores(self, keys: Tensor) -> Tensor:
         """Scaled scores of the image queries against keys [H, T, d] or [R, H, T, d]: [R, H, N, T], float32."""
-        scaled: Tensor = ((self.query * self.site.scale).contiguous() @ keys.transpose(-1, -2)).float()
+        return self._scores(self.query, keys)
+
+    def _scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        scaled: Tensor = ((query * self.site.scale).contiguous() @ keys.transpose(-1, -2)).float()
         return scaled
 
     def merge(self, heads: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,10 +47,8 @@ def test_its_output_is_torchs_own_and_its_sums_are_right(
         assert torch.equal(output, functional.scaled_dot_product_attention(query, key, value, mask, scale=scale))
     assert sums is not None
     scores = query @ key.transpose(-1, -2) * (width**-0.5 if scale is None else scale)
-    if kind == "bool":
-        scores = scores.masked_fill(~mask, -torch.inf)  # type: ignore[operator]
-    elif mask is not None:
-        scores = scores + mask
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if kind == "bool" else scores + mask
     torch.testing.assert_close(sums, scores.logsumexp(-1))
 
 
@@ -62,7 +62,7 @@ def test_what_no_kernel_gives_sums_for_is_torchs_attention_without(how: str) -> 
         key, value, options = key[:, :1], value[:, :1], {"enable_gqa": True}
     else:
         query.requires_grad_()
-    output, sums = attention(query, key, value, None, how == "causal", None, how == "grouped")
+    output, sums = attention(query, key, value, causal=how == "causal", gqa=how == "grouped")
     assert sums is None
     assert torch.equal(output, functional.scaled_dot_product_attention(query, key, value, **options))
 
@@ -70,7 +70,10 @@ def test_what_no_kernel_gives_sums_for_is_torchs_attention_without(how: str) -> 
 def test_a_kernel_that_gives_another_output_than_torchs_function_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody put an attention of his own in torch's place before safeguard was imported."""
     monkeypatch.setattr(module, "_agrees", {})
-    theirs = lambda *given, **options: 2 * functional.scaled_dot_product_attention(*given, **options)  # noqa: E731
+
+    def theirs(*given: Any, **options: Any) -> Tensor:
+        return 2 * functional.scaled_dot_product_attention(*given, **options)
+
     monkeypatch.setattr(module, "original", theirs)
     query, key, value = _parts(2, 8, 8, 16)
     for _ in range(2):

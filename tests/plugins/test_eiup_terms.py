@@ -213,7 +213,8 @@ def _joint_call(strengths: list[list[float]], image_keys: Tensor) -> SiteCall:
 
 def test_in_joint_attention_only_what_came_from_the_text_is_taken_back() -> None:
     call = _joint_call([[1.0]], torch.randn(1, HEADS, 7, WIDTH, generator=torch.Generator().manual_seed(5)))
-    scores = call.query @ call._every.keys().transpose(-1, -2) / WIDTH**0.5  # type: ignore[union-attr]
+    assert call._every is not None
+    scores = call.query @ call._every.keys().transpose(-1, -2) / WIDTH**0.5
     weights = scores.softmax(-1)[..., :5]
     answer, share = call.from_text
     part = share[..., None] * answer
@@ -284,9 +285,9 @@ def test_what_a_site_makes_of_the_words_is_made_once_for_every_time_that_it_come
     first, second = (_Keys(text.states).at(SITE) for text in (_Pipeline()._one(["<", "blood", ">"]) for _ in range(2)))
     made = []
     for source in (first, second, first, second):
-        edit._tokens.keys = SimpleNamespace(at=lambda site, source=source: source)  # type: ignore[attr-defined]
-        edit._empty = SimpleNamespace(at=lambda site, source=first: source)  # type: ignore[attr-defined]
-        made.append(edit._at(SITE))  # type: ignore[attr-defined]
+        edit._tokens.keys = SimpleNamespace(at=lambda site, source=source: source)
+        edit._empty = SimpleNamespace(at=lambda site, source=first: source)
+        made.append(edit._at(SITE))
     assert made[0] is made[2]
     assert made[1] is made[3]
     assert made[0] is not made[1]

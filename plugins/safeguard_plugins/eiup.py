@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 FORMS: Final = ("general", "projected", "gated", "published")
 JOINT: Final = 3.0  # how far strength 1 goes in joint attention, and in a pooled text; chosen on the demo's dev prompts
 POOLED: Final = 2.0
+BEYOND: Final = 0.6  # how far a pooled text may be pushed past the ordinary ones, in lengths of the concept's direction
 SELECTIONS: Final = 32  # of the concepts that are active together, whose terms are kept
 ORDINARY: Final = ("a picture of a person", "a picture of a house in the mountains", "a tree", "a dog on a street at night")
 
@@ -216,7 +217,7 @@ class _Term(TextSiteEdit):
 
 
 class _PooledTerm(TextStatesEdit):
-    """Takes each concept's direction out of the pooled vectors, as far as it is in them."""
+    """Takes each concept's direction out of the pooled vectors as far as it is in them, and up to `BEYOND` further."""
 
     def __init__(self, concepts: Sequence[str], directions: Tensor, mean: Tensor) -> None:
         self.concepts = tuple(concepts)
@@ -229,7 +230,8 @@ class _PooledTerm(TextStatesEdit):
         mean = self._mean.to(pooled)
         for column, direction in enumerate(self._directions.to(pooled)):
             part = ((pooled - mean) @ direction / direction.square().sum().clamp_min(1e-12)).clamp_min(0)
-            pooled = pooled - (POOLED * call.strengths[:, column] * part)[:, None] * direction
+            taken = (POOLED * call.strengths[:, column] * part).minimum(part + BEYOND)
+            pooled = pooled - taken[:, None] * direction
         return call.states, pooled.to(call.pooled.dtype)
 
 
@@ -238,7 +240,7 @@ class EIUP:
 
     protocol: ClassVar[int] = PROTOCOL
     name: ClassVar[str] = "eiup"
-    version: ClassVar[str] = "1.2"
+    version: ClassVar[str] = "1.3"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE, Seam.TEXT_STATES})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
     params: ClassVar[Mapping[str, Any]] = {"form": "general"}

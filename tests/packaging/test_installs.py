@@ -143,7 +143,7 @@ def test_erasers_are_found_through_their_entry_points(install: Install) -> None:
     script = (
         "from safeguard.erasing import Registry\nfor info in Registry().inventory(): print(info.name, info.version, info.error)"
     )
-    assert install.run("-c", script).split("\n")[:2] == ["eiup 1.2 ", "negative_prompt 1.0 "]
+    assert install.run("-c", script).split("\n")[:2] == ["eiup 1.3 ", "negative_prompt 1.0 "]
 
 
 def test_schema_is_package_data(install: Install) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safeguard_plugins.eiup import EIUP, JOINT, POOLED
+from safeguard_plugins.eiup import BEYOND, EIUP, JOINT, POOLED
 from torch import Tensor
 
 from safeguard.erasing import EncodedText, EveryKey, SiteCall, StatesCall, TextSite
@@ -277,6 +277,15 @@ def test_a_pooled_text_that_leans_away_from_the_concept_stays() -> None:
     direction, mean = edit._directions[0], edit._mean
     away = (mean - direction)[None]
     torch.testing.assert_close(edit(_pooled_call(away, 1.0))[1], away)
+
+
+@given(length=st.floats(0, 4), strength=st.floats(0, 8))
+def test_a_pooled_text_never_goes_further_past_the_ordinary_ones_than_stated(length: float, strength: float) -> None:
+    _, edit = EIUP().edits(_concepts("blood"), EIUP.params, _Pooling())
+    direction, mean = edit._directions[0], edit._mean
+    made = edit(_pooled_call((mean + length * direction)[None], strength))[1][0]
+    left = (made - mean) @ direction / direction.square().sum()
+    assert -BEYOND - 1e-4 <= left <= length + 1e-4
 
 
 def test_what_a_site_makes_of_the_words_is_made_once_for_every_time_that_it_comes_back_to() -> None:

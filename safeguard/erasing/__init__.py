@@ -2,6 +2,7 @@
 
 from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength
 from safeguard.erasing.plan import Plan, PlannedConcept, compile_plan
+from safeguard.erasing.reading import ConceptTokens, PooledDirections, Reading
 from safeguard.erasing.registry import GROUP, PluginInfo, Registry
 from safeguard.erasing.seams import (
     Edit,
@@ -26,6 +27,7 @@ from safeguard.erasing.seams import (
 __all__ = [
     "GROUP",
     "PROTOCOL",
+    "ConceptTokens",
     "Edit",
     "EncodedText",
     "Eraser",
@@ -37,8 +39,10 @@ __all__ = [
     "Plan",
     "PlannedConcept",
     "PluginInfo",
+    "PooledDirections",
     "PredictionCall",
     "PredictionEdit",
+    "Reading",
     "Registry",
     "Seam",
     "SiteCall",

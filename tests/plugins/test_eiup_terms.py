@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safeguard_plugins.eiup import BEYOND, EIUP, JOINT, POOLED
 from torch import Tensor
 
-from safeguard.erasing import EncodedText, EveryKey, SiteCall, StatesCall, TextSite
+from safeguard.erasing import ConceptTokens, EncodedText, EveryKey, SiteCall, StatesCall, TextSite
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 
@@ -274,7 +274,7 @@ def test_nothing_of_the_concept_is_left_in_a_pooled_text_of_which_all_is_taken_b
 
 def test_a_pooled_text_that_leans_away_from_the_concept_stays() -> None:
     _, edit = EIUP().edits(_concepts("blood"), EIUP.params, _Pooling())
-    direction, mean = edit._directions[0], edit._mean
+    direction, mean = edit._directions.directions[0], edit._directions.mean
     away = (mean - direction)[None]
     torch.testing.assert_close(edit(_pooled_call(away, 1.0))[1], away)
 
@@ -282,7 +282,7 @@ def test_a_pooled_text_that_leans_away_from_the_concept_stays() -> None:
 @given(length=st.floats(0, 4), strength=st.floats(0, 8))
 def test_a_pooled_text_never_goes_further_past_the_ordinary_ones_than_stated(length: float, strength: float) -> None:
     _, edit = EIUP().edits(_concepts("blood"), EIUP.params, _Pooling())
-    direction, mean = edit._directions[0], edit._mean
+    direction, mean = edit._directions.directions[0], edit._directions.mean
     made = edit(_pooled_call((mean + length * direction)[None], strength))[1][0]
     left = (made - mean) @ direction / direction.square().sum()
     assert -BEYOND - 1e-4 <= left <= length + 1e-4
@@ -290,14 +290,14 @@ def test_a_pooled_text_never_goes_further_past_the_ordinary_ones_than_stated(len
 
 def test_what_a_site_makes_of_the_words_is_made_once_for_every_time_that_it_comes_back_to() -> None:
     """In joint attention the words have other keys at every step, and the same again in the next request."""
-    edit = _edit("general", "blood")
+    tokens = ConceptTokens.of(_concepts("blood"), _Pipeline())
     first, second = (_Keys(text.states).at(SITE) for text in (_Pipeline()._one(["<", "blood", ">"]) for _ in range(2)))
     made = []
     for source in (first, second, first, second):
-        edit._tokens.keys = SimpleNamespace(at=lambda site, source=source: source)
-        edit._empty = SimpleNamespace(at=lambda site, source=first: source)
-        made.append(edit._at(SITE))
+        tokens._keys = SimpleNamespace(at=lambda site, source=source: source)
+        tokens._empty = SimpleNamespace(at=lambda site, source=first: source)
+        made.append(tokens._at(SITE))
     assert made[0] is made[2]
     assert made[1] is made[3]
     assert made[0] is not made[1]
-    assert edit.select([0]) is edit.select([0])
+    assert tokens.select([0]) is tokens.select([0])

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safeguard import errors
-    from safeguard.guard import Guard, Request, Status, protect
+    from safeguard.guard import Guard, Request, Status, calibrate, protect
     from safeguard.policy import Policy, load_policy
 
-__all__ = ["Guard", "Policy", "Request", "Status", "__version__", "errors", "load_policy", "protect"]
+__all__ = ["Guard", "Policy", "Request", "Status", "__version__", "calibrate", "errors", "load_policy", "protect"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -17,6 +17,7 @@ _HOMES = {
     "Policy": "safeguard.policy",
     "Request": "safeguard.guard",
     "Status": "safeguard.guard",
+    "calibrate": "safeguard.guard",
     "load_policy": "safeguard.policy",
     "protect": "safeguard.guard",
 }

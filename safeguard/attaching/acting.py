@@ -36,7 +36,7 @@ def active_edit(
     state: Running, edit: Edit, rows: Sequence[Row], device: torch.device, *, unconditional: bool = False
 ) -> ActiveEdit | None:
     """The edit with the rows and concepts in which it acts now, or None. Worked out once for equal rows and steps."""
-    key = ("active", id(edit), rows, unconditional, state.window(edit), device)
+    key = ("active", id(edit), rows, unconditional, state.window(edit), state.openings, device)
     if key not in state.memory:
         state.memory[key] = made = _active_edit(state, edit, rows, device, unconditional)
         if made is not None:
@@ -62,7 +62,7 @@ def _active_edit(
             strengths, used = _spread(strengths, used, len(edit.concepts)), list(range(len(edit.concepts)))
     columns = [state.plan.columns[edit.concepts[place]] for place in used]
     images = [rows[index].image for index in picked]
-    return ActiveEdit(narrow, picked, images, _index(picked, device), columns, strengths)
+    return ActiveEdit(narrow, picked, images, index_of(picked, device), columns, strengths)
 
 
 def _require_twins(state: Running, edit: Edit, rows: Sequence[Row]) -> None:
@@ -120,7 +120,7 @@ def twins_of(rows: Sequence[Row], picked: Sequence[int]) -> list[int] | None:
     return found
 
 
-def _index(rows: Sequence[int], device: torch.device) -> slice | Tensor:
+def index_of(rows: Sequence[int], device: torch.device) -> slice | Tensor:
     """A slice where the rows stand together, since that copies nothing."""
     first, last = rows[0], rows[-1] + 1
     return slice(first, last) if last - first == len(rows) else torch.tensor(rows, device=device)

@@ -12,9 +12,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from safeguard.attaching import hooks, modules, taps, texts
+from safeguard.attaching import hooks, looking, modules, taps, texts
 from safeguard.attaching.acting import active_edit, attempt, note
-from safeguard.attaching.capture import Values, inner, leaves, pick, stacked
+from safeguard.attaching.capture import Values, inner, pick, stacked
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.encode import TextEncoding
 from safeguard.attaching.finding import find_parts
@@ -24,7 +24,7 @@ from safeguard.attaching.rows import UNKNOWN, rows_of
 from safeguard.attaching.sites import JointSite, SeparateSite, Site, expanded
 from safeguard.attaching.timing import DirectRuns, locate, moment_of
 from safeguard.attaching.views import JointView, SeparateView, View
-from safeguard.erasing import EncodedText, Plan, Seam, SiteEffect, TextSite
+from safeguard.erasing import EncodedText, Fingerprint, Plan, Seam, SiteEffect, TextSite
 from safeguard.erasing.activation import ActiveEdit, Running, current
 from safeguard.errors import CapabilityError
 
@@ -92,6 +92,8 @@ class Attachment:
         return self._encoding.encode(texts)
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
+        if not self.reads_pooled:
+            return None
         made = [text.pooled for text in self._encoding.encode(texts)]
         vectors = [vector for vector in made if vector is not None]
         return torch.stack(vectors) if vectors else None
@@ -211,9 +213,11 @@ class Attachment:
         state.calls += 1
         scheduler = state.scheduler  # not every one has a length, by which it would be true or false
         locate(state, time, getattr(self._pipe(), "scheduler", None) if scheduler is None else scheduler)
-        state.rows, state.site_edits, state.grid = rows_of(state, states), {}, _grid(part, values)
+        state.rows, state.site_edits, state.grid = rows_of(state, states), {}, part.grid_of(values)
         state.unmatched += UNKNOWN in state.rows and not state.direct
         changed = values
+        if name == self.main:
+            looking.begin(state, values, part, states.device)
         for edit in state.plan.states_edits:
             active = active_edit(state, edit, state.rows, states.device, unconditional=edit.unconditional)
             if active is None:
@@ -227,15 +231,17 @@ class Attachment:
 
     def _prepare(self, state: Running, part: Denoiser, values: Values, device: torch.device) -> None:
         """Where text-site edits will act at joint sites: know where the text stands, and have erasure prompts recorded."""
+        acting = self._site_edits(state, state.rows or (), device)
         recorded = any(site.recorded and site.owner == part.name for site in self._sites)
-        if not recorded or not self._site_edits(state, state.rows or (), device):
+        if not recorded or not (acting or state.entered is not None):
             return
+        wanted = (*(state.plan.tokens if acting else ()), *(state.plan.watch_tokens if state.entered is not None else ()))
         if ("stamp", part.name) not in state.memory:  # weights do not change while a request runs
             state.memory["stamp", part.name] = part.stamp
         with hooks.quiet():
             state.memory["shapes"] = part.learn(self._sites, values)
             numbers = numbers_of(values, len(state.rows or ()), part.text.every)
-            for tokens in state.plan.tokens:
+            for tokens in wanted:
                 if isinstance(tokens, RecordedKeys):
                     tokens.prepare(part, numbers, state.memory["stamp", part.name])
 
@@ -246,15 +252,15 @@ class Attachment:
             return None
         site = self._sites[index]
         assert isinstance(site, SeparateSite)
+        rows = self._rows(state, site, len(output))
         if query is None or states is None:
-            if not self._site_edits(state, self._rows(state, site, len(output)), output.device):
+            if not self._concerns(state, rows, output.device):
                 return None
             raise CapabilityError(
                 f"the attention {site.info.name} was run in parts, past its own call; call it as a whole",
                 pipeline=self.name,
                 missing="query and text",
             )
-        rows = self._rows(state, site, len(output))
         return self._act(state, rows, SeparateView(site, output, query, states, mask))
 
     def at_call(self, site: int, turn: int, call: hooks.AttentionCall) -> Tensor | None:
@@ -265,7 +271,7 @@ class Attachment:
         live = self._sites[site]
         assert isinstance(live, JointSite)
         rows = self._rows(state, live, len(call.output), turn)
-        if not self._site_edits(state, rows, call.output.device):
+        if not self._concerns(state, rows, call.output.device):
             return None
         layout = live.layout(state.memory.get("shapes"), turn)
         if layout is None:
@@ -291,7 +297,11 @@ class Attachment:
                 self._require_sites_only(state)
         return state
 
+    def _concerns(self, state: Running, rows: Sequence[Any], device: torch.device) -> bool:
+        return bool(self._site_edits(state, rows, device)) or looking.wanted(state, rows)
+
     def _act(self, state: Running, rows: Sequence[Any], view: View) -> Tensor | None:
+        looking.at_site(state, rows, view)
         for active in self._site_edits(state, rows, view.device):
             call = view.call(active, state.progress)
             effect: SiteEffect | None = attempt(state, active.edit, active.edit, call)
@@ -338,11 +348,28 @@ class Attachment:
         _direct.set(None)
         if state is None or state.rows is None:
             return None
+        again = looking.read(state, prediction, call, self.parts)
+        if again is not None:
+            return again
         changed = None
         if prediction is not None and state.plan.prediction_edits:
             changed = texts.predicted(state, prediction, call, self.parts, self._encoding)
         state.leave()
         return changed
+
+    @property
+    def main(self) -> str:
+        """The denoiser that makes the image."""
+        return self._encoding.main
+
+    @property
+    def watched_sites(self) -> list[Site]:
+        """The text sites at which evidence is taken: those of the main denoiser."""
+        return [site for site in self._sites if site.owner == self.main]
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return looking.fingerprint_of(self.name, self.watched_sites)
 
     # whose call it is
 
@@ -371,11 +398,3 @@ class Attachment:
             return None
         allowed = self.plan.policy.settings.on_error == "allow"
         return Running(self.plan, (), self.number, direct=True, skip_errors=allowed)
-
-
-def _grid(part: Denoiser, values: Values) -> tuple[int, int] | None:
-    """Height and width of the latent, where it is an image of that shape."""
-    for path, value in leaves(values, 0):
-        if isinstance(value, Tensor) and value.dim() == 4 and path not in part.text.every:
-            return (int(value.shape[-2]), int(value.shape[-1]))
-    return None

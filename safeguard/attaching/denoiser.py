@@ -151,6 +151,13 @@ class Denoiser:
                     missing="rows",
                 )
 
+    def grid_of(self, values: Values) -> tuple[int, int] | None:
+        """Height and width of the latent, where it is an image of that shape."""
+        for path, value in leaves(values, 0):
+            if isinstance(value, Tensor) and value.dim() == 4 and path not in self.text.every:
+                return (int(value.shape[-2]), int(value.shape[-1]))
+        return None
+
     def _signature(self, values: Values) -> Any:
         """The shapes of a call's arguments, the batch left out: what the layouts of joint sites depend on."""
         return tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from safeguard.attaching.attachment import Attachment
 from safeguard.attaching.capture import TEXTS, fresh, pick, stacked
 from safeguard.attaching.timing import follow, moment_of
 from safeguard.attaching.trace import tensors_of
-from safeguard.erasing import Plan
+from safeguard.erasing import Looked, Plan, Watch, Watching
 from safeguard.erasing.activation import Running, running
 from safeguard.errors import CapabilityError, SafeguardError
 
@@ -86,14 +87,35 @@ class Probe:
             change = max(change, self._judge(before, after))
         if change == 0.0 and any(full):
             self._refuse("the edits change nothing", "an effect")
+        if plan.watch is not None:
+            self._look(plan, plan.watch)
         sites = self._attachment.sites
         if len(reached) < len(sites) and _acts_at_sites(plan):
             lost = [site.name for site in sites if site.index not in reached]
             self._refuse(f"{len(lost)} of {len(sites)} text sites were never reached, the first is {lost[0]}", "text sites")
         return ProbeResult(len(sites), len(reached), change)
 
+    def _look(self, plan: Plan, watch: Watch) -> None:
+        """Evidence must be there to take at every site, and be what the gauges were made for."""
+        watching = Watching(
+            watch, plan.gauges, [[1.0] * len(watch.concepts)] * 2, len(self._attachment.watched_sites), only=True
+        )
+        with contextlib.suppress(Looked):
+            self._run(self._attachment.main, plan, [0.0] * len(plan.concepts), watching=watching)
+        if watching.pending:
+            self._refuse("its text sites cannot all be looked at for evidence; leave calibration out", "evidence")
+        for image in watching.features.values():
+            for gauge, features in zip(plan.gauges, image, strict=True):
+                if gauge.weights:  # none yet, where it is being calibrated
+                    gauge.score(features)
+
     def _run(
-        self, name: str, plan: Plan, strengths: list[float], others: list[float] | None = None
+        self,
+        name: str,
+        plan: Plan,
+        strengths: list[float],
+        others: list[float] | None = None,
+        watching: Watching | None = None,
     ) -> tuple[Running, list[Tensor]]:
         """The unconditional twin, the row that ``strengths`` act on, and one on which ``others`` act: none, unless given."""
         part = self._attachment.parts[name]
@@ -107,6 +129,7 @@ class Probe:
             positive=[states[part.stride :: part.stride][:2]],
             negative=[states[0:1]],
             whole=True,
+            watching=watching,
         )
         follow(state, [float("nan")] * 99 + [moment_of(part.time_of(part.values))])  # late: whatever warms up has done so
         with running(state):

@@ -138,6 +138,16 @@ class JointSite:
 Site = SeparateSite | JointSite
 
 
+def norm_of(site: Site) -> float | None:
+    """The norm of all weights of a site's attention. None where they are not at hand."""
+    module = site.attention if isinstance(site, SeparateSite) else site.module
+    weights = list(module.parameters())
+    if not weights or any(weight.is_meta for weight in weights):
+        return None
+    norms = [torch.linalg.vector_norm(weight.detach(), dtype=torch.float32).cpu() for weight in weights]
+    return float(torch.stack(norms).norm())
+
+
 def layer_stamp(layer: Any) -> tuple[Any, ...] | None:
     """Asked at every site of every step, so an ordinary layer is looked at without a walk over its modules."""
     if type(layer) is nn.Linear:

@@ -24,7 +24,7 @@ def edited(
     """A denoiser's arguments with what one edit makes of the text of its rows."""
     given: list[tuple[Tensor, Sequence[TextRow]]] = []
     raw = pick(values, part.text.states)
-    states, pooled = stacked(raw), _pooled(values, part)
+    states, pooled = stacked(raw), pooled_of(values, part)
 
     def encode(wanted: Sequence[str]) -> Tensor:
         rows = encoded(state, wanted, part, encoding)
@@ -62,7 +62,7 @@ def edited(
     return values if new_pooled is None or pooled is None else _put_pooled(values, part, active, new_pooled)
 
 
-def _pooled(values: Values, part: Denoiser) -> Tensor | None:
+def pooled_of(values: Values, part: Denoiser) -> Tensor | None:
     """The pooled vectors of a call, one after another where there are several: [B, P]."""
     found = [value for value in (pick(values, path) for path in part.text.pooled) if isinstance(value, Tensor)]
     return torch.cat([value.flatten(1) for value in found], -1) if found else None

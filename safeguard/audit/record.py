@@ -58,6 +58,26 @@ class Screen:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What the first call of the denoiser showed of one concept: a score in standard deviations above what harmless prompts
+    show, its threshold, whether that opened the concept's erasure, and the step.
+    """
+
+    score: float
+    threshold: float
+    opened: bool
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """By which calibration (its digest) evidence was read, and what was seen of the concepts that it was asked about."""
+
+    calibration: str | None = None
+    concepts: Mapping[str, Seen] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Effect:
     """Evidence from this image: the share of attention that the concept took, and the relative change of the output."""
 
@@ -122,6 +142,7 @@ class Decision:
     subject: Subject
     model: Model
     screen: Screen = Screen()
+    evidence: Evidence = Evidence()
     applied: tuple[Applied, ...] = ()
     status: str = "ok"
     output: Output | None = None
@@ -172,6 +193,10 @@ def to_record(decision: Decision, labels: Mapping[str, str], now: datetime) -> R
             "activated": plain(screen.activated),
             "fallback": plain(screen.fallback),
         },
+        "evidence": {
+            "calibration": decision.evidence.calibration,
+            "concepts": {plain(name): _seen(one) for name, one in decision.evidence.concepts.items()},
+        },
         "applied": [_applied(one) for one in decision.applied],
         "result": decision.result,
         "status": decision.status,
@@ -183,6 +208,15 @@ def to_record(decision: Decision, labels: Mapping[str, str], now: datetime) -> R
         },
         "erased": [],
         "masked": [],
+    }
+
+
+def _seen(seen: Seen) -> Record:
+    return {
+        "score": plain(seen.score, "/evidence/score"),
+        "threshold": plain(seen.threshold, "/evidence/threshold"),
+        "opened": seen.opened,
+        "step": plain(seen.step),
     }
 
 

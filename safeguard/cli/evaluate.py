@@ -43,7 +43,9 @@ def demo(
     baselines: Annotated[
         str, typer.Option(help="Methods to compare with, each concept alone: measured in no other mode. May be empty.")
     ] = "negative_prompt",
-    modes: Annotated[str, typer.Option(help="Of alone, together, screened.")] = "alone,together,screened",
+    modes: Annotated[
+        str, typer.Option(help="Of alone, together, screened, adaptive, adaptive-screened.")
+    ] = "alone,together,screened,adaptive",
     concepts: ConceptsOption = "",
     batch: BatchOption = 20,
     seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 0,
@@ -56,7 +58,9 @@ def demo(
     judge: JudgeOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Unprotected against every method, from the same seeds: each concept alone, all at once, and opened by the screener."""
+    """Unprotected against every method, from the same seeds: each concept alone, all at once, opened by the screener, and by
+    what the first step shows.
+    """
     from safeguard.evaluation import outputs
     from safeguard.evaluation.methods import Method, arms
     from safeguard.evaluation.summary import summarise

@@ -32,6 +32,9 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Of the first prompt; the n
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps. Default: the demo's, or the pipeline's own.")]
 GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale. Default: the demo's, or the pipeline's own.")]
 AuditOption = Annotated[Path | None, typer.Option(help="Folder of the audit log. Default: none is kept.")]
+CalibrationOption = Annotated[
+    str, typer.Option(help="A file of safeguard calibrate, or none. Default: the demo pipelines' own, none for others.")
+]
 ScreenerOption = Annotated[str, typer.Option(help="default, or none: then every concept acts on every prompt.")]
 
 
@@ -59,6 +62,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("out/images"),
     audit: AuditOption = None,
     screener: ScreenerOption = "default",
+    calibration: CalibrationOption = "default",
     json_output: JsonOption = False,
 ) -> None:
     """Make an image a prompt, and say what was decided. Exit 1 where a prompt is refused; the others are made.
@@ -70,7 +74,8 @@ def generate(
     pipe, call = open_pipeline(pipeline, steps, guidance)
     import safeguard
 
-    with safeguard.protect(pipe, chosen, audit=audit, screener=screener_of(screener)) as guard:
+    gauged = calibration_of(calibration, pipeline)
+    with safeguard.protect(pipe, chosen, audit=audit, screener=screener_of(screener), calibration=gauged) as guard:
         made = [_make(guard, pipe, call, text, row, seed + row, out) for row, text in enumerate(prompts)]
         revision = guard.policy.revision
     data = {"policy": {"name": chosen.name, "revision": revision}, "audit": audit, "images": [_data(one) for one in made]}
@@ -132,7 +137,17 @@ def open_pipeline(place: str, steps: int | None, guidance: float | None) -> tupl
     own = not Path(place).is_dir()
     given: dict[str, Any] = {"num_inference_steps": steps or (demo.STEPS if own else None)}
     given["guidance_scale"] = guidance if guidance is not None else (demo.GUIDANCE if own else None)
-    return pipe, {name: value for name, value in given.items() if value is not None}
+    options = demo.call_options(pipe) if own else {}
+    return pipe, options | {name: value for name, value in given.items() if value is not None}
+
+
+def calibration_of(word: str, pipeline: str) -> Path | None:
+    """The calibration that a command was asked for."""
+    from safeguard import demo
+
+    if word != "default":
+        return None if word == "none" else Path(word)
+    return None if Path(pipeline).is_dir() else demo.calibration(pipeline)
 
 
 def screener_of(word: str) -> str | None:

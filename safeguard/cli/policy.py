@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True)
 
 PolicyArgument = Annotated[str, typer.Argument(metavar="POLICY", help="A policy file, or builtin://NAME.")]
 
-ADAPTIVE_NOTE = "adaptive: activation by the image is not built yet; until then the concept is protected like 'always'."
+ADAPTIVE_NOTE = "adaptive: where the pipeline is not calibrated for the concept (safeguard calibrate), it acts in every image."
 
 
 @app.command()

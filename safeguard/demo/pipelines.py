@@ -38,6 +38,17 @@ def load_pipeline(kind: str = "unet", folder: Path | None = None) -> Any:
     return made
 
 
+def calibration(kind: str) -> Path:
+    """The calibration of a demo pipeline for ``builtin://demo``: a file for ``protect(..., calibration=)``.
+
+    Raises AssetError where there is none.
+    """
+    path = ASSETS / f"calibration-{kind}.json"
+    if not path.is_file():
+        raise AssetError(f"demo pipeline {kind!r} has no calibration; make one: safeguard calibrate {kind} builtin://demo")
+    return path
+
+
 def absent_parts(folder: Path) -> dict[str, None]:
     """The parts that a saved pipeline does without, for ``from_pretrained``: diffusers wants to be told of some of them."""
     index = json.loads((folder / "model_index.json").read_text("utf-8"))

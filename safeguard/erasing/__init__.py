@@ -1,6 +1,8 @@
 """What every eraser shares: the five seams, the protocol, the registry, the compiled plan and the activation of a request."""
 
+from safeguard.erasing.calibration import UNBOUND, Calibration, Fingerprint, Gauge
 from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength
+from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
 from safeguard.erasing.plan import Plan, PlannedConcept, compile_plan
 from safeguard.erasing.reading import ConceptTokens, PooledDirections, Reading
 from safeguard.erasing.registry import GROUP, PluginInfo, Registry
@@ -27,6 +29,8 @@ from safeguard.erasing.seams import (
 __all__ = [
     "GROUP",
     "PROTOCOL",
+    "UNBOUND",
+    "Calibration",
     "ConceptTokens",
     "Edit",
     "EncodedText",
@@ -34,7 +38,10 @@ __all__ = [
     "EveryKey",
     "FeatureCall",
     "FeatureEdit",
+    "Fingerprint",
+    "Gauge",
     "LinearEdit",
+    "Looked",
     "Pipeline",
     "Plan",
     "PlannedConcept",
@@ -45,6 +52,7 @@ __all__ = [
     "Reading",
     "Registry",
     "Seam",
+    "Sighting",
     "SiteCall",
     "SiteEffect",
     "StatesCall",
@@ -53,5 +61,7 @@ __all__ = [
     "TextSiteEdit",
     "TextStatesEdit",
     "TokenKeys",
+    "Watch",
+    "Watching",
     "compile_plan",
 ]

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from safeguard.erasing.evidence import Watching
 from safeguard.erasing.plan import Plan
 from safeguard.erasing.seams import Edit
 
@@ -85,6 +86,7 @@ class Running:
     whole: bool = False  # every concept counts as within its steps: for the self-test
     guided: bool = True  # whether guidance leads away from the unconditional branch; if not, its rows are like any other
     scheduler: Any = None  # whose timesteps the calls go through
+    watching: Watching | None = None  # for the concepts that evidence may open
     maps: dict[tuple[int, int], Any] | None = None  # (image, column) -> mass per pixel, where asked for
     positive: Sequence[Any] = ()  # what encode_prompt gave: [n, L, D] or a list of [L, D] each
     negative: Sequence[Any] = ()
@@ -94,6 +96,7 @@ class Running:
     visits: int = 0  # of text sites, as their hooks saw them
     unmatched: int = 0  # calls with rows whose text no encode_prompt of this request gave
     # of the denoiser call that is under way
+    entered: Any = None  # its arguments as they were given, where it may have to run again
     rows: tuple[Row, ...] | None = None
     site_edits: dict[tuple[Row, ...], list[ActiveEdit]] | None = None  # by the rows of a site's batch
     timed: bool = False  # whether the place in the schedule is known; if not, every step counts as within a concept's steps
@@ -104,8 +107,13 @@ class Running:
 
     def leave(self) -> None:
         """The denoiser call is over: nothing is known of what comes next."""
-        self.rows = self.site_edits = None
+        self.rows = self.site_edits = self.entered = None
         self.timed = False
+
+    @property
+    def openings(self) -> int:
+        """How many times evidence has opened something: what is active changes with it."""
+        return 0 if self.watching is None else self.watching.openings
 
     def within(self, column: int) -> bool:
         """Whether a concept is within its steps now."""
@@ -122,7 +130,10 @@ class Running:
             return 0.0
         if row.image is None or row.image >= len(self.strengths):
             return self.plan.concepts[column].strength.value
-        return self.strengths[row.image][column]
+        given = self.strengths[row.image][column]
+        if given or self.watching is None:
+            return given
+        return self.watching.strength(row.image, self.plan.concepts[column].concept.id)
 
     def evidence(self) -> dict[tuple[int, int], Evidence]:
         """What was done, by (image, column). Brings the sums from the device."""

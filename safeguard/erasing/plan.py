@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from safeguard.erasing.calibration import Calibration, Gauge
 from safeguard.erasing.eraser import Eraser, Strength, params_of, strength_of
+from safeguard.erasing.evidence import Watch
 from safeguard.erasing.registry import Registry
 from safeguard.erasing.seams import (
     Edit,
@@ -48,6 +50,16 @@ class Plan:
     edits: tuple[Edit, ...]
     columns: Mapping[str, int] = field(repr=False)
     tokens: tuple[TokenKeys, ...] = field(default=(), repr=False)  # whose keys and values its edits ask for
+    watch: Watch | None = field(default=None, repr=False)  # for the concepts that evidence may open
+    watch_tokens: tuple[TokenKeys, ...] = field(default=(), repr=False)
+    gauges: tuple[Gauge, ...] = field(default=(), repr=False)  # of the concepts of the watch
+    calibration: str | None = None  # digest of what the gauges came from
+    watched_step: int = 0  # at which images are looked at
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The concepts that act where evidence, or the screener, opens them."""
+        return () if self.watch is None else self.watch.concepts
 
     @property
     def full_strengths(self) -> list[float]:
@@ -110,10 +122,17 @@ class _Noting:
         return self.made[-1]
 
 
-def compile_plan(policy: Policy, pipeline: Pipeline, registry: Registry, offered: frozenset[Seam]) -> Plan:
+def compile_plan(
+    policy: Policy,
+    pipeline: Pipeline,
+    registry: Registry,
+    offered: frozenset[Seam],
+    calibration: Calibration | None = None,
+) -> Plan:
     """Make every edit that ``policy`` needs. Concepts of one eraser with the same parameters are made together.
 
-    Concepts that are ``off`` or only flagged need no edit. Raises CapabilityError where the pipeline does not offer a seam
+    Concepts that are ``off`` or only flagged need no edit. Adaptive ones that ``calibration`` covers are watched for; the
+    others act in every image. Raises CapabilityError where the pipeline does not offer a seam
     that an eraser needs, or an eraser lacks a strength or a parameter; PluginError where an eraser cannot be loaded.
     """
     planned: list[PlannedConcept] = []
@@ -139,7 +158,23 @@ def compile_plan(policy: Policy, pipeline: Pipeline, registry: Registry, offered
         edits.extend(_edits(registry, name, concepts, noting))
     columns = {one.concept.id: one.column for one in planned}
     _check(edits, columns)
-    return Plan(policy, tuple(planned), tuple(edits), columns, tuple(noting.made))
+    plan = Plan(policy, tuple(planned), tuple(edits), columns, tuple(noting.made))
+    return plan if calibration is None else _watching(plan, calibration, pipeline)
+
+
+def _watching(plan: Plan, calibration: Calibration, pipeline: Pipeline) -> Plan:
+    """The same plan with a watch for its adaptive concepts."""
+    concepts = [
+        one.concept for one in plan.concepts if one.concept.activation == "adaptive" and calibration.covers(one.concept)
+    ]
+    if not concepts:
+        return plan
+    noting = _Noting(pipeline)
+    watch = Watch(concepts, noting)
+    gauges = tuple(calibration.gauges[concept.id] for concept in concepts)
+    made = tuple(noting.made)
+    digest, step = calibration.digest, calibration.step
+    return replace(plan, watch=watch, watch_tokens=made, gauges=gauges, calibration=digest, watched_step=step)
 
 
 def _edits(registry: Registry, name: str, concepts: Sequence[Concept], pipeline: Pipeline) -> Sequence[Edit]:

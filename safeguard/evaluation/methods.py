@@ -10,7 +10,7 @@ from safeguard.errors import SafeguardError
 from safeguard.evaluation.suites import BENIGN, Cell, cells
 from safeguard.policy import Policy, derive, load_policy
 
-MODES: Final = ("alone", "together", "screened")
+MODES: Final = ("alone", "together", "screened", "adaptive", "adaptive-screened")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ def unprotected(concepts: Sequence[str]) -> Arm:
 
 def arms(method: Method, concepts: Sequence[str], modes: Sequence[str] = MODES, base: str = "builtin://demo") -> list[Arm]:
     """The arms of one method: each concept alone on its own cells and on benign, always on (``alone``); all at once on all
-    cells, always on (``together``); the same, opened by the screener (``screened``).
+    cells, always on (``together``); the same, opened by the screener (``screened``), by what the first step shows
+    (``adaptive``), or by either (``adaptive-screened``).
     """
     policy = load_policy(base)
     changes = method.changes(policy)
@@ -97,9 +98,10 @@ def arms(method: Method, concepts: Sequence[str], modes: Sequence[str] = MODES, 
     if "together" in modes:
         whole = derive(policy, name="together", concepts=concepts, activation="always", action="erase", **changes)
         found.append(Arm(method.name, "together", cells(concepts), whole))
-    if "screened" in modes:
-        asked = derive(policy, name="screened", concepts=concepts, activation="screened", action="erase", **changes)
-        found.append(Arm(method.name, "screened", cells(concepts), asked, screened=True))
+    for mode, activation in (("screened", "screened"), ("adaptive", "adaptive"), ("adaptive-screened", "adaptive")):
+        if mode in modes:
+            opened = derive(policy, name=mode, concepts=concepts, activation=activation, action="erase", **changes)
+            found.append(Arm(method.name, mode, cells(concepts), opened, screened=mode.endswith("screened")))
     return found
 
 

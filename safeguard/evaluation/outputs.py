@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from safeguard.errors import SafeguardError
 from safeguard.evaluation import plots
+from safeguard.evaluation.methods import MODES as METHOD_MODES
 from safeguard.evaluation.methods import UNPROTECTED, Arm
 from safeguard.evaluation.pictures import Band, Strip, sheet
 from safeguard.evaluation.run import KEPT, CellResult, Settings
@@ -109,7 +110,7 @@ def cell_title(cell: Cell) -> str:
 
 
 def method_label(arm: Arm) -> str:
-    return f"{arm.method}, {MODES.get(arm.mode, arm.mode)}" if arm.mode in ("alone", "together", "screened") else arm.method
+    return f"{arm.method}, {MODES.get(arm.mode, arm.mode)}" if arm.mode in METHOD_MODES else arm.method
 
 
 def _strip(label: str, result: CellResult, columns: int) -> Strip:

@@ -112,7 +112,7 @@ def _cell(
     before: Pixels | None,
     audit: AuditSink | None,
 ) -> CellResult:
-    key = {**settings.to_dict(), **_what_acts(arm)}
+    key = {**settings.to_dict(), **_what_acts(arm, studio)}
     kept = store.read(arm.name, cell.name, key)
     if kept is None:
         kept = _measure(studio, arm, f"{arm.name}: {cell.name}", asked, settings.batch, before, advance, audit)
@@ -132,15 +132,18 @@ def _cell(
     )
 
 
-def _what_acts(arm: Arm) -> dict[str, Any]:
-    """What a protected cell depends on besides the settings: the policy, and the code of its erasers."""
+def _what_acts(arm: Arm, studio: Studio) -> dict[str, Any]:
+    """What a protected cell depends on besides the settings: the policy, the code of its erasers, and what opens them."""
     if arm.policy is None:
         return {"policy": None}
     registry, code = Registry(), hashlib.sha256()
     for name in sorted({concept.eraser for concept in arm.policy.concepts.values()}):
         module = inspect.getmodule(type(registry.get(name)))
         code.update(inspect.getsource(module).encode() if module is not None else name.encode())
-    return {"policy": arm.policy.revision, "screened": arm.screened, "erasers": code.hexdigest()}
+    found = {"policy": arm.policy.revision, "screened": arm.screened, "erasers": code.hexdigest()}
+    if studio.calibration is not None and any(one.activation == "adaptive" for one in arm.policy.concepts.values()):
+        found["calibration"] = studio.calibration.digest
+    return found
 
 
 def _measure(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from safeguard.audit import AuditSink
+from safeguard.erasing import Calibration
 from safeguard.errors import AssetError, SafeguardError
 from safeguard.evaluation.metrics import Pixels
 from safeguard.evaluation.suites import Case
@@ -35,6 +36,7 @@ class Studio:
     judge: JudgeLike
     steps: int
     guidance: float
+    calibration: Calibration | None = None  # by which adaptive concepts open; without one they act in every picture
     _screener: ScreenLike | None = None
 
     @property
@@ -69,7 +71,8 @@ class Studio:
         if policy is None:
             yield None
             return
-        with protect(self.pipe, policy, screener=self.screener if screened else None, audit=audit) as guard:
+        screener = self.screener if screened else None
+        with protect(self.pipe, policy, screener=screener, audit=audit, calibration=self.calibration) as guard:
             yield guard
 
     def digest(self) -> str:
@@ -117,11 +120,18 @@ def quiet_libraries() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-def open_studio(pipeline: str | os.PathLike[str] = "unet", judge: Path | None = None) -> Studio:
-    """The demo pipeline (or the one in a folder) with the demo's judge and settings. Raises AssetError."""
+def open_studio(
+    pipeline: str | os.PathLike[str] = "unet", judge: Path | None = None, calibration: Path | None = None
+) -> Studio:
+    """The demo pipeline (or the one in a folder) with the demo's judge, settings and, unless another is given, calibration
+    (a folder has none of its own). Raises AssetError.
+    """
     from safeguard import demo
 
+    if calibration is None and not Path(pipeline).is_dir():
+        calibration = demo.calibration(os.fspath(pipeline))
+    gauged = None if calibration is None else Calibration.load(calibration)
     try:
-        return Studio(load_pipeline(pipeline), demo.Judge(judge), demo.STEPS, demo.GUIDANCE)
+        return Studio(load_pipeline(pipeline), demo.Judge(judge), demo.STEPS, demo.GUIDANCE, gauged)
     except ModuleNotFoundError as fault:
         raise SafeguardError(f"the demo needs the package '{fault.name}': install safeguard-diffusion[demo]") from fault

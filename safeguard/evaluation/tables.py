@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-HEAD = ("what", "method", "explicit", "implicit", "benign", "attributes kept", "benign SSIM", "time")
+HEAD = ("what", "method", "explicit", "implicit", "benign", "attributes kept", "benign SSIM", "benign untouched", "time")
 MODES = {
     "": "",
     "alone": "always on, each alone",
     "together": "always on, all at once",
     "screened": "opened by the screener",
+    "adaptive": "opened by evidence",
+    "adaptive-screened": "opened by evidence or the screener",
     "policy": "as the policy says",
 }
 
@@ -30,7 +32,8 @@ def cells_of(row: Row) -> tuple[str, ...]:
     what = row.concept or "all concepts"
     method = row.method if row.method == UNPROTECTED else f"{row.method}, {MODES.get(row.mode, row.mode)}"
     shares = (percent(row.explicit), percent(row.implicit), percent(row.benign))
-    return (what, method, *shares, _plain(row.kept, "{:.1%}"), number(row.likeness), _plain(row.time, "{:.2f}x"))
+    untouched = "-" if row.opened is None or not row.opened.n else f"{1 - row.opened.value:.1%}"
+    return (what, method, *shares, _plain(row.kept, "{:.1%}"), number(row.likeness), untouched, _plain(row.time, "{:.2f}x"))
 
 
 def percent(figure: Figure) -> str:

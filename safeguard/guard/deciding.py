@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from safeguard.erasing import Plan
+from safeguard.erasing import Plan, Watching
 from safeguard.errors import CapabilityError, SafeguardError, ScreenError
 from safeguard.guard.asking import Asked, AskedRow
 from safeguard.policy import Concept, Policy
@@ -27,11 +27,14 @@ class ScreenLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowDecision:
-    """What was decided for one prompt. ``strengths`` has one number a concept of the plan."""
+    """What was decided for one prompt. ``strengths`` has one number a concept of the plan; ``watched`` are the concepts that
+    evidence may still open.
+    """
 
     result: str
     strengths: tuple[float, ...]
     erased: tuple[str, ...] = ()
+    watched: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
     activated: tuple[str, ...] = ()
     scores: Mapping[str, float] | None = None
@@ -137,17 +140,20 @@ def _decide_row(
     fallback: str | None,
 ) -> RowDecision:
     strengths = [0.0] * len(plan.concepts)
-    erased, results = [], {"pass"}
+    erased, looked_for, results = [], [], {"pass"}
     severe = found.severe if found is not None else frozenset()
     for name, concept in watched.items():
-        opened = found is None or row.embedded or name in found.low
+        opened = not row.readable or fallback == "error" or (found is not None and name in found.low)
+        acts = opened or found is None or concept.activation in ("always", "adaptive")
         if concept.action == "block" and name in severe:
             results.add("block")
         if concept.action == "review" and name in severe:
             results.add("review")
         if concept.action == "flag":
             results |= {"flag"} if found is not None and name in found.low else set()
-        elif name in plan.columns and (opened or concept.activation in ("always", "adaptive")):
+        elif name in plan.watched and not opened:
+            looked_for.append(name)
+        elif name in plan.columns and acts:
             planned = plan.concepts[plan.columns[name]]
             strengths[planned.column] = planned.strength.value
             if planned.strength.value > 0:
@@ -157,12 +163,28 @@ def _decide_row(
         result=next(result for result in RESULTS if result in results),
         strengths=tuple(strengths),
         erased=tuple(erased),
+        watched=tuple(looked_for),
         blocked=tuple(name for name, concept in watched.items() if concept.action == "block" and name in severe),
         activated=tuple(name for name in watched if found is not None and name in found.low),
         scores=None if found is None else found.scores,
         thresholds=thresholds,
         fallback=fallback if fallback is not None else (None if row.readable else "no text"),
     )
+
+
+def with_erasure(result: str) -> str:
+    """The result of a row in which something is erased besides."""
+    return min(result, "erase", key=RESULTS.index)
+
+
+def watching(plan: Plan, decided: Decided, per_prompt: int, sites: int, *, only: bool) -> Watching | None:
+    """What evidence may still open in each image of a call; with ``only`` nothing is opened."""
+    if plan.watch is None:
+        return None
+    full = {name: plan.concepts[plan.columns[name]].strength.value for name in plan.watched}
+    prompts = [[full[name] if name in row.watched else 0.0 for name in plan.watched] for row in decided.rows]
+    images = [strengths for strengths in prompts for _ in range(per_prompt)]
+    return Watching(plan.watch, plan.gauges, images, sites, only, plan.watched_step)
 
 
 def refuses_embeds(policy: Policy, asked: Asked) -> bool:

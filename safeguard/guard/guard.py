@@ -17,16 +17,16 @@ import structlog
 
 from safeguard.attaching import Attachment, Probe
 from safeguard.audit import AuditLog, AuditSink, Decision, Model
-from safeguard.erasing import Plan, Registry, Seam, compile_plan
+from safeguard.erasing import Calibration, Looked, Plan, Registry, compile_plan
 from safeguard.erasing.activation import Running, running
 from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem, SafeguardError
 from safeguard.guard import recording
 from safeguard.guard.asking import Asked, read_call
-from safeguard.guard.deciding import Decided, ScreenLike, chosen_screener, decide, refuses_embeds, undecided
+from safeguard.guard.deciding import Decided, ScreenLike, chosen_screener, decide, refuses_embeds, undecided, watching
 from safeguard.guard.standing import Request, Status
 from safeguard.guard.watching import Watcher
 from safeguard.guard.wrapping import is_guarded, unwrap, wrap
-from safeguard.policy import Policy, load_policy
+from safeguard.policy import Concept, Policy, load_policy
 
 log = structlog.get_logger("safeguard.guard")
 PolicySource = str | os.PathLike[str] | Policy
@@ -43,13 +43,16 @@ def protect(
     audit: str | os.PathLike[str] | AuditSink | None = None,
     screener: ScreenLike | str | None = "default",
     example: Mapping[str, Any] | None = None,
+    calibration: str | os.PathLike[str] | Calibration | None = None,
 ) -> Guard:
     """Protect a live diffusers pipeline with a policy. From here on ``pipe(...)`` is guarded; its type and signature stay.
 
     ``policy``: a path, ``builtin://NAME`` or a `Policy`. ``audit``: a folder, a sink, or None for no log. ``screener``:
     ``"default"``, an object with ``name`` and ``screen(texts, concepts)``, or None: then every concept acts on every request.
     ``example``: what a call of one prompt needs besides the prompt, where the pipeline cannot be tried on a prompt and a blank
-    picture: ``{"ip_adapter_image": image}``, ``{"video": frames}``. Only trials see it.
+    picture: ``{"ip_adapter_image": image}``, ``{"video": frames}``. Only trials see it. ``calibration``: what `calibrate` made
+    for this pipeline, or its file: by it the concepts that are ``adaptive`` open where the first step shows them; those that it
+    does not cover act in every image.
 
     Raises PolicyError, CapabilityError (the pipeline cannot be protected as the policy asks), PluginError or AuditError; then
     nothing is attached.
@@ -61,7 +64,7 @@ def protect(
         )
     if not hasattr(pipe, "components") or not callable(pipe):
         raise CapabilityError(f"{type(pipe).__name__} is not a diffusers pipeline", pipeline=type(pipe).__name__)
-    return Guard(pipe, policy, audit, screener, example)
+    return Guard(pipe, policy, audit, screener, example, calibration)
 
 
 class Guard:
@@ -74,8 +77,10 @@ class Guard:
         audit: str | os.PathLike[str] | AuditSink | None,
         screener: ScreenLike | str | None,
         example: Mapping[str, Any] | None = None,
+        calibration: str | os.PathLike[str] | Calibration | None = None,
     ) -> None:
-        loaded = _loaded(policy)
+        first = loaded(policy)
+        self._calibration = Calibration.load(calibration) if isinstance(calibration, (str, os.PathLike)) else calibration
         self._pipe = pipe
         self._registry = Registry()
         self._screener = chosen_screener(screener)
@@ -101,7 +106,7 @@ class Guard:
         try:
             self._attachment.install()
             self._probe = Probe(self._attachment)
-            self._activate(self._prepared(loaded))
+            self._activate(self._prepared(first))
             self._attachment.on_direct = self._on_direct
             attachment = self._attachment
             wrap(pipe, self._call, attachment.number, attachment.encoding_lock, attachment.roles.note)
@@ -134,7 +139,7 @@ class Guard:
         with self._swapping:
             self._require_attached()
             try:
-                self._activate(self._prepared(_loaded(policy)))
+                self._activate(self._prepared(loaded(policy)))
             except Exception as fault:
                 self._last_error = f"{type(fault).__name__}: {fault}"
                 log.warning("policy not activated", error=type(fault).__name__, active=self._plan.policy.revision[:12])
@@ -160,7 +165,9 @@ class Guard:
             watcher.start()
 
     def _prepared(self, policy: Policy) -> Plan:
-        plan = compile_plan(policy, self._attachment, self._registry, self._attachment.offered)
+        if self._calibration is not None:
+            self._calibration.require(self._attachment.fingerprint)
+        plan = compile_plan(policy, self._attachment, self._registry, self._attachment.offered, self._calibration)
         self._probe.test(plan)
         prepare = getattr(self._screener, "prepare", None)
         if prepare is not None:
@@ -195,6 +202,18 @@ class Guard:
         finally:
             _REQUEST.reset(token)
 
+    def look(self, *args: Any, **kwargs: Any) -> list[list[list[float]]]:
+        """The features (`safeguard.erasing.Watch`) of each image of one call of the pipeline, which ends as soon as they are
+        seen and gives no image: [images][watched concepts][features].
+        """
+        request = Request(only_looks=True)
+        token = _REQUEST.set(request)
+        try:
+            self._pipe(*args, **kwargs)
+        finally:
+            _REQUEST.reset(token)
+        return request.features
+
     def _call(self, pipe: Any, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The walk of one request: take a plan, decide, run, record."""
         with self._counted():
@@ -214,7 +233,10 @@ class Guard:
             try:
                 with running(state):
                     output = run(*args, **kwargs)
-                _require_evidence(state)
+                recording.require_evidence(state)
+            except Looked:
+                request.features.extend(recording.features_of(state))
+                return None
             except Exception:
                 self._record(plan, request, recording.failed(plan, asked, decided, self._model(pipe), request.who()))
                 raise
@@ -223,7 +245,7 @@ class Guard:
             decisions = recording.made(plan, asked, decided, state, output, self._model(pipe), overhead, request.who())
             self._record(plan, request, decisions)
             if request.wants_maps:
-                request.maps.extend(_maps(plan, state, len(decisions)))
+                request.maps.extend(recording.maps_of(plan, state, len(decisions)))
             return output
 
     def _model(self, pipe: Any) -> Model:
@@ -262,6 +284,7 @@ class Guard:
             skip_errors=plan.policy.settings.on_error == "allow",
             guided=asked.guided,
             scheduler=getattr(pipe, "scheduler", None),
+            watching=watching(plan, decided, asked.per_prompt, len(self._attachment.watched_sites), only=request.only_looks),
             maps={} if request.wants_maps else None,
         )
 
@@ -302,7 +325,8 @@ class Guard:
             last_error=self._last_error,
             erasers=tuple(dict.fromkeys(f"{one.eraser.name} {one.eraser.version}" for one in plan.concepts)),
             screener=None if self._screener is None else self._screener.name,
-            activations={name: _activation(concept.activation) for name, concept in plan.policy.concepts.items()},
+            activations={name: _activation(concept, plan) for name, concept in plan.policy.concepts.items()},
+            calibration=plan.calibration,
             sites=len(self._attachment.sites),
             direct_calls=self._direct_calls,
             released=self._released,
@@ -346,7 +370,8 @@ class Guard:
         self.release()
 
 
-def _loaded(policy: PolicySource) -> Policy:
+def loaded(policy: PolicySource) -> Policy:
+    """The policy that a user means. Raises PolicyError."""
     if isinstance(policy, Policy):
         return policy
     if not isinstance(policy, (str, os.PathLike)):
@@ -356,29 +381,10 @@ def _loaded(policy: PolicySource) -> Policy:
     return load_policy(policy)
 
 
-def _require_evidence(state: Running) -> None:
-    """A call that was to be protected and passed no hook was not protected, whatever the reason: its image is withheld."""
-    if not any(any(row) for row in state.strengths):
-        return
-    seams = {edit.seam for edit in state.plan.edits}
-    if not state.calls or (Seam.TEXT_SITE in seams and not state.visits):
-        raise CapabilityError(
-            "the denoiser ran without passing the hooks that protect it, so the image is withheld; "
-            "release the guard and protect the pipeline again",
-            missing="hooks",
-        )
-
-
-def _maps(plan: Plan, state: Running, images: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{} for _ in range(images)]
-    for (image, column), total in (state.maps or {}).items():
-        if image < images:
-            found[image][plan.concepts[column].concept.id] = total.cpu().numpy()
-    return found
-
-
-def _activation(word: str) -> str:
-    return "adaptive (protects like always until activation by evidence is built)" if word == "adaptive" else word
+def _activation(concept: Concept, plan: Plan) -> str:
+    if concept.activation == "adaptive" and concept.id in plan.columns and concept.id not in plan.watched:
+        return "adaptive (not calibrated: acts in every image)"
+    return concept.activation
 
 
 def _now() -> str:

@@ -6,11 +6,25 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from safeguard.audit import Applied, Decision, Effect, Metrics, Model, Output, Screen, Subject, image_digest
-from safeguard.erasing import Plan
-from safeguard.erasing.activation import Evidence, Running
+from safeguard.audit import (
+    Applied,
+    Decision,
+    Effect,
+    Evidence,
+    Metrics,
+    Model,
+    Output,
+    Screen,
+    Seen,
+    Subject,
+    image_digest,
+)
+from safeguard.erasing import Plan, Seam
+from safeguard.erasing.activation import Evidence as Tally
+from safeguard.erasing.activation import Running
+from safeguard.errors import CapabilityError
 from safeguard.guard.asking import Asked
-from safeguard.guard.deciding import Decided, RowDecision
+from safeguard.guard.deciding import Decided, RowDecision, with_erasure
 
 
 def images_of(output: Any) -> list[Any]:
@@ -38,6 +52,53 @@ def model_of(pipe: Any, base: type) -> Model:
     return Model(base.__name__, str(repo) if repo else None, str(commit) if commit else None)
 
 
+def require_evidence(state: Running) -> None:
+    """A call that was to be protected and passed no hook was not protected, whatever the reason: its image is withheld. So is
+    one that was to be looked at and was not, and one in which a concept was seen too late for anything to be done.
+    """
+    watched = state.watching is not None and any(any(row) for row in state.watching.strengths)
+    if not watched and not any(any(row) for row in state.strengths):
+        return
+    seams = {edit.seam for edit in state.plan.edits}
+    if not state.calls or ((watched or Seam.TEXT_SITE in seams) and not state.visits):
+        raise CapabilityError(
+            "the denoiser ran without passing the hooks that protect it, so the image is withheld; "
+            "release the guard and protect the pipeline again",
+            missing="hooks",
+        )
+    if state.watching is None or state.unmatched:  # rows that match nothing got the whole policy
+        return
+    if state.watching.pending:
+        raise CapabilityError(
+            "the denoiser ran without showing all of its text sites, so what the image shows is not known and it is withheld; "
+            "leave calibration out: then adaptive concepts act in every image",
+            missing="evidence",
+        )
+    acted = state.evidence()
+    for (image, name), sighting in state.watching.seen.items():
+        late = sighting.opened and sighting.step == state.step and state.watching.strength(image, name) > 0
+        if late and (image, state.plan.columns[name]) not in acted:
+            raise CapabilityError(
+                f"concept {name!r} was seen in the last step, too late to be erased, so the image is withheld; use more steps, "
+                "or leave calibration out: then adaptive concepts act in every image",
+                missing="a step to act in",
+            )
+
+
+def features_of(state: Running) -> list[list[list[float]]]:
+    """What each image of a call that was only looked at has shown."""
+    return [] if state.watching is None else [found for _, found in sorted(state.watching.features.items())]
+
+
+def maps_of(plan: Plan, state: Running, images: int) -> list[dict[str, Any]]:
+    """Where each concept stood in each image: attention mass on the latent's grid."""
+    found: list[dict[str, Any]] = [{} for _ in range(images)]
+    for (image, column), total in (state.maps or {}).items():
+        if image < images:
+            found[image][plan.concepts[column].concept.id] = total.cpu().numpy()
+    return found
+
+
 def made(
     plan: Plan,
     asked: Asked,
@@ -56,16 +117,19 @@ def made(
     for index, image in enumerate(images):
         prompt = min(index // asked.per_prompt, len(asked.rows) - 1)
         row = decided.rows[prompt]
+        seen = _seen(state, plan, index)
+        opened = row.watched if state.unmatched else [name for name in row.watched if name in seen and seen[name].opened]
         seed = asked.seeds[index] if index < len(asked.seeds) else None
         decisions.append(
             Decision(
                 policy_name=plan.policy.name,
                 policy_revision=plan.policy.revision,
-                result=row.result,
+                result=with_erasure(row.result) if opened else row.result,
                 status="degraded" if degraded else "ok",
                 subject=_subject(asked, prompt, index),
                 screen=_screen(decided, row, unmatched=bool(state.unmatched)),
-                applied=_applied(plan, row, index, evidence),
+                evidence=Evidence(plan.calibration, seen),
+                applied=_applied(plan, (*row.erased, *opened), index, evidence),
                 model=model,
                 output=None if image is None else describe_output(image, seed),
                 metrics=Metrics(decided.milliseconds, overhead),
@@ -140,10 +204,22 @@ def _screen(decided: Decided, row: RowDecision, *, unmatched: bool = False) -> S
     return Screen(decided.encoder, row.scores or {}, row.thresholds or {}, row.activated, fallback)
 
 
-def _applied(plan: Plan, row: RowDecision, image: int, evidence: dict[tuple[int, int], Evidence]) -> tuple[Applied, ...]:
+def _seen(state: Running, plan: Plan, image: int) -> dict[str, Seen]:
+    """What evidence said of each concept that it was asked about in one image."""
+    found = {} if state.watching is None else state.watching.seen
+    return {
+        name: Seen(found[image, name].score, found[image, name].threshold, found[image, name].opened, found[image, name].step)
+        for name in plan.watched
+        if (image, name) in found
+    }
+
+
+def _applied(plan: Plan, erased: Sequence[str], image: int, evidence: dict[tuple[int, int], Tally]) -> tuple[Applied, ...]:
     found = []
-    for name in row.erased:
-        planned = plan.concepts[plan.columns[name]]
+    for planned in plan.concepts:
+        name = planned.concept.id
+        if name not in erased:
+            continue
         seen = evidence.get((image, planned.column))
         found.append(
             Applied(

@@ -20,6 +20,8 @@ class Request:
     trace_id: str | None = None
     decisions: list[Decision] = field(default_factory=list)
     wants_maps: bool = False
+    only_looks: bool = False  # it ends once the features of its images are seen, and is not recorded
+    features: list[list[list[float]]] = field(default_factory=list)
     maps: list[dict[str, Any]] = field(default_factory=list)
 
     def who(self) -> dict[str, str | None]:
@@ -30,8 +32,9 @@ class Request:
 class Status:
     """How a guard stands. Times are RFC 3339 in UTC, or None where there was none yet.
 
-    ``activations`` says for each concept when it acts; ``adaptive`` protects like ``always`` until activation by evidence is
-    built. ``direct_calls`` counts runs of the denoiser that came from outside every guarded call.
+    ``activations`` says for each concept when it acts: one that is ``adaptive`` and not calibrated acts in every image.
+    ``calibration`` is the digest of the calibration, where one is in use. ``direct_calls`` counts runs of the denoiser that
+    came from outside every guarded call.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Status:
     erasers: tuple[str, ...]
     screener: str | None
     activations: dict[str, str]
+    calibration: str | None
     sites: int
     direct_calls: int
     released: bool

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from safeguard.audit import Decision, MemorySink, Metrics, Model, Output, Screen, Subject
+from safeguard.audit import Decision, Evidence, MemorySink, Metrics, Model, Output, Screen, Seen, Subject
 from safeguard.audit.canonical import canonical, parse, plain
 from safeguard.errors import AuditError
 
@@ -22,8 +22,8 @@ Make = Callable[..., Decision]
 
 def test_a_record_has_the_published_fields(make_decision: Make) -> None:
     (record,) = MemorySink().append([make_decision()])
-    fields = "schema decision_id time seq labels policy tenant request_id trace_id subject screen applied result status"
-    assert set(record) == {*fields.split(), *["model", "output", "metrics", "erased", "masked", "prev", "hash"]}
+    fields = "schema decision_id time seq labels policy tenant request_id trace_id subject screen evidence applied result"
+    assert set(record) == {*fields.split(), *["status", "model", "output", "metrics", "erased", "masked", "prev", "hash"]}
     assert record["schema"] == "safeguard.dev/decision/v1"
     assert record["applied"][0]["effect"] == {"mass": 0.02, "mass_before": 0.3, "relative_change": 0.1}
     assert record["output"] == {"image_sha256": "ab" * 32, "seed": 7, "size": [512, 512]}
@@ -128,3 +128,10 @@ def test_any_decision_makes_a_record_that_round_trips(
     (record,) = MemorySink().append([decision], capture="full")
     assert parse(canonical(record)) == record
     assert json.loads(canonical(record))["subject"]["prompt_chars"] == len(prompt)
+
+
+def test_evidence_is_told_concept_by_concept(make_decision: Make) -> None:
+    evidence = Evidence("cd" * 32, {"blood": Seen(4.5, 3.1, opened=True, step=0)})
+    (record,) = MemorySink().append([make_decision(evidence=evidence)])
+    seen = {"score": 4.5, "threshold": 3.1, "opened": True, "step": 0}
+    assert record["evidence"] == {"calibration": "cd" * 32, "concepts": {"blood": seen}}

@@ -128,7 +128,7 @@ def test_explain_shows_the_flat_policy(good: Path) -> None:
     code, out, _ = run("policy", "explain", good, "--origins")
     assert code == 0
     assert all(word in out for word in ("blood", "sword", "eiup", "adaptive", "revision", "good.yaml:5"))
-    assert "protected like 'always'" in " ".join(out.split())
+    assert "it acts in every image" in " ".join(out.split())
 
 
 def test_explain_speaks_json(good: Path) -> None:

@@ -235,6 +235,11 @@ def denoiser(pipe: Any) -> Any:
 
 def generate(pipe: Any, prompts: Sequence[str] | None, **changes: Any) -> Any:
     """Run a pipeline of any family, each image with a seed of its own: latents [images, 4, SIDE / 2, SIDE / 2]."""
+    return pipe(**call_of(pipe, prompts, **changes)).images
+
+
+def call_of(pipe: Any, prompts: Sequence[str] | None, **changes: Any) -> dict[str, Any]:
+    """What `generate` calls a pipeline with."""
     count = len(prompts) if prompts is not None else len(changes["prompt_embeds"])
     images = count * changes.get("num_images_per_prompt", 1)
     options: dict[str, Any] = {
@@ -255,4 +260,4 @@ def generate(pipe: Any, prompts: Sequence[str] | None, **changes: Any) -> Any:
         options["mask_image"] = [picture(place, "L") for place in range(count)]
     if "Diffusion3" in name:
         options["max_sequence_length"] = 0  # no zeros in the place of the third text encoder
-    return pipe(**{**options, **changes}).images
+    return {**options, **changes}

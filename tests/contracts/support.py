@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from families import PROMPTS, call_of
 
 import safeguard
+from safeguard.erasing import UNBOUND, Calibration, Gauge
 from safeguard.policy import Concept, Policy, Settings
 from safeguard.policy.snapshot import canonical_json, snapshot
 from safeguard.screening import Screening
@@ -30,6 +32,22 @@ def policy(*concepts: Concept, name: str = "test", **settings: str) -> Policy:
 def always(eraser: str) -> Policy:
     """A policy of one concept that ``eraser`` takes out of every image."""
     return policy(concept("blood", eraser=eraser, activation="always"))
+
+
+def calibrated(pipe: Any, chosen: Policy, opens: Sequence[int]) -> Calibration:
+    """A calibration by which the prompts of ``PROMPTS`` at these places open every adaptive concept, and the others none."""
+    adaptive = [one for one in chosen.concepts.values() if one.activation == "adaptive"]
+    blank = Calibration(UNBOUND, {one.id: Gauge(one.phrases, (), 0.0, 0.0) for one in adaptive}, 0.01, chosen.revision)
+    with safeguard.protect(pipe, chosen, screener=None, calibration=blank) as guard:
+        seen = np.array(guard.look(**call_of(pipe, PROMPTS)))  # [prompts, concepts, features]
+        fingerprint = guard.attachment.fingerprint
+    wanted = np.array([1.0 if place in opens else -1.0 for place in range(len(PROMPTS))])
+    gauges = {}
+    for column, one in enumerate(adaptive):
+        table = np.concatenate([seen[:, column], np.ones((len(PROMPTS), 1))], 1)
+        *weights, offset = np.linalg.lstsq(table, wanted)[0].tolist()
+        gauges[one.id] = Gauge(one.phrases, tuple(weights), offset, 0.0)
+    return Calibration(fingerprint, gauges, 0.01, chosen.revision)
 
 
 @dataclass

@@ -1,0 +1,85 @@
+"""What the first call of an image shows: looked at where image tokens read the text, and read before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeguard.attaching.acting import index_of
+from safeguard.attaching.capture import Values
+from safeguard.attaching.denoiser import Denoiser
+from safeguard.attaching.sites import Site, norm_of
+from safeguard.attaching.texts import pooled_of
+from safeguard.attaching.views import View
+from safeguard.erasing import Fingerprint, Looked
+from safeguard.erasing.activation import ActiveEdit, Running
+
+
+def fingerprint_of(name: str, sites: Sequence[Site]) -> Fingerprint:
+    """What a calibration of the pipeline of that name is bound to."""
+    return Fingerprint(name, tuple((site.info.name, site.info.heads) for site in sites), tuple(map(norm_of, sites)))
+
+
+def begin(state: Running, values: Values, part: Denoiser, device: torch.device) -> None:
+    """A call of the denoiser that makes the image begins. If some of its images are still to be seen, its arguments are kept,
+    and its pooled texts looked at.
+    """
+    seen = _rows(state, state.rows or (), device)
+    if seen is None or state.watching is None or state.step < state.watching.step:
+        return
+    state.entered = values
+    pooled = pooled_of(values, part)
+    found = None if pooled is None else state.watching.watch.in_pooled(pooled[seen.index])
+    if found is not None:
+        state.watching.note(seen.images, found)
+
+
+def wanted(state: Running, rows: Sequence[Any]) -> bool:
+    """Whether these rows of the call that is under way are looked at."""
+    return state.entered is not None and bool(_places(state, rows))
+
+
+def at_site(state: Running, rows: Sequence[Any], view: View) -> None:
+    """Look at one attention."""
+    seen = _rows(state, rows, view.device) if state.entered is not None else None
+    if seen is not None and state.watching is not None:
+        state.watching.note(seen.images, state.watching.watch.at_site(view.call(seen, state.progress)), view.site.index)
+
+
+def read(
+    state: Running, prediction: Tensor | None, call: tuple[str, Values] | None, parts: Mapping[str, Denoiser]
+) -> Tensor | None:
+    """Read the evidence of a call that is done. Where it opened something, the call is run again as it was given, and what it
+    gives now is returned; a compiled denoiser cannot be, and goes on protected from the next call.
+    """
+    given, watching = state.entered, state.watching
+    if given is None or watching is None:
+        return None
+    opened = watching.decide(state.step)
+    if watching.only and not watching.pending:
+        raise Looked
+    if not opened or call is None or prediction is None:
+        return None
+    state.leave()
+    output = parts[call[0]].module(**given)
+    again: Tensor = output if isinstance(output, Tensor) else output[0]
+    return again
+
+
+def _places(state: Running, rows: Sequence[Any]) -> list[int]:
+    watching = state.watching
+    if watching is None:
+        return []
+    return [place for place, row in enumerate(rows) if not row.unconditional and row.image in watching.pending]
+
+
+def _rows(state: Running, rows: Sequence[Any], device: torch.device) -> ActiveEdit | None:
+    """The rows whose evidence is still to be seen, as an edit that does nothing would have them."""
+    places = _places(state, rows)
+    if not places or state.watching is None:
+        return None
+    nothing = torch.zeros(len(places), len(state.watching.watch.concepts), device=device)
+    return ActiveEdit(None, places, [rows[place].image for place in places], index_of(places, device), (), nothing)

@@ -1,0 +1,100 @@
+"""``safeguard calibrate``: learn by what evidence the adaptive concepts of a policy open on a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from safeguard.cli.generate import GuidanceOption, StepsOption, open_pipeline, read_prompts
+from safeguard.cli.output import JsonOption, emit, stderr
+from safeguard.errors import SafeguardError
+from safeguard.policy import load_policy
+
+if TYPE_CHECKING:
+    from safeguard.erasing import Calibration
+
+app = typer.Typer()
+DEMO_PROMPTS = 200
+
+
+@app.command()
+def calibrate(
+    pipeline: Annotated[str, typer.Argument(help="unet, mmdit (demo pipelines), or a folder with a diffusers pipeline.")],
+    policy: Annotated[str, typer.Argument(help="A policy file, or builtin://NAME.")],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Ordinary prompts of your users, one a line. Default: the demo's captions, or prompts shipped here."),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Share of ordinary prompts that may open a concept.")] = 0.001,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts looked at at once.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first prompt's noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("out/calibration.json"),
+    json_output: JsonOption = False,
+) -> None:
+    """Look at ordinary prompts, with each concept's phrases beside them and without, and write what tells them apart.
+
+    No labels and no images are needed: only the first step is run. Give the file to protect(..., calibration=).
+    """
+    chosen = load_policy(policy)
+    texts = read_prompts(None, prompts) if prompts is not None else _ordinary(pipeline)
+    pipe, call = open_pipeline(pipeline, steps, guidance)
+    import safeguard
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task("prompts", total=None)
+
+        def advance(done: int, of: int) -> None:
+            progress.update(task, completed=done, total=of)
+
+        made = safeguard.calibrate(pipe, chosen, texts, rate=rate, seed=seed, batch=batch, call=call, advance=advance)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made.save(out)
+    except OSError as fault:
+        raise SafeguardError(f"{out}: cannot be written ({fault.strerror}); choose another --out") from fault
+    reports = {name: dict(gauge.report) for name, gauge in made.gauges.items()}
+    data = {"file": out, "digest": made.digest, "rate": rate, "prompts": len(set(texts)), "concepts": reports}
+    emit(data, json_output, lambda console: _render(console, made, out, len(set(texts))))
+
+
+def _ordinary(pipeline: str) -> list[str]:
+    """Captions that a demo pipeline was trained on, or the harmless prompts that the screener's heads are fitted on."""
+    if Path(pipeline).is_dir():
+        from safeguard.screening.texts import shipped_texts
+
+        return list(shipped_texts().benign)
+    from safeguard.demo.captions import prompts
+
+    return [prompt.text for prompt in prompts("train", "benign", None, DEMO_PROMPTS)]
+
+
+def _render(console: Console, made: Calibration, path: Path, count: int) -> None:
+    table = Table("concept", box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("AUROC", "caught", "opened by ordinary", "by other concepts", "threshold", "typical", "highest ordinary"):
+        table.add_column(title, justify="right")
+    for name, gauge in made.gauges.items():
+        table.add_row(name, *_cells(gauge.report, gauge.threshold))
+    console.print(table)
+    console.print(
+        f"{count} ordinary prompts, each also with the concept's phrases; figures on prompts left out of the fit; scores in "
+        "standard deviations above ordinary prompts",
+        style="dim",
+        highlight=False,
+    )
+    console.print(f"calibration: {path}, digest {made.digest[:12]}", highlight=False, soft_wrap=True)
+
+
+def _cells(report: Any, threshold: float) -> Sequence[str]:
+    shares = [f"{100 * report[name]:.1f} %" for name in ("caught", "opened_by_ordinary", "opened_by_other_concepts")]
+    scores = [f"{score:.1f}" for score in (threshold, report["typical_score"], report["highest_ordinary_score"])]
+    return [f"{report['auroc']:.3f}", *shares, *scores]

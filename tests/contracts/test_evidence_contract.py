@@ -1,0 +1,90 @@
+"""What activation by evidence promises, for every eraser on every family: it only looks until something is seen, and then it is
+as if the concept had been active all along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, PROMPTS, denoiser, generate
+from support import calibrated, concept, no_recompilation, policy, rows_changed, same
+
+from safeguard.errors import CapabilityError
+from safeguard.policy import Policy
+
+Pipe = Any
+Plain = Callable[..., torch.Tensor]
+Protect = Callable[..., Any]
+
+
+def adaptive(eraser: str) -> Policy:
+    return policy(concept("blood", eraser=eraser, activation="adaptive"))
+
+
+def test_where_nothing_is_seen_the_image_is_the_unprotected_one(
+    eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect
+) -> None:
+    expected = plain(family)
+    protect(pipe, adaptive(eraser), screener=None, calibration=calibrated(pipe, adaptive(eraser), opens=()))
+    assert same(generate(pipe, PROMPTS), expected)
+
+
+@pytest.mark.only_families(*(family for family in FAMILIES if family != "controlnet"))
+def test_what_is_seen_is_erased_from_the_first_step_on(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
+    guard = protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
+    expected = generate(pipe, PROMPTS)
+    guard.release()
+    protect(pipe, adaptive(eraser), screener=None, calibration=calibrated(pipe, adaptive(eraser), opens=(0, 1, 2)))
+    assert same(generate(pipe, PROMPTS), expected)
+
+
+def test_only_the_rows_in_which_it_is_seen_change(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
+    expected = plain(family)
+    guard = protect(pipe, adaptive(eraser), screener=None, calibration=calibrated(pipe, adaptive(eraser), opens=(2,)))
+    with guard.request() as request:
+        found = generate(pipe, PROMPTS)
+    assert rows_changed(found, expected) == [False, False, True]
+    assert [decision.evidence.concepts["blood"].opened for decision in request.decisions] == [False, False, True]
+    assert [[one.concept for one in decision.applied] for decision in request.decisions] == [[], [], ["blood"]]
+    assert [decision.result for decision in request.decisions] == ["pass", "pass", "erase"]
+
+
+@pytest.mark.only_families("sd1", "sd3")
+def test_a_compiled_denoiser_goes_on_protected_from_the_second_step(
+    eraser: str, family: str, own: Pipe, plain: Plain, protect: Protect
+) -> None:
+    expected = plain(family)
+    calibration = calibrated(own, adaptive(eraser), opens=(2,))
+    torch.compiler.reset()
+    denoiser(own).compile(backend="eager", fullgraph=True)
+    try:
+        guard = protect(own, adaptive(eraser), screener=None, calibration=calibration)
+    except CapabilityError:  # an eraser at the prediction calls the denoiser again
+        return
+    with guard.request() as request:
+        found = generate(own, PROMPTS)
+    (applied,) = request.decisions[2].applied
+    assert applied.steps is not None
+    assert applied.steps[0] == 1
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-4, atol=2e-2)
+    assert not torch.allclose(found[2], expected[2])
+    with no_recompilation():
+        generate(own, PROMPTS)
+    torch.compiler.reset()
+
+
+@pytest.mark.only_families("sd1", "sd3")
+def test_a_concept_seen_too_late_is_withheld(eraser: str, own: Pipe, protect: Protect) -> None:
+    calibration = calibrated(own, adaptive(eraser), opens=(0, 1, 2))
+    torch.compiler.reset()
+    denoiser(own).compile(backend="eager", fullgraph=True)
+    try:
+        protect(own, adaptive(eraser), screener=None, calibration=calibration)
+    except CapabilityError:
+        return
+    with pytest.raises(CapabilityError, match="too late"):
+        generate(own, PROMPTS, num_inference_steps=1)
+    torch.compiler.reset()

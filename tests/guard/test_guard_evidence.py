@@ -1,0 +1,125 @@
+"""What a guard does with a calibration, and without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, PROMPTS, generate
+from support import Words, calibrated, concept, policy, rows_changed, same
+
+from safeguard.audit import MemorySink
+from safeguard.errors import CapabilityError
+
+Pipe = Any
+Protect = Callable[..., Any]
+ADAPTIVE = policy(concept("blood", activation="adaptive"))
+
+
+def test_without_a_calibration_an_adaptive_concept_acts_in_every_image_and_the_status_says_so(
+    pipe: Pipe, protect: Protect, plain: torch.Tensor
+) -> None:
+    guard = protect(pipe, ADAPTIVE, screener=None)
+    assert rows_changed(generate(pipe, PROMPTS), plain) == [True, True, True]
+    assert guard.status().activations == {"blood": "adaptive (not calibrated: acts in every image)"}
+    assert guard.status().calibration is None
+
+
+def test_with_one_the_status_names_it(pipe: Pipe, protect: Protect) -> None:
+    calibration = calibrated(pipe, ADAPTIVE, opens=())
+    guard = protect(pipe, ADAPTIVE, calibration=calibration)
+    assert guard.status().activations == {"blood": "adaptive"}
+    assert guard.status().calibration == calibration.digest
+
+
+def test_a_concept_with_other_phrases_acts_in_every_image(pipe: Pipe, protect: Protect, plain: torch.Tensor) -> None:
+    calibration = calibrated(pipe, ADAPTIVE, opens=())
+    guard = protect(pipe, ADAPTIVE, screener=None, calibration=calibration)
+    assert same(generate(pipe, PROMPTS), plain)
+    guard.swap(policy(concept("blood", activation="adaptive", phrases=("gore",))))
+    with guard.request() as request:
+        generate(pipe, PROMPTS)
+    assert [decision.result for decision in request.decisions] == ["erase", "erase", "erase"]
+
+
+def test_only_adaptive_concepts_go_by_evidence(pipe: Pipe, protect: Protect, plain: torch.Tensor) -> None:
+    calibration = calibrated(pipe, ADAPTIVE, opens=(0, 1, 2))
+    protect(pipe, policy(concept("blood", activation="screened")), calibration=calibration)
+    assert rows_changed(generate(pipe, PROMPTS), plain) == [False, True, False]
+
+
+def test_screener_and_evidence_open_together(pipe: Pipe, protect: Protect, plain: torch.Tensor) -> None:
+    guard = protect(pipe, ADAPTIVE, screener=Words(), calibration=calibrated(pipe, ADAPTIVE, opens=(2,)))
+    with guard.request() as request:
+        found = generate(pipe, PROMPTS)
+    assert rows_changed(found, plain) == [False, True, True]
+    assert [set(decision.evidence.concepts) for decision in request.decisions] == [{"blood"}, set(), {"blood"}]
+
+
+def test_where_the_screener_fails_and_may_the_whole_policy_acts(pipe: Pipe, protect: Protect, plain: torch.Tensor) -> None:
+    class Broken(Words):
+        def screen(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("no")
+
+    lenient = policy(concept("blood", activation="adaptive"), on_error="allow")
+    protect(pipe, lenient, screener=Broken(), calibration=calibrated(pipe, lenient, opens=()))
+    assert rows_changed(generate(pipe, PROMPTS), plain) == [True, True, True]
+
+
+def test_embeddings_get_the_whole_policy(pipe: Pipe, protect: Protect) -> None:
+    positive, negative = pipe.encode_prompt(PROMPTS[0], "cpu", 1, True)
+    given = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+    expected = generate(pipe, None, **given)
+    protect(pipe, ADAPTIVE, calibration=calibrated(pipe, ADAPTIVE, opens=()))
+    assert not same(generate(pipe, None, **given), expected)
+
+
+def test_each_image_of_a_prompt_is_looked_at(pipe: Pipe, protect: Protect) -> None:
+    guard = protect(pipe, ADAPTIVE, screener=None, calibration=calibrated(pipe, ADAPTIVE, opens=()))
+    with guard.request() as request:
+        generate(pipe, PROMPTS, num_images_per_prompt=2)
+    scores = [decision.evidence.concepts["blood"].score for decision in request.decisions]
+    assert len(set(scores)) == 6  # each has its own noise
+
+
+def test_the_record_holds_what_was_seen(pipe: Pipe, protect: Protect) -> None:
+    sink, calibration = MemorySink(), calibrated(pipe, ADAPTIVE, opens=(2,))
+    protect(pipe, ADAPTIVE, screener=None, calibration=calibration, audit=sink)
+    generate(pipe, PROMPTS)
+    assert [record["result"] for record in sink.records] == ["pass", "pass", "erase"]
+    last = sink.records[-1]
+    assert last["evidence"]["calibration"] == calibration.digest
+    seen = last["evidence"]["concepts"]["blood"]
+    assert (seen["opened"], seen["step"], seen["threshold"]) == (True, 0, 0.0)
+    assert seen["score"] == pytest.approx(1.0, abs=0.05)
+    assert last["applied"][0]["steps"][0] == 0
+
+
+def test_a_calibration_of_other_weights_is_refused_and_nothing_is_attached(pipe: Pipe, protect: Protect) -> None:
+    calibration = calibrated(pipe, ADAPTIVE, opens=())
+    norms = tuple(None if norm is None else 2 * norm for norm in calibration.fingerprint.norms)
+    with pytest.raises(CapabilityError, match="other weights"):
+        protect(pipe, ADAPTIVE, calibration=replace(calibration, fingerprint=replace(calibration.fingerprint, norms=norms)))
+    assert not pipe.unet._forward_hooks
+
+
+def test_a_calibration_of_another_class_is_refused(pipe: Pipe, protect: Protect) -> None:
+    other = FAMILIES["sd3"]()
+    with pytest.raises(CapabilityError, match="made for a StableDiffusionPipeline"):
+        protect(other, ADAPTIVE, calibration=calibrated(pipe, ADAPTIVE, opens=()))
+
+
+def test_gauges_that_do_not_fit_the_sites_are_refused_before_a_request(pipe: Pipe, protect: Protect) -> None:
+    calibration = calibrated(pipe, ADAPTIVE, opens=())
+    short = replace(calibration.gauges["blood"], weights=(1.0,))
+    with pytest.raises(CapabilityError, match="features"):
+        protect(pipe, ADAPTIVE, calibration=replace(calibration, gauges={"blood": short}))
+
+
+def test_steps_outside_the_concepts_own_stay_untouched(pipe: Pipe, protect: Protect, plain: torch.Tensor) -> None:
+    late = policy(concept("blood", activation="adaptive", steps=(0.99, 1.0)))
+    protect(pipe, late, screener=None, calibration=calibrated(pipe, late, opens=(0,)))
+    assert same(generate(pipe, PROMPTS), plain)

@@ -119,7 +119,8 @@ class EIUP:
                 eraser=self.name,
                 missing="form",
             )
-        tokens = ConceptTokens.of(concepts, pipeline, whole=params["form"] == "published")
+        published = params["form"] == "published"
+        tokens = ConceptTokens.of(concepts, pipeline, whole=published, plain=published)
         edits: list[Edit] = [_Term(params["form"], tokens)]
         directions = PooledDirections.of(concepts, pipeline)
         if directions is not None:

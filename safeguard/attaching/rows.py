@@ -88,7 +88,9 @@ def rows_of(running: Running, states: Tensor) -> tuple[Row, ...]:
 def _steady(running: Running, rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """Take rows for unconditional only where the first step had them: who exchanges text later may exchange branches too."""
     first: set[tuple[Row, ...]] = running.memory.setdefault("arrangements", set())
-    if running.step == running.memory.setdefault("first step", running.step):
+    if running.first_step < 0:
+        running.first_step = running.step
+    if running.step == running.first_step:
         first.add(rows)
     if rows in first:
         return rows

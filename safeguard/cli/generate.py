@@ -35,7 +35,9 @@ AuditOption = Annotated[Path | None, typer.Option(help="Folder of the audit log.
 CalibrationOption = Annotated[
     str, typer.Option(help="A file of safeguard calibrate, or none. Default: the demo pipelines' own, none for others.")
 ]
-ScreenerOption = Annotated[str, typer.Option(help="default, or none: then every concept acts on every prompt.")]
+ScreenerOption = Annotated[
+    str, typer.Option(help="default, or none: then concepts act on every prompt, or go by evidence where calibrated.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,7 @@ def _data(made: Made) -> dict[str, Any]:
         "decision_id": decision and decision.decision_id,
         "activated": () if decision is None else decision.screen.activated,
         "scores": {} if decision is None else dict(decision.screen.scores),
+        "evidence": {} if decision is None else dict(decision.evidence.concepts),
         "applied": () if decision is None else decision.applied,
         "image_sha256": decision.output.image_sha256 if decision is not None and decision.output is not None else None,
     }

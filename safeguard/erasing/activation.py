@@ -102,6 +102,7 @@ class Running:
     timed: bool = False  # whether the place in the schedule is known; if not, every step counts as within a concept's steps
     progress: float = 0.0
     step: int = -1
+    first_step: int = -1  # of this run: image-to-image begins late in its schedule
     grid: tuple[int, int] | None = None  # height and width of the latent, for the heat maps
     memory: dict[Any, Any] = field(default_factory=dict)  # what one call computes once: matched rows, keys, encoded texts
 

@@ -92,29 +92,39 @@ class _AtSite:
 class ConceptTokens:
     """The tokens of some concepts' erasure prompts, and those of the empty prompt, as every text site sees them.
 
-    A concept's values are meant beside the null answer, that of the token that ends the empty prompt: D = A_E - A_Z. With
-    ``whole`` they are meant as they are, and the tokens that open and close a text have their part in a concept's softmax.
+    A concept's values are meant beside the null answer, that of the token that ends the empty prompt: D = A_E - A_Z; with
+    ``plain`` they are meant as they are. With ``whole`` the tokens that open and close a text have their part in a concept's
+    softmax; their values never have.
     """
 
     def __init__(
-        self, concepts: Sequence[str], places: _Places, keys: TokenKeys, empty: TokenKeys, length: int, whole: bool
+        self,
+        concepts: Sequence[str],
+        places: _Places,
+        keys: tuple[TokenKeys, TokenKeys],
+        length: int,
+        *,
+        whole: bool,
+        plain: bool,
     ) -> None:
         from torch.utils.weak import WeakTensorKeyDictionary
 
         self.concepts = tuple(concepts)
-        self._places, self._keys, self._empty = places, keys, empty
-        self._length, self._whole = length, whole
+        self._places, self._length = places, length
+        self._keys, self._empty = keys
+        self._whole, self._plain = whole, plain
         self._layout = places.layout(whole=whole, others=length)
         self._kept: Any = WeakTensorKeyDictionary()  # by the keys that it was made from: one a site and time
         self._narrowed: dict[tuple[int, ...], ConceptTokens] = {}
 
     @classmethod
-    def of(cls, concepts: Sequence[Concept], pipeline: Pipeline, *, whole: bool = False) -> ConceptTokens:
+    def of(cls, concepts: Sequence[Concept], pipeline: Pipeline, *, whole: bool = False, plain: bool = False) -> ConceptTokens:
         """Encoded by the pipeline's own encoders."""
         encoded = pipeline.encode([phrase for concept in concepts for phrase in concept.phrases])
         empty = pipeline.encode([""])[0]
         names, places = [concept.id for concept in concepts], _Places.of(concepts, encoded)
-        return cls(names, places, pipeline.keys(encoded), pipeline.keys([empty]), len(empty.states), whole)
+        keys = pipeline.keys(encoded), pipeline.keys([empty])
+        return cls(names, places, keys, len(empty.states), whole=whole, plain=plain)
 
     def select(self, columns: Sequence[int]) -> ConceptTokens:
         """The same for some of the concepts, in that order."""
@@ -123,8 +133,8 @@ class ConceptTokens:
             if len(self._narrowed) >= SELECTIONS:
                 self._narrowed.clear()
             names = [self.concepts[column] for column in chosen]
-            places = self._places.select(chosen)
-            self._narrowed[chosen] = ConceptTokens(names, places, self._keys, self._empty, self._length, self._whole)
+            places, keys = self._places.select(chosen), (self._keys, self._empty)
+            self._narrowed[chosen] = ConceptTokens(names, places, keys, self._length, whole=self._whole, plain=self._plain)
         return self._narrowed[chosen]
 
     def read(self, call: SiteCall) -> Reading:
@@ -152,7 +162,7 @@ class ConceptTokens:
             laid = places.unflatten(0, (-1, width))
             words = (kinds == 2).unflatten(0, (-1, width))[:, :-1]
             values = values[:, laid[:, :-1].flatten()]
-            if not self._whole:
+            if not self._plain:
                 values = values - empty_values[:, -1:]  # so that D = A_E V
             values = values * words.flatten()[:, None]
             across = values.float().transpose(-1, -2)

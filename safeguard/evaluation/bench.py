@@ -10,11 +10,12 @@ import argparse
 import copy
 import functools
 import json
+import math
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from rich.table import Table
 
 import safeguard
 from safeguard.attaching.probe import flops
+from safeguard.erasing import UNBOUND, Calibration, Gauge
 from safeguard.errors import SafeguardError
 from safeguard.evaluation.metrics import Figure, median
 from safeguard.evaluation.shapes import SHAPES
@@ -120,18 +122,30 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def scenes(count: int) -> tuple[tuple[str, Policy, Any, float], ...]:
+def never(pipe: Any, policy: Policy, call: dict[str, Any]) -> Calibration:
+    """A calibration by which the adaptive concepts of ``policy`` are looked for, and none is ever seen."""
+    blank = {one.id: Gauge(one.phrases, (), 0.0, math.inf) for one in policy.concepts.values()}
+    with safeguard.protect(pipe, policy, screener=None, calibration=Calibration(UNBOUND, blank, 0.0, policy.revision)) as guard:
+        (features,) = guard.look([SHORT], **call)
+    deaf = {name: replace(gauge, weights=(0.0,) * len(features[0])) for name, gauge in blank.items()}
+    return Calibration(UNBOUND, deaf, 0.0, policy.revision)
+
+
+def scenes() -> tuple[tuple[str, Policy, Any, float], ...]:
     """What is put in force: title, policy, screener, target of the ratio."""
     one = derive(many(1), name="bench-1")
     return (
-        ("none active", derive(many(count), activation="screened"), Silent(), 1.01),
+        ("none active", derive(many(20), activation="screened"), Silent(), 1.01),
         ("one concept", one, None, 1.02),
-        (f"{count} concepts", many(count), None, 1.05),
+        ("20 concepts", many(20), None, 1.05),
+        ("watching for 5", many(5, activation="adaptive"), None, 1.02),
+        ("watching for 20", many(20, activation="adaptive"), None, 1.05),
+        ("watching for 100", many(100, activation="adaptive"), None, 1.20),
     )
 
 
 def overhead(title: str, pipe: Any, call: dict[str, Any], batch: int, count: int, tick: Callable[[], None]) -> list[Line]:
-    """Ratio of time and of operations: nothing, one and twenty concepts active."""
+    """Ratio of time and of operations: nothing, one and twenty concepts active; and watched for, of which nothing is seen."""
     other = twin(pipe)
     prompts = [SHORT] * batch
 
@@ -144,8 +158,10 @@ def overhead(title: str, pipe: Any, call: dict[str, Any], batch: int, count: int
 
     lines = []
     plain_flops = flops(runner(pipe))
-    for name, policy, screener, target in scenes(20):
-        with safeguard.protect(other, policy, screener=screener):
+    for name, policy, screener, target in scenes():
+        watched = next(iter(policy.concepts.values())).activation == "adaptive"
+        calibration = never(other, policy, call) if watched else None
+        with safeguard.protect(other, policy, screener=screener, calibration=calibration):
             figure = pairs(runner(pipe), runner(other), count, tick)
             share = flops(runner(other)) / plain_flops
         lines.append(Line(f"{title}: {name}", figure, "x", target, f"{share:.4f} x"))
@@ -246,7 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            total = 3 * options.n * (1 + len(pipelines)) + 3 * options.large * len(shapes)
+            each = len(scenes())
+            total = options.n * (3 + each * len(pipelines)) + options.large * each * len(shapes)
             task = progress.add_task("timing", total=total)
             tick = lambda: progress.advance(task)  # noqa: E731
             lines = bench(pipelines, count=options.n, shapes=shapes, large=options.large, size=options.size, tick=tick)

@@ -42,15 +42,15 @@ def calibrate(
 ) -> Calibration:
     """Learn by what evidence the adaptive concepts of ``policy`` open on a pipeline that is not guarded.
 
-    ``prompts`` are ordinary ones, as users write them, at least `FEWEST`; a few that bring a concept among them do little harm.
+    ``prompts`` are ordinary ones, as users write them, at least `FEWEST`; those that bring a concept raise its threshold.
     ``rate`` is the share of ordinary prompts that may open a concept, taken from the normal tail of what they show. ``step`` is
     the step of a run at which images will be looked at: the first, unless there is a reason; what comes before it is run
     unprotected.
     ``call`` is what else the pipeline is called with (steps, guidance, size): as in production. Of each call only the first
     step is run, or what leads to ``step``. ``advance`` is told how many prompts are done, of how many.
 
-    Raises CapabilityError where the policy has no adaptive concept, there are too few prompts, or a concept cannot be told from
-    ordinary prompts; and whatever `protect` raises.
+    Raises CapabilityError where the policy has no adaptive concept, there are too few prompts, what they show is not finite, or
+    a concept cannot be told from ordinary prompts; and whatever `protect` raises.
     """
     texts = list(dict.fromkeys(prompts))
     if len(texts) < FEWEST:
@@ -62,9 +62,7 @@ def calibrate(
     if not concepts:
         raise CapabilityError(f"policy {whole.name!r} has no adaptive concept to calibrate", missing="an adaptive concept")
     blank = Calibration(UNBOUND, {one.id: Gauge(one.phrases, (), 0.0, 0.0) for one in concepts}, rate, whole.revision, step)
-    asked = {"ordinary": texts} | {one.id: _with(one, texts) for one in concepts}
-    safe = {one.id: list(one.safe_examples) for one in concepts}
-    total = sum(map(len, asked.values())) + sum(map(len, safe.values()))
+    total = len(texts) * (1 + len(concepts)) + sum(len(one.safe_examples) for one in concepts)
     done = 0
     with Guard(pipe, derive(whole, concepts=[one.id for one in concepts]), None, None, example, blank) as guard:
 
@@ -73,20 +71,23 @@ def calibrate(
             found = []
             for start in range(0, len(some), batch):
                 part = list(some[start : start + batch])
-                found += guard.look(part, generator=_generators(pipe, seed + done, len(part)), **(call or {}))
+                found += guard.look(part, generator=_noise(seed + done, len(part)), **(call or {}))
                 done += len(part)
                 advance(done, total)
-            return np.array(found, dtype=np.float64)  # [n, C, F]
+            features = np.array(found, dtype=np.float64)  # [n, C, F]
+            if not np.isfinite(features).all():
+                raise CapabilityError("the pipeline shows features that are not finite; use a wider dtype", missing="evidence")
+            return features
 
-        seen = {name: look(some) for name, some in asked.items()}
-        harmless = {name: look(some) for name, some in safe.items() if some}
+        ordinary = look(texts)
+        shown = [look(_with(concept, texts)) for concept in concepts]
+        harmless = [look(concept.safe_examples) if concept.safe_examples else ordinary[:0] for concept in concepts]
         fingerprint = guard.attachment.fingerprint
     gauges = {}
     for column, concept in enumerate(concepts):
-        others = [seen[other.id][:, column] for other in concepts if other.id != concept.id]
-        ordinary = seen["ordinary"][:, column]
-        extra = harmless[concept.id][:, column] if concept.id in harmless else ordinary[:0]
-        gauges[concept.id] = _gauge(concept, seen[concept.id][:, column], ordinary, extra, others, rate)
+        others = [one[:, column] for place, one in enumerate(shown) if place != column]
+        own, safe = shown[column][:, column], harmless[column][:, column]
+        gauges[concept.id] = _gauge(concept, own, ordinary[:, column], safe, others, rate)
     return Calibration(fingerprint, gauges, rate, whole.revision, step)
 
 
@@ -98,7 +99,7 @@ def _with(concept: Concept, texts: Sequence[str]) -> list[str]:
     ]
 
 
-def _generators(pipe: Any, seed: int, count: int) -> Any:
+def _noise(seed: int, count: int) -> Any:
     import torch
 
     return [torch.Generator().manual_seed(seed + place) for place in range(count)]

@@ -48,7 +48,8 @@ def protect(
     """Protect a live diffusers pipeline with a policy. From here on ``pipe(...)`` is guarded; its type and signature stay.
 
     ``policy``: a path, ``builtin://NAME`` or a `Policy`. ``audit``: a folder, a sink, or None for no log. ``screener``:
-    ``"default"``, an object with ``name`` and ``screen(texts, concepts)``, or None: then every concept acts on every request.
+    ``"default"``, an object with ``name`` and ``screen(texts, concepts)``, or None: then every concept acts on every request
+    that does not go by evidence.
     ``example``: what a call of one prompt needs besides the prompt, where the pipeline cannot be tried on a prompt and a blank
     picture: ``{"ip_adapter_image": image}``, ``{"video": frames}``. Only trials see it. ``calibration``: what `calibrate` made
     for this pipeline, or its file: by it the concepts that are ``adaptive`` open where the first step shows them; those that it

@@ -75,12 +75,15 @@ def require_evidence(state: Running) -> None:
             missing="evidence",
         )
     acted = state.evidence()
+    due = max(state.watching.step, state.first_step)
     for (image, name), sighting in state.watching.seen.items():
-        late = sighting.opened and sighting.step == state.step and state.watching.strength(image, name) > 0
-        if late and (image, state.plan.columns[name]) not in acted:
+        if not sighting.opened or not state.watching.strength(image, name):
+            continue
+        never = sighting.step == state.step and (image, state.plan.columns[name]) not in acted
+        if never or sighting.step > due:
             raise CapabilityError(
-                f"concept {name!r} was seen in the last step, too late to be erased, so the image is withheld; use more steps, "
-                "or leave calibration out: then adaptive concepts act in every image",
+                f"concept {name!r} was seen in step {sighting.step}, too late to be erased, so the image is withheld; use more "
+                "steps, or leave calibration out: then adaptive concepts act in every image",
                 missing="a step to act in",
             )
 

@@ -37,7 +37,9 @@ def test_generate_goes_by_it(made: tuple[Path, str], tmp_path: Path) -> None:
     words = ["--prompt", "a red house on the old battlefield", "--prompt", "a red house in a meadow", "--screener", "none"]
     result = RUN.invoke(app, ["generate", *words, "--calibration", str(made[0]), "--out", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.output
-    assert [image["result"] for image in json.loads(result.stdout)["images"]] == ["erase", "pass"]
+    images = json.loads(result.stdout)["images"]
+    assert [image["result"] for image in images] == ["erase", "pass"]
+    assert [image["evidence"]["blood"]["opened"] for image in images] == [True, False]
 
 
 def test_a_file_that_is_none_is_said_to_be(tmp_path: Path) -> None:

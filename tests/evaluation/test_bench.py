@@ -11,7 +11,7 @@ import torch
 
 import safeguard
 from safeguard.errors import CapabilityError
-from safeguard.evaluation.bench import Line, Silent, flops, many, pairs, twin
+from safeguard.evaluation.bench import Line, Silent, flops, many, never, pairs, twin
 from safeguard.evaluation.metrics import Figure
 from safeguard.evaluation.shapes import SHAPES
 from safeguard.policy import derive
@@ -37,6 +37,14 @@ def test_with_nothing_active_the_output_is_the_same(pipe: Any) -> None:
     before = _run(pipe)
     with safeguard.protect(twin(pipe), derive(many(3), activation="screened"), screener=Silent()) as guard:
         assert torch.equal(_run(guard._pipe), before)
+
+
+def test_what_is_watched_for_and_never_seen_changes_nothing(pipe: Any) -> None:
+    before, watched, other = _run(pipe), many(3, activation="adaptive"), twin(pipe)
+    calibration = never(other, watched, {"num_inference_steps": 2})
+    with safeguard.protect(other, watched, screener=None, calibration=calibration) as guard, guard.request() as request:
+        assert torch.equal(_run(other), before)
+    assert len(request.decisions[0].evidence.concepts) == 3
 
 
 def test_a_hundred_concepts_are_a_hundred_phrases() -> None:

@@ -11,6 +11,7 @@ import torch
 from families import FAMILIES, PROMPTS, generate
 from support import Words, calibrated, concept, policy, rows_changed, same
 
+from safeguard.attaching import looking
 from safeguard.audit import MemorySink
 from safeguard.errors import CapabilityError
 
@@ -117,6 +118,25 @@ def test_gauges_that_do_not_fit_the_sites_are_refused_before_a_request(pipe: Pip
     short = replace(calibration.gauges["blood"], weights=(1.0,))
     with pytest.raises(CapabilityError, match="features"):
         protect(pipe, ADAPTIVE, calibration=replace(calibration, gauges={"blood": short}))
+
+
+def test_an_image_that_is_looked_at_late_is_withheld(
+    pipe: Pipe, protect: Protect, plain: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another denoiser makes the first steps."""
+    begin = looking.begin
+    protect(pipe, ADAPTIVE, screener=None, calibration=calibrated(pipe, ADAPTIVE, opens=(2,)))
+    monkeypatch.setattr(looking, "begin", lambda state, *rest: begin(state, *rest) if state.step > 0 else None)
+    assert same(generate(pipe, PROMPTS[:2]), plain[:2])
+    with pytest.raises(CapabilityError, match="too late"):
+        generate(pipe, PROMPTS)
+
+
+def test_an_image_that_is_never_looked_at_is_withheld(pipe: Pipe, protect: Protect, monkeypatch: pytest.MonkeyPatch) -> None:
+    protect(pipe, ADAPTIVE, screener=None, calibration=calibrated(pipe, ADAPTIVE, opens=()))
+    monkeypatch.setattr(looking, "begin", lambda *call: None)
+    with pytest.raises(CapabilityError, match="is not known and it is withheld"):
+        generate(pipe, PROMPTS)
 
 
 def test_steps_outside_the_concepts_own_stay_untouched(pipe: Pipe, protect: Protect, plain: torch.Tensor) -> None:

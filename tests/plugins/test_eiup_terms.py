@@ -12,64 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safeguard_plugins.eiup import BEYOND, EIUP, JOINT, POOLED
 from torch import Tensor
+from worded import HEADS, SITE, TEXT, WIDTH, Keys, WordPipeline, concepts_of, site_call
 
-from safeguard.erasing import ConceptTokens, EncodedText, EveryKey, SiteCall, StatesCall, TextSite
+from safeguard.erasing import ConceptTokens, EncodedText, EveryKey, SiteCall, StatesCall
 from safeguard.errors import CapabilityError
-from safeguard.policy import Concept
-
-HEADS, WIDTH, TEXT = 2, 4, 8
-SITE = TextSite(0, "site", HEADS, WIDTH, WIDTH**-0.5)
-
-
-class _Keys:
-    """Tokens projected by two fixed matrices, as an attention's own layers would."""
-
-    def __init__(self, states: Tensor) -> None:
-        generator = torch.Generator().manual_seed(1)
-        k, v = (torch.randn(TEXT, HEADS * WIDTH, generator=generator) for _ in range(2))
-        self._pair = tuple((states @ m).unflatten(-1, (HEADS, WIDTH)).transpose(0, 1) for m in (k, v))
-
-    def at(self, site: TextSite) -> tuple[Tensor, Tensor]:
-        return self._pair[0], self._pair[1]
-
-
-class _Pipeline:
-    """Words are tokens; every text opens and closes with a token of its own."""
-
-    name = "words"
-    sites = (SITE,)
-
-    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        return [self._one(["<", *text.split(), ">"]) for text in texts]
-
-    def _one(self, words: list[str]) -> EncodedText:
-        rows = [torch.randn(TEXT, generator=torch.Generator().manual_seed(sum(map(ord, word)))) for word in words]
-        return EncodedText(" ".join(words[1:-1]), torch.stack(rows), range(1, len(words) - 1), range(len(words)))
-
-    def keys(self, texts: Sequence[EncodedText]) -> _Keys:
-        return _Keys(torch.cat([text.states for text in texts]))
-
-    def pooled(self, texts: Sequence[str]) -> Tensor | None:
-        return None
-
-
-def _concepts(*phrases: str) -> list[Concept]:
-    return [Concept(id=f"c{place}", phrases=(phrase,)) for place, phrase in enumerate(phrases)]
-
-
-def _call(strengths: list[list[float]], seed: int = 0, sharpness: float = 1.0) -> SiteCall:
-    generator = torch.Generator().manual_seed(seed)
-    rows, tokens = len(strengths), 6
-    query = torch.randn(rows, HEADS, tokens, WIDTH, generator=generator)
-    keys, values = (torch.randn(rows, HEADS, 5, WIDTH, generator=generator) for _ in range(2))
-    if sharpness != 1.0:  # the prompt's keys look the same way as the queries: nothing is left for a concept
-        keys = sharpness * query[:, :, :5]
-    output = torch.randn(rows, tokens, HEADS * WIDTH, generator=generator)
-    return SiteCall(SITE, output, query, lambda: keys, lambda: values, None, torch.tensor(strengths), 0.0)
 
 
 def _edit(form: str, *phrases: str):  # type: ignore[no-untyped-def]
-    (edit,) = EIUP().edits(_concepts(*phrases), {**EIUP.params, "form": form}, _Pipeline())
+    (edit,) = EIUP().edits(concepts_of(*phrases), {**EIUP.params, "form": form}, WordPipeline())
     return edit
 
 
@@ -81,15 +31,15 @@ FORMS = ("general", "projected", "gated", "published")
 @settings(max_examples=25, deadline=None)
 def test_the_term_is_linear_in_the_strength(form: str, seed: int, strength: float) -> None:
     edit = _edit(form, "red blood")
-    once = edit(_call([[1.0]], seed)).delta
-    assert torch.allclose(edit(_call([[strength]], seed)).delta, strength * once, rtol=1e-4, atol=1e-5)
+    once = edit(site_call([[1.0]], seed)).delta
+    assert torch.allclose(edit(site_call([[strength]], seed)).delta, strength * once, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_several_concepts_in_one_pass_are_the_sum_of_each_alone(form: str) -> None:
-    both = _edit(form, "blood", "a long sword")(_call([[1.0, 2.0]])).delta
-    one = _edit(form, "blood")(_call([[1.0]])).delta
-    other = _edit(form, "a long sword")(_call([[2.0]])).delta
+    both = _edit(form, "blood", "a long sword")(site_call([[1.0, 2.0]])).delta
+    one = _edit(form, "blood")(site_call([[1.0]])).delta
+    other = _edit(form, "a long sword")(site_call([[2.0]])).delta
     assert torch.allclose(both, one + other, atol=1e-5)
 
 
@@ -97,51 +47,51 @@ def test_several_concepts_in_one_pass_are_the_sum_of_each_alone(form: str) -> No
 def test_a_narrowed_edit_is_the_edit_of_those_concepts(form: str) -> None:
     edit = _edit(form, "blood", "sword", "a house by the sea").select([2, 0])
     assert edit.concepts == ("c2", "c0")
-    whole = _edit(form, "a house by the sea", "blood")(_call([[1.0, 3.0]])).delta
-    assert torch.allclose(edit(_call([[1.0, 3.0]])).delta, whole, atol=1e-5)
+    whole = _edit(form, "a house by the sea", "blood")(site_call([[1.0, 3.0]])).delta
+    assert torch.allclose(edit(site_call([[1.0, 3.0]])).delta, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_do_not_touch_each_other(form: str) -> None:
     edit = _edit(form, "blood")
-    assert torch.equal(edit(_call([[1.0], [0.0]])).delta[1], torch.zeros(6, HEADS * WIDTH))
+    assert torch.equal(edit(site_call([[1.0], [0.0]])).delta[1], torch.zeros(6, HEADS * WIDTH))
 
 
 def _by_hand(call: SiteCall, words: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-    text = _Pipeline()._one(["<", *words, ">"])
-    keys, values = _Keys(text.states).at(SITE)
+    text = WordPipeline().one(["<", *words, ">"])
+    keys, values = Keys(text.states).at(SITE)
     scores = (call.query @ keys.transpose(-1, -2)) / WIDTH**0.5
     prompt = (call.query @ call.prompt[0].transpose(-1, -2)) / WIDTH**0.5
     return scores, prompt, values
 
 
 def test_the_published_term_is_the_concepts_columns_of_its_own_softmax() -> None:
-    call = _call([[1.0]])
+    call = site_call([[1.0]])
     scores, _, values = _by_hand(call, ["red", "blood"])
     columns = scores.softmax(-1)[..., 1:-1] @ values[:, 1:-1]
     assert torch.allclose(_edit("published", "red blood")(call).delta, -call.merge(columns), atol=1e-5)
 
 
 def test_the_gated_term_is_the_difference_to_the_null_answer_times_the_mass_won() -> None:
-    call = _call([[1.0]])
+    call = site_call([[1.0]])
     scores, prompt, values = _by_hand(call, ["red", "blood"])
     words = scores[..., 1:-1]
     mass = torch.cat([words, prompt], -1).softmax(-1)[..., : words.shape[-1]].sum(-1, keepdim=True)
-    _, null = _Keys(_Pipeline()._one(["<", ">"]).states[1:]).at(SITE)
+    _, null = Keys(WordPipeline().one(["<", ">"]).states[1:]).at(SITE)
     difference = words.softmax(-1) @ values[:, 1:-1] - null
     assert torch.allclose(_edit("gated", "red blood")(call).delta, -call.merge(mass * difference), atol=1e-5)
 
 
 def test_the_gated_term_vanishes_where_the_prompt_takes_all_attention() -> None:
     edit = _edit("gated", "blood")
-    near = edit(_call([[1.0]], sharpness=40.0)).delta[:, :5].norm()
-    assert near < 1e-3 * edit(_call([[1.0]])).delta.norm()
+    near = edit(site_call([[1.0]], sharpness=40.0)).delta[:, :5].norm()
+    assert near < 1e-3 * edit(site_call([[1.0]])).delta.norm()
 
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 def test_the_mass_is_a_share(seed: int) -> None:
-    mass = _edit("gated", "blood", "a long sword")(_call([[1.0, 1.0]], seed)).mass
+    mass = _edit("gated", "blood", "a long sword")(site_call([[1.0, 1.0]], seed)).mass
     assert mass.shape == (1, HEADS, 6, 2)
     assert ((mass > 0) & (mass < 1)).all()
 
@@ -152,9 +102,9 @@ def test_an_unknown_form_is_refused() -> None:
 
 
 def test_the_projected_term_takes_back_the_component_along_the_concept() -> None:
-    call = _call([[1.0]])
+    call = site_call([[1.0]])
     scores, _, values = _by_hand(call, ["red", "blood"])
-    keys, empty = _Keys(_Pipeline()._one(["<", ">"]).states).at(SITE)
+    keys, empty = Keys(WordPipeline().one(["<", ">"]).states).at(SITE)
     null = ((call.query @ keys.transpose(-1, -2)) / WIDTH**0.5).softmax(-1) @ empty
     difference = scores[..., 1:-1].softmax(-1) @ values[:, 1:-1] - empty[:, 1:]
     heads = call.output.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
@@ -165,14 +115,14 @@ def test_the_projected_term_takes_back_the_component_along_the_concept() -> None
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 def test_at_strength_one_nothing_is_left_along_the_concept(seed: int) -> None:
-    edit, call = _edit("projected", "blood"), _call([[1.0]], seed)
+    edit, call = _edit("projected", "blood"), site_call([[1.0]], seed)
     call.output = call.output + edit(call).delta
     assert edit(call).delta.norm() < 1e-4 * call.output.norm()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_gradient_passes_through_the_term(form: str) -> None:
-    call = _call([[1.0, 0.5], [0.0, 1.0]])
+    call = site_call([[1.0, 0.5], [0.0, 1.0]])
     call.output.requires_grad_()
     call.query.requires_grad_()
     effect = _edit(form, "red blood", "sword")(call)
@@ -186,8 +136,8 @@ def test_a_gradient_passes_through_the_term(form: str) -> None:
 def test_what_was_kept_in_inference_mode_serves_a_gradient_too(form: str) -> None:
     edit = _edit(form, "red blood")
     with torch.inference_mode():
-        edit(_call([[1.0]]))
-    call = _call([[1.0]])
+        edit(site_call([[1.0]]))
+    call = site_call([[1.0]])
     call.query.requires_grad_()
     edit(call).delta.square().sum().backward()
     assert call.query.grad.isfinite().all()
@@ -195,7 +145,7 @@ def test_what_was_kept_in_inference_mode_serves_a_gradient_too(form: str) -> Non
 
 def test_a_concept_far_quieter_than_its_neighbour_is_still_looked_at() -> None:
     edit = _edit("gated", "red blood", "sword")
-    call = _call([[1.0, 1.0]])
+    call = site_call([[1.0, 1.0]])
     call.query = 1e4 * call.query  # scores thousands of nats apart
     effect = edit(call)
     assert effect.delta.isfinite().all()
@@ -203,8 +153,8 @@ def test_a_concept_far_quieter_than_its_neighbour_is_still_looked_at() -> None:
 
 
 def _joint_call(strengths: list[list[float]], image_keys: Tensor) -> SiteCall:
-    """The call of `_call`, its queries meeting keys of the image beside the prompt's."""
-    bare = _call(strengths)
+    """The call of `site_call`, its queries meeting keys of the image beside the prompt's."""
+    bare = site_call(strengths)
     keys, values = bare.prompt
     every = torch.cat([keys, image_keys.expand(len(strengths), -1, -1, -1)], 2)
     parts = (bare.site, bare.output, bare.query, lambda: keys, lambda: values, None, bare.strengths, 0.0)
@@ -220,8 +170,8 @@ def test_in_joint_attention_only_what_came_from_the_text_is_taken_back() -> None
     part = share[..., None] * answer
     torch.testing.assert_close(part, weights @ call.prompt_values)
     torch.testing.assert_close(share, weights.sum(-1))
-    empty, concept = (_Pipeline()._one(words) for words in (["<", ">"], ["<", "blood", ">"]))
-    (ek, ev), (_, cv) = (_Keys(text.states).at(SITE) for text in (empty, concept))
+    empty, concept = (WordPipeline().one(words) for words in (["<", ">"], ["<", "blood", ">"]))
+    (ek, ev), (_, cv) = (Keys(text.states).at(SITE) for text in (empty, concept))
     null = (call.query @ ek.transpose(-1, -2) / WIDTH**0.5).softmax(-1) @ ev
     direction = (cv[:, 1] - ev[:, -1])[None, :, None]  # one word: its own softmax is one everywhere
     along = ((part - share[..., None] * null) * direction).sum((1, 3)) / direction.square().sum((1, 3))
@@ -230,7 +180,7 @@ def test_in_joint_attention_only_what_came_from_the_text_is_taken_back() -> None
 
 
 def test_where_an_attention_reads_text_alone_the_general_term_is_the_projected_one() -> None:
-    call = _call([[1.0, 0.5]])
+    call = site_call([[1.0, 0.5]])
     assert torch.equal(*(_edit(form, "red blood", "sword")(call).delta for form in ("general", "projected")))
 
 
@@ -246,11 +196,11 @@ def test_in_joint_attention_the_general_term_is_bounded_by_the_mass_and_by_the_c
     torch.testing.assert_close(norms[2], JOINT * torch.minimum(norms[0], norms[1]), rtol=1e-4, atol=1e-5)
 
 
-class _Pooling(_Pipeline):
+class _Pooling(WordPipeline):
     """The same with texts as one vector besides: the sum of their words."""
 
-    def _one(self, words: list[str]) -> EncodedText:
-        return replace(super()._one(words), pooled=super()._one(words).states.sum(0))
+    def one(self, words: list[str]) -> EncodedText:
+        return replace(super().one(words), pooled=super().one(words).states.sum(0))
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
         return torch.stack([text.pooled for text in self.encode(texts) if text.pooled is not None])
@@ -262,8 +212,8 @@ def _pooled_call(pooled: Tensor, strength: float) -> StatesCall:
 
 
 def test_nothing_of_the_concept_is_left_in_a_pooled_text_of_which_all_is_taken_back() -> None:
-    _, edit = EIUP().edits(_concepts("blood"), EIUP.params, _Pooling())
-    blood = _Pooling()._one(["<", "blood", ">"]).states[1]  # what the word adds to a sum of words, with the comma's word
+    _, edit = EIUP().edits(concepts_of("blood"), EIUP.params, _Pooling())
+    blood = _Pooling().one(["<", "blood", ">"]).states[1]  # what the word adds to a sum of words, with the comma's word
     texts = _Pooling().pooled(["a picture of blood", "blood and snow"])
     _, once = edit(_pooled_call(texts, 1 / POOLED))
     _, twice = edit(_pooled_call(once, 1 / POOLED))
@@ -273,7 +223,7 @@ def test_nothing_of_the_concept_is_left_in_a_pooled_text_of_which_all_is_taken_b
 
 
 def test_a_pooled_text_that_leans_away_from_the_concept_stays() -> None:
-    _, edit = EIUP().edits(_concepts("blood"), EIUP.params, _Pooling())
+    _, edit = EIUP().edits(concepts_of("blood"), EIUP.params, _Pooling())
     direction, mean = edit._directions.directions[0], edit._directions.mean
     away = (mean - direction)[None]
     torch.testing.assert_close(edit(_pooled_call(away, 1.0))[1], away)
@@ -281,7 +231,7 @@ def test_a_pooled_text_that_leans_away_from_the_concept_stays() -> None:
 
 @given(length=st.floats(0, 4), strength=st.floats(0, 8))
 def test_a_pooled_text_never_goes_further_past_the_ordinary_ones_than_stated(length: float, strength: float) -> None:
-    _, edit = EIUP().edits(_concepts("blood"), EIUP.params, _Pooling())
+    _, edit = EIUP().edits(concepts_of("blood"), EIUP.params, _Pooling())
     direction, mean = edit._directions.directions[0], edit._directions.mean
     made = edit(_pooled_call((mean + length * direction)[None], strength))[1][0]
     left = (made - mean) @ direction / direction.square().sum()
@@ -290,8 +240,8 @@ def test_a_pooled_text_never_goes_further_past_the_ordinary_ones_than_stated(len
 
 def test_what_a_site_makes_of_the_words_is_made_once_for_every_time_that_it_comes_back_to() -> None:
     """In joint attention the words have other keys at every step, and the same again in the next request."""
-    tokens = ConceptTokens.of(_concepts("blood"), _Pipeline())
-    first, second = (_Keys(text.states).at(SITE) for text in (_Pipeline()._one(["<", "blood", ">"]) for _ in range(2)))
+    tokens = ConceptTokens.of(concepts_of("blood"), WordPipeline())
+    first, second = (Keys(text.states).at(SITE) for text in (WordPipeline().one(["<", "blood", ">"]) for _ in range(2)))
     made = []
     for source in (first, second, first, second):
         tokens._keys = SimpleNamespace(at=lambda site, source=source: source)

@@ -1,0 +1,54 @@
+"""``vsf``: the erasure prompt's words stand among the keys that image tokens meet, with values whose sign is turned (Value Sign
+Flip, arXiv 2508.10931).
+
+There is one softmax over every key and the words of the active concepts, so that a concept takes no more than it wins of the
+attention. With O the attention's output, m the share that a concept's words would win beside every key, A_E what they answer,
+and s the strength (the paper's lambda): o = m / (1 - m), p = 1 / (1 + sum o), O <- p O - s p sum o A_E, sums over the concepts
+that are active in a row.
+
+The paper appends a whole negative prompt; here only its words are, not the tokens that open and close every text. Prompt
+tokens never meet the flipped ones, as in the paper, and there is no attention bias on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from safeguard.erasing import PROTOCOL, ConceptTokens, Edit, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit
+from safeguard.policy import Concept
+
+
+class _Flip(TextSiteEdit):
+    """The flipped words of several concepts, in one softmax."""
+
+    def __init__(self, tokens: ConceptTokens) -> None:
+        self.concepts = tokens.concepts
+        self._tokens = tokens
+
+    def select(self, columns: Sequence[int]) -> _Flip:
+        return _Flip(self._tokens.select(columns))
+
+    def __call__(self, call: SiteCall) -> SiteEffect:
+        reading = self._tokens.read(call)
+        active = (call.strengths != 0)[:, None, None, :]
+        odds = reading.mass(call.log_mass).logit(1e-7).exp() * active  # [R, H, N, C]
+        left = 1 / (1 + odds.sum(-1))  # of the attention, to every other key: [R, H, N]
+        mass = left[..., None] * odds
+        output = call.output.unflatten(-1, (call.site.heads, call.site.head_dim)).transpose(1, 2)
+        lost = call.merge(output * (left - 1)[..., None].to(output.dtype))
+        return SiteEffect(lost + reading.taken(call.strengths[:, None, None, :] * mass), mass)
+
+
+class VSF:
+    """The eraser; see the module."""
+
+    protocol: ClassVar[int] = PROTOCOL
+    name: ClassVar[str] = "vsf"
+    version: ClassVar[str] = "1.0"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 1.0, "medium": 2.0, "strong": 3.5, "max": 5.0}
+    params: ClassVar[Mapping[str, Any]] = {}
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        return [_Flip(ConceptTokens.of(concepts, pipeline, plain=True))]

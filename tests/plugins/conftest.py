@@ -1,0 +1,8 @@
+"""Lets the tests of terms share their pipeline of words."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))

@@ -1,0 +1,61 @@
+"""A pipeline of words for the tests of terms: every word a token, one attention, everything small enough to write out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from safeguard.erasing import EncodedText, SiteCall, TextSite
+from safeguard.policy import Concept
+
+HEADS, WIDTH, TEXT = 2, 4, 8
+SITE = TextSite(0, "site", HEADS, WIDTH, WIDTH**-0.5)
+
+
+class Keys:
+    """Tokens projected by two fixed matrices, as an attention's own layers would."""
+
+    def __init__(self, states: Tensor) -> None:
+        generator = torch.Generator().manual_seed(1)
+        k, v = (torch.randn(TEXT, HEADS * WIDTH, generator=generator) for _ in range(2))
+        self._pair = tuple((states @ m).unflatten(-1, (HEADS, WIDTH)).transpose(0, 1) for m in (k, v))
+
+    def at(self, site: TextSite) -> tuple[Tensor, Tensor]:
+        return self._pair[0], self._pair[1]
+
+
+class WordPipeline:
+    """Words are tokens; every text opens and closes with a token of its own."""
+
+    name = "words"
+    sites = (SITE,)
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        return [self.one(["<", *text.split(), ">"]) for text in texts]
+
+    def one(self, words: list[str]) -> EncodedText:
+        rows = [torch.randn(TEXT, generator=torch.Generator().manual_seed(sum(map(ord, word)))) for word in words]
+        return EncodedText(" ".join(words[1:-1]), torch.stack(rows), range(1, len(words) - 1), range(len(words)))
+
+    def keys(self, texts: Sequence[EncodedText]) -> Keys:
+        return Keys(torch.cat([text.states for text in texts]))
+
+    def pooled(self, texts: Sequence[str]) -> Tensor | None:
+        return None
+
+
+def concepts_of(*phrases: str) -> list[Concept]:
+    return [Concept(id=f"c{place}", phrases=(phrase,)) for place, phrase in enumerate(phrases)]
+
+
+def site_call(strengths: list[list[float]], seed: int = 0, sharpness: float = 1.0) -> SiteCall:
+    generator = torch.Generator().manual_seed(seed)
+    rows, tokens = len(strengths), 6
+    query = torch.randn(rows, HEADS, tokens, WIDTH, generator=generator)
+    keys, values = (torch.randn(rows, HEADS, 5, WIDTH, generator=generator) for _ in range(2))
+    if sharpness != 1.0:  # the prompt's keys look the same way as the queries: nothing is left for a concept
+        keys = sharpness * query[:, :, :5]
+    output = torch.randn(rows, tokens, HEADS * WIDTH, generator=generator)
+    return SiteCall(SITE, output, query, lambda: keys, lambda: values, None, torch.tensor(strengths), 0.0)

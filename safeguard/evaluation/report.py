@@ -61,17 +61,17 @@ def write_report(path: Path, story: Story, log: VerifyReport, record: dict[str, 
 
 
 def shipped_results(pipeline: str) -> dict[str, Any] | None:
-    """The full measurement of the demo pipeline of this class in a checkout's docs, or None where there is none: count, rows as
-    texts and as `Row` values.
+    """The full measurements of the demo pipeline of this class in a checkout's docs, or None where there are none: count, rows
+    as texts and as `Row` values; what evidence opens stands behind the unprotected run.
     """
     from safeguard.demo.pipelines import KINDS
 
     kind = next((kind for kind, name in KINDS.items() if name == pipeline), None)
-    file = Path(__file__).parents[2] / "docs" / "results" / f"demo-{kind}.json"
-    if not file.is_file():
+    files = [Path(__file__).parents[2] / "docs" / "results" / f"{what}-{kind}.json" for what in ("adaptive", "demo")]
+    if not all(file.is_file() for file in files):
         return None
-    data = json.loads(file.read_text("utf-8"))
-    rows = from_json(data["rows"])
+    opened, data = (json.loads(file.read_text("utf-8")) for file in files)
+    rows = from_json([*opened["rows"], *(row for row in data["rows"] if row["method"] != UNPROTECTED)])
     return {"count": data["settings"]["count"], "rows": _table(rows), "values": rows}
 
 

@@ -53,7 +53,7 @@ def test_the_refusal_is_told_without_the_prompt(walked: tuple[Path, str, bool]) 
     assert "picture" not in message
 
 
-@pytest.mark.parametrize(("pipeline", "modes"), [("StableDiffusionPipeline", 4), ("StableDiffusion3Pipeline", 3)])
+@pytest.mark.parametrize(("pipeline", "modes"), [("StableDiffusionPipeline", 6), ("StableDiffusion3Pipeline", 5)])
 def test_the_full_measurement_is_that_of_the_same_pipeline(pipeline: str, modes: int) -> None:
     full = shipped_results(pipeline)
     assert full is not None

@@ -45,7 +45,7 @@ class Gauge:
                 "calibrate this pipeline",
                 missing="calibration",
             )
-        score = math.fsum(weight * feature for weight, feature in zip(self.weights, features, strict=True)) + self.offset
+        score = sum(weight * feature for weight, feature in zip(self.weights, features, strict=True)) + self.offset
         return score if math.isfinite(score) else math.inf  # what cannot be read opens
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from safeguard.erasing import Calibration, Fingerprint, Gauge, Sighting
@@ -77,6 +77,8 @@ def test_it_covers_a_concept_only_with_the_phrases_that_were_calibrated() -> Non
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=2, max_size=2))
+@example([math.inf, math.inf])
+@example([-1e308, 1e308])
 def test_a_score_is_a_number_or_opens(features: list[float]) -> None:
     score = GAUGE.score(features)
     if all(map(math.isfinite, features)) and math.isfinite(features[0] - 2 * features[1]):

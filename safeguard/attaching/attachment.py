@@ -84,6 +84,21 @@ class Attachment:
         return any(part.text.pooled for part in self.parts.values())
 
     @property
+    def main(self) -> str:
+        """The denoiser that makes the image."""
+        return self._encoding.main
+
+    @property
+    def watched_sites(self) -> list[Site]:
+        """The text sites at which evidence is taken: those of the main denoiser."""
+        return [site for site in self._sites if site.owner == self.main]
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What a calibration of this pipeline is bound to."""
+        return looking.fingerprint_of(self.name, self.watched_sites)
+
+    @property
     def encoding_lock(self) -> AbstractContextManager[object]:
         """Held while texts are encoded, by erasers and by requests."""
         return self._encoding.lock
@@ -105,10 +120,9 @@ class Attachment:
         """What a request's texts will be in the denoiser's arguments, for a pipeline that does not say when it encodes."""
         if self.roles.positive:
             return [], []
-        main = self._encoding.main
-        path = self.parts[main].text.states
+        path = self.parts[self.main].text.states
         plus, minus = (
-            [row[path] for row in self._encoding.rows(main, [one or "" for one in some])] for some in (texts, against)
+            [row[path] for row in self._encoding.rows(self.main, [one or "" for one in some])] for some in (texts, against)
         )
         return [plus], [minus]
 
@@ -356,20 +370,6 @@ class Attachment:
             changed = texts.predicted(state, prediction, call, self.parts, self._encoding)
         state.leave()
         return changed
-
-    @property
-    def main(self) -> str:
-        """The denoiser that makes the image."""
-        return self._encoding.main
-
-    @property
-    def watched_sites(self) -> list[Site]:
-        """The text sites at which evidence is taken: those of the main denoiser."""
-        return [site for site in self._sites if site.owner == self.main]
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        return looking.fingerprint_of(self.name, self.watched_sites)
 
     # whose call it is
 

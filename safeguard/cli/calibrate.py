@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from safeguard.cli.generate import GuidanceOption, StepsOption, open_pipeline, read_prompts
-from safeguard.cli.output import JsonOption, emit, stderr
+from safeguard.cli.output import JsonOption, emit, progress_bar
 from safeguard.errors import SafeguardError
 from safeguard.policy import load_policy
 
@@ -49,8 +48,7 @@ def calibrate(
     pipe, call = open_pipeline(pipeline, steps, guidance)
     import safeguard
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("prompts", total=None)
 
         def advance(done: int, of: int) -> None:

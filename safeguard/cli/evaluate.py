@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from safeguard.cli.output import EXIT_TESTS_FAILED, EXIT_USAGE, JsonOption, emit, stderr
+from safeguard.cli.output import EXIT_TESTS_FAILED, EXIT_USAGE, JsonOption, emit, progress_bar, stderr
 from safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def _measure(
     settings = settings_of(studio, split, count, seed, batch)
     minutes = total * _seconds_per_image(studio, cases(BENIGN, split, min(batch, count), seed)) / 60
     stderr.print(f"{total} pictures, about {minutes:.0f} min on this machine as it is now", highlight=False)
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=total)
 
         def advance(title: str, images: int) -> None:
@@ -190,11 +189,6 @@ def _seconds_per_image(studio: Studio, some: Sequence[Case]) -> float:
     begun = time.perf_counter()
     studio.paint(some)
     return (time.perf_counter() - begun) / len(some)
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=stderr, transient=True)
 
 
 def _words(text: str) -> list[str]:

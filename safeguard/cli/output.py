@@ -7,13 +7,16 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from safeguard.errors import PolicyError, Problem, SafeguardError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 EXIT_OK, EXIT_UNEXPECTED, EXIT_USAGE, EXIT_INVALID, EXIT_TESTS_FAILED = range(5)
 
@@ -50,6 +53,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return None
     return value
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr for work that takes minutes, gone when it is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True)
 
 
 def exit_code(error: SafeguardError) -> int:

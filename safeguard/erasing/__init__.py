@@ -1,6 +1,6 @@
 """What every eraser shares: the five seams, the protocol, the registry, the compiled plan and the activation of a request."""
 
-from safeguard.erasing.calibration import UNBOUND, Calibration, Fingerprint, Gauge
+from safeguard.erasing.calibration import Calibration, Fingerprint, Gauge
 from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength
 from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
 from safeguard.erasing.plan import Plan, PlannedConcept, compile_plan
@@ -29,7 +29,6 @@ from safeguard.erasing.seams import (
 __all__ = [
     "GROUP",
     "PROTOCOL",
-    "UNBOUND",
     "Calibration",
     "ConceptTokens",
     "Edit",

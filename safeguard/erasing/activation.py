@@ -56,7 +56,7 @@ class ActiveEdit:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Acted:
     """What one concept's erasure did in one image: mean attention mass (None: the method measures none), mean relative
     change of the output at the text sites, how many sites, and the first and last step.
     """
@@ -136,7 +136,7 @@ class Running:
             return given
         return self.watching.strength(row.image, self.plan.concepts[column].concept.id)
 
-    def evidence(self) -> dict[tuple[int, int], Evidence]:
+    def evidence(self) -> dict[tuple[int, int], Acted]:
         """What was done, by (image, column). Brings the sums from the device."""
         tallies: defaultdict[tuple[int, int], _Tally] = defaultdict(_Tally)
         for act in self.acts:
@@ -188,8 +188,8 @@ class _Tally:
         self.sites |= act.sites
         self.steps += [act.first, act.last]
 
-    def evidence(self) -> Evidence:
-        return Evidence(
+    def evidence(self) -> Acted:
+        return Acted(
             self.mass / self.masses if self.masses else None,
             self.change / self.changes if self.changes else None,
             len(self.sites),

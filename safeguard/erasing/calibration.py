@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -96,6 +96,12 @@ class Calibration:
     policy_revision: str
     step: int = 0
     origin: str = field(default="", compare=False)
+
+    @classmethod
+    def blank(cls, concepts: Iterable[Concept], rate: float, policy_revision: str, step: int = 0) -> Calibration:
+        """For looking only: it covers ``concepts``, judges none of them, and fits any pipeline."""
+        gauges = {one.id: Gauge(one.phrases, (), 0.0, math.inf) for one in concepts}
+        return cls(UNBOUND, gauges, rate, policy_revision, step)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:

@@ -10,7 +10,6 @@ import argparse
 import copy
 import functools
 import json
-import math
 import platform
 import sys
 import time
@@ -28,7 +27,7 @@ from rich.table import Table
 
 import safeguard
 from safeguard.attaching.probe import flops
-from safeguard.erasing import UNBOUND, Calibration, Gauge
+from safeguard.erasing import Calibration
 from safeguard.errors import SafeguardError
 from safeguard.evaluation.metrics import Figure, median
 from safeguard.evaluation.shapes import SHAPES
@@ -124,11 +123,11 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def never(pipe: Any, policy: Policy, call: dict[str, Any]) -> Calibration:
     """A calibration by which the adaptive concepts of ``policy`` are looked for, and none is ever seen."""
-    blank = {one.id: Gauge(one.phrases, (), 0.0, math.inf) for one in policy.concepts.values()}
-    with safeguard.protect(pipe, policy, screener=None, calibration=Calibration(UNBOUND, blank, 0.0, policy.revision)) as guard:
+    blank = Calibration.blank(policy.concepts.values(), 0.0, policy.revision)
+    with safeguard.protect(pipe, policy, screener=None, calibration=blank) as guard:
         (features,) = guard.look([SHORT], **call)
-    deaf = {name: replace(gauge, weights=(0.0,) * len(features[0])) for name, gauge in blank.items()}
-    return Calibration(UNBOUND, deaf, 0.0, policy.revision)
+    deaf = {name: replace(gauge, weights=(0.0,) * len(features[0])) for name, gauge in blank.gauges.items()}
+    return replace(blank, gauges=deaf)
 
 
 def scenes() -> tuple[tuple[str, Policy, Any, float], ...]:

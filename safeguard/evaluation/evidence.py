@@ -24,7 +24,7 @@ from safeguard.demo.captions import prompts
 from safeguard.demo.world import CONCEPTS
 from safeguard.erasing import Calibration
 from safeguard.errors import CapabilityError
-from safeguard.evaluation.screening import auc
+from safeguard.evaluation.screening import auc, rate_at
 from safeguard.evaluation.studio import load_pipeline, quiet_libraries
 from safeguard.policy import load_policy
 
@@ -45,14 +45,15 @@ CHANGES: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def scores(pipe: Any, calibration: Calibration, texts: Sequence[str], call: Mapping[str, Any], seed: int) -> Scores:
+def scores(
+    guard: safeguard.Guard, calibration: Calibration, texts: Sequence[str], call: Mapping[str, Any], seed: int
+) -> Scores:
     """What the gauges say of each prompt, in standard deviations above ordinary prompts."""
     found = []
-    with safeguard.protect(pipe, load_policy(POLICY), screener=None, calibration=calibration) as guard:
-        for start in range(0, len(texts), BATCH):
-            some = list(texts[start : start + BATCH])
-            noise = [torch.Generator().manual_seed(seed + start + place) for place in range(len(some))]
-            found += guard.look(some, generator=noise, **call)
+    for start in range(0, len(texts), BATCH):
+        some = list(texts[start : start + BATCH])
+        noise = [torch.Generator().manual_seed(seed + start + place) for place in range(len(some))]
+        found += guard.look(some, generator=noise, **call)
     gauges = list(calibration.gauges.values())
     return np.array([[gauge.score(one) for gauge, one in zip(gauges, image, strict=True)] for image in found])
 
@@ -78,7 +79,7 @@ def compared(seen: Mapping[str, Scores], calibration: Calibration) -> dict[str, 
         implicit, explicit = (seen[f"{kind} {concept}"][:, column] for kind in ("implicit", "explicit"))
         found[concept] = {
             "auroc_implicit": auc(implicit, benign),
-            "tpr_at_1_fpr": float((implicit > np.quantile(benign, 0.99)).mean()),
+            "tpr_at_1_fpr": rate_at(implicit, benign, 0.01),
             "opened_implicit": float((implicit >= gauge.threshold).mean()),
             "opened_explicit": float((explicit >= gauge.threshold).mean()),
             "opened_benign": float((benign >= gauge.threshold).mean()),
@@ -98,7 +99,8 @@ def measure(kind: str, split: str, count: int, steps: Sequence[int], say: Callab
     cells = cells_of(split, count)
 
     def seen_under(calibration: Calibration, options: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        seen = {name: scores(pipe, calibration, texts, options, 10_000) for name, texts in cells.items()}
+        with safeguard.protect(pipe, load_policy(POLICY), screener=None, calibration=calibration) as guard:
+            seen = {name: scores(guard, calibration, texts, options, 10_000) for name, texts in cells.items()}
         return compared(seen, calibration)
 
     by_step, by_change = {}, {}

@@ -120,17 +120,13 @@ def quiet_libraries() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-def open_studio(
-    pipeline: str | os.PathLike[str] = "unet", judge: Path | None = None, calibration: Path | None = None
-) -> Studio:
-    """The demo pipeline (or the one in a folder) with the demo's judge, settings and, unless another is given, calibration
-    (a folder has none of its own). Raises AssetError.
+def open_studio(pipeline: str | os.PathLike[str] = "unet", judge: Path | None = None) -> Studio:
+    """The demo pipeline with its calibration (or the one in a folder, without), and the demo's judge and settings. Raises
+    AssetError.
     """
     from safeguard import demo
 
-    if calibration is None and not Path(pipeline).is_dir():
-        calibration = demo.calibration(os.fspath(pipeline))
-    gauged = None if calibration is None else Calibration.load(calibration)
+    gauged = None if Path(pipeline).is_dir() else Calibration.load(demo.calibration(os.fspath(pipeline)))
     try:
         return Studio(load_pipeline(pipeline), demo.Judge(judge), demo.STEPS, demo.GUIDANCE, gauged)
     except ModuleNotFoundError as fault:

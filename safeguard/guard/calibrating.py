@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from safeguard.erasing import UNBOUND, Calibration, Gauge
+from safeguard.erasing import Calibration, Gauge
 from safeguard.errors import CapabilityError
 from safeguard.guard.guard import Guard, PolicySource, loaded
 from safeguard.policy import Concept, derive
@@ -61,7 +61,7 @@ def calibrate(
     concepts = [one for one in whole.concepts.values() if one.activation == "adaptive" and one.action != "flag"]
     if not concepts:
         raise CapabilityError(f"policy {whole.name!r} has no adaptive concept to calibrate", missing="an adaptive concept")
-    blank = Calibration(UNBOUND, {one.id: Gauge(one.phrases, (), 0.0, 0.0) for one in concepts}, rate, whole.revision, step)
+    blank = Calibration.blank(concepts, rate, whole.revision, step)
     total = len(texts) * (1 + len(concepts)) + sum(len(one.safe_examples) for one in concepts)
     done = 0
     with Guard(pipe, derive(whole, concepts=[one.id for one in concepts]), None, None, example, blank) as guard:

@@ -20,8 +20,7 @@ from safeguard.audit import (
     image_digest,
 )
 from safeguard.erasing import Plan, Seam
-from safeguard.erasing.activation import Evidence as Tally
-from safeguard.erasing.activation import Running
+from safeguard.erasing.activation import Acted, Running
 from safeguard.errors import CapabilityError
 from safeguard.guard.asking import Asked
 from safeguard.guard.deciding import Decided, RowDecision, with_erasure
@@ -74,12 +73,11 @@ def require_evidence(state: Running) -> None:
             "leave calibration out: then adaptive concepts act in every image",
             missing="evidence",
         )
-    acted = state.evidence()
     due = max(state.watching.step, state.first_step)
     for (image, name), sighting in state.watching.seen.items():
         if not sighting.opened or not state.watching.strength(image, name):
             continue
-        never = sighting.step == state.step and (image, state.plan.columns[name]) not in acted
+        never = sighting.step == state.step and (image, state.plan.columns[name]) not in state.evidence()
         if never or sighting.step > due:
             raise CapabilityError(
                 f"concept {name!r} was seen in step {sighting.step}, too late to be erased, so the image is withheld; use more "
@@ -217,7 +215,7 @@ def _seen(state: Running, plan: Plan, image: int) -> dict[str, Seen]:
     }
 
 
-def _applied(plan: Plan, erased: Sequence[str], image: int, evidence: dict[tuple[int, int], Tally]) -> tuple[Applied, ...]:
+def _applied(plan: Plan, erased: Sequence[str], image: int, evidence: dict[tuple[int, int], Acted]) -> tuple[Applied, ...]:
     found = []
     for planned in plan.concepts:
         name = planned.concept.id

@@ -12,7 +12,7 @@ import torch
 from families import PROMPTS, call_of
 
 import safeguard
-from safeguard.erasing import UNBOUND, Calibration, Gauge
+from safeguard.erasing import Calibration, Gauge
 from safeguard.policy import Concept, Policy, Settings
 from safeguard.policy.snapshot import canonical_json, snapshot
 from safeguard.screening import Screening
@@ -37,7 +37,7 @@ def always(eraser: str) -> Policy:
 def calibrated(pipe: Any, chosen: Policy, opens: Sequence[int]) -> Calibration:
     """A calibration by which the prompts of ``PROMPTS`` at these places open every adaptive concept, and the others none."""
     adaptive = [one for one in chosen.concepts.values() if one.activation == "adaptive"]
-    blank = Calibration(UNBOUND, {one.id: Gauge(one.phrases, (), 0.0, 0.0) for one in adaptive}, 0.01, chosen.revision)
+    blank = Calibration.blank(adaptive, 0.01, chosen.revision)
     with safeguard.protect(pipe, chosen, screener=None, calibration=blank) as guard:
         seen = np.array(guard.look(**call_of(pipe, PROMPTS)))  # [prompts, concepts, features]
         fingerprint = guard.attachment.fingerprint

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from safeguard.erasing import ConceptTokens, EncodedText, EveryKey, SiteCall, St
 from safeguard.errors import CapabilityError
 
 
-def _edit(form: str, *phrases: str):  # type: ignore[no-untyped-def]
+def _edit(form: str, *phrases: str) -> Any:
     (edit,) = EIUP().edits(concepts_of(*phrases), {**EIUP.params, "form": form}, WordPipeline())
     return edit
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from worded import HEADS, SITE, WIDTH, Keys, WordPipeline, concepts_of, site_cal
 from safeguard.erasing import SiteCall
 
 
-def edit_of(*phrases: str):  # type: ignore[no-untyped-def]
+def edit_of(*phrases: str) -> Any:
     (edit,) = VSF().edits(concepts_of(*phrases), VSF.params, WordPipeline())
     return edit
 

@@ -32,11 +32,10 @@ class _Flip(TextSiteEdit):
     def __call__(self, call: SiteCall) -> SiteEffect:
         reading = self._tokens.read(call)
         active = (call.strengths != 0)[:, None, None, :]
-        odds = reading.mass(call.log_mass).logit(1e-7).exp() * active  # [R, H, N, C]
+        odds = reading.odds(call.log_mass) * active  # [R, H, N, C]
         left = 1 / (1 + odds.sum(-1))  # of the attention, to every other key: [R, H, N]
         mass = left[..., None] * odds
-        output = call.output.unflatten(-1, (call.site.heads, call.site.head_dim)).transpose(1, 2)
-        lost = call.merge(output * (left - 1)[..., None].to(output.dtype))
+        lost = call.merge(call.heads_of_output * (left - 1)[..., None].to(call.output.dtype))
         return SiteEffect(lost + reading.taken(call.strengths[:, None, None, :] * mass), mass)
 
 

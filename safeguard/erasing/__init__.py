@@ -1,7 +1,7 @@
 """What every eraser shares: the five seams, the protocol, the registry, the compiled plan and the activation of a request."""
 
 from safeguard.erasing.calibration import Calibration, Fingerprint, Gauge
-from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength
+from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength, number_of
 from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
 from safeguard.erasing.plan import Plan, PlannedConcept, compile_plan
 from safeguard.erasing.reading import ConceptTokens, PooledDirections, Reading
@@ -63,4 +63,5 @@ __all__ = [
     "Watch",
     "Watching",
     "compile_plan",
+    "number_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
@@ -70,3 +71,17 @@ def params_of(concept: Concept, eraser: Eraser) -> dict[str, Any]:
             missing=f"parameter {unknown[0]}",
         )
     return {**eraser.params, **concept.params}
+
+
+def number_of(
+    concept: Concept, eraser: Eraser, params: Mapping[str, Any], name: str, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """The parameter ``name`` as a number from ``least`` to ``most``. Raises CapabilityError for anything else."""
+    value = params[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise CapabilityError(
+            f"concept {concept.id!r}: params.{name} of {eraser.name!r} is a number from {least:g} to {most:g}, not {value!r}",
+            eraser=eraser.name,
+            missing=name,
+        )
+    return float(value)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SELECTIONS: Final = 32  # of the concepts that are active together, whose tokens are kept laid out
+LOUDEST: Final = 16.0  # log odds beyond which nothing is left beside a concept
 ORDINARY: Final = ("a picture of a person", "a picture of a house in the mountains", "a tree", "a dog on a street at night")
 
 
@@ -75,7 +76,7 @@ class _Places:
 @dataclass(frozen=True, slots=True, eq=False)
 class _AtSite:
     """What one site's layers make of the tokens, laid out as [E, C + 1] = T, the empty prompt's in the last column; copies that
-    only fill up have no part in any sum. Values are the words' alone, and 0 elsewhere.
+    only fill up have no part in any sum. Values are 0 where a token's do not count.
     """
 
     rest: tuple[Tensor, ...]  # the values that this was made from, and the empty prompt's keys and values
@@ -94,7 +95,7 @@ class ConceptTokens:
 
     A concept's values are meant beside the null answer, that of the token that ends the empty prompt: D = A_E - A_Z; with
     ``plain`` they are meant as they are. With ``whole`` the tokens that open and close a text have their part in a concept's
-    softmax; their values never have.
+    softmax, and with ``framed`` their values, too, have theirs in what it brings.
     """
 
     def __init__(
@@ -106,25 +107,34 @@ class ConceptTokens:
         *,
         whole: bool,
         plain: bool,
+        framed: bool,
     ) -> None:
         from torch.utils.weak import WeakTensorKeyDictionary
 
         self.concepts = tuple(concepts)
         self._places, self._length = places, length
         self._keys, self._empty = keys
-        self._whole, self._plain = whole, plain
+        self._whole, self._plain, self._framed = whole, plain, framed
         self._layout = places.layout(whole=whole, others=length)
         self._kept: Any = WeakTensorKeyDictionary()  # by the keys that it was made from: one a site and time
         self._narrowed: dict[tuple[int, ...], ConceptTokens] = {}
 
     @classmethod
-    def of(cls, concepts: Sequence[Concept], pipeline: Pipeline, *, whole: bool = False, plain: bool = False) -> ConceptTokens:
+    def of(
+        cls,
+        concepts: Sequence[Concept],
+        pipeline: Pipeline,
+        *,
+        whole: bool = False,
+        plain: bool = False,
+        framed: bool = False,
+    ) -> ConceptTokens:
         """Encoded by the pipeline's own encoders."""
         encoded = pipeline.encode([phrase for concept in concepts for phrase in concept.phrases])
         empty = pipeline.encode([""])[0]
         names, places = [concept.id for concept in concepts], _Places.of(concepts, encoded)
         keys = pipeline.keys(encoded), pipeline.keys([empty])
-        return cls(names, places, keys, len(empty.states), whole=whole, plain=plain)
+        return cls(names, places, keys, len(empty.states), whole=whole or framed, plain=plain, framed=framed)
 
     def select(self, columns: Sequence[int]) -> ConceptTokens:
         """The same for some of the concepts, in that order."""
@@ -134,7 +144,8 @@ class ConceptTokens:
                 self._narrowed.clear()
             names = [self.concepts[column] for column in chosen]
             places, keys = self._places.select(chosen), (self._keys, self._empty)
-            self._narrowed[chosen] = ConceptTokens(names, places, keys, self._length, whole=self._whole, plain=self._plain)
+            how = {"whole": self._whole, "plain": self._plain, "framed": self._framed}
+            self._narrowed[chosen] = ConceptTokens(names, places, keys, self._length, **how)
         return self._narrowed[chosen]
 
     def read(self, call: SiteCall) -> Reading:
@@ -160,11 +171,12 @@ class ConceptTokens:
             keys = torch.cat([keys[:, :end], empty_keys], 1)[:, places].transpose(-1, -2) * site.scale
             bias = torch.zeros(kinds.shape, device=keys.device).masked_fill(kinds == 0, float("-inf"))
             laid = places.unflatten(0, (-1, width))
-            words = (kinds == 2).unflatten(0, (-1, width))[:, :-1]
+            kinds = kinds.unflatten(0, (-1, width))[:, :-1]
+            words = kinds == 2
             values = values[:, laid[:, :-1].flatten()]
             if not self._plain:
                 values = values - empty_values[:, -1:]  # so that D = A_E V
-            values = values * words.flatten()[:, None]
+            values = values * ((kinds > 0) if self._framed else words).flatten()[:, None]
             across = values.float().transpose(-1, -2)
             same = torch.arange(width - 1, device=keys.device).repeat(len(laid))
             gram = (values.float() @ across) * (same[:, None] == same)
@@ -195,9 +207,16 @@ class Reading:
         """The share of attention that each concept wins beside keys whose log sum exp is ``rival`` [R, H, N]: [R, H, N, C].
         Of its ``words`` alone, or of all its tokens that have a part.
         """
+        return self._log_odds(rival, words).sigmoid()
+
+    def odds(self, rival: Tensor) -> Tensor:
+        """The same share against what is left beside it, m / (1 - m), of all tokens that have a part: [R, H, N, C]."""
+        return self._log_odds(rival, words=False).clamp(max=LOUDEST).exp()
+
+    def _log_odds(self, rival: Tensor, words: bool) -> Tensor:
         won = (self._raw[..., :-1] * self._at.words).sum(-2) if words else self._total[..., 0, :-1]  # [H, P, C]
-        share = (won.log() + (self._top[..., 0, :-1] - rival.transpose(0, 1).flatten(1)[..., None])).sigmoid()
-        apart: Tensor = share.unflatten(1, (self._rows, self._pixels)).transpose(0, 1)
+        odds = won.log() + (self._top[..., 0, :-1] - rival.transpose(0, 1).flatten(1)[..., None])
+        apart: Tensor = odds.unflatten(1, (self._rows, self._pixels)).transpose(0, 1)
         return apart
 
     def component(self) -> Tensor:

@@ -164,15 +164,24 @@ class SiteCall:
 
         At an attention over text alone the answer is the output, and the share, all of it, is None.
         """
+        return (self.heads_of_output, None) if self._every is None else self.answered(self.prompt_values)
+
+    def answered(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same as if the prompt's tokens had these values, [R, H, L, d]."""
         from safeguard.erasing.attention import attention
 
-        if self._every is None:
-            return self.output.unflatten(-1, (self.site.heads, self.site.head_dim)).transpose(1, 2), None
         mask = None if self.mask is None else self.mask.to(self.query.dtype)
-        keys, values = self.prompt
-        answer, sums = attention(self.query, keys, values, mask, scale=self.site.scale)
+        answer, sums = attention(self.query, self.prompt_keys, values, mask, scale=self.site.scale)
+        if self._every is None:
+            return answer, None
         log_mass = self.prompt_log_mass if sums is None else sums.float()
         return answer, (log_mass - self.log_mass).exp()
+
+    @property
+    def heads_of_output(self) -> Tensor:
+        """The output so far, head by head: [R, H, N, d]."""
+        heads: Tensor = self.output.unflatten(-1, (self.site.heads, self.site.head_dim))
+        return heads.transpose(1, 2)
 
     def _log_mass(self, keys: Tensor, mask: Tensor | None) -> Tensor:
         """In parts of the queries, so that not all scores of a large picture are held at once."""

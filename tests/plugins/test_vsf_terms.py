@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safeguard_plugins.vsf import VSF
 from torch import Tensor
-from worded import HEADS, SITE, WIDTH, Keys, WordPipeline, concepts_of, site_call
+from worded import HEADS, SITE, WIDTH, Keys, WordPipeline, attended, concepts_of, site_call
 
 from safeguard.erasing import SiteCall
 
@@ -18,13 +18,6 @@ from safeguard.erasing import SiteCall
 def edit_of(*phrases: str) -> Any:
     (edit,) = VSF().edits(concepts_of(*phrases), VSF.params, WordPipeline())
     return edit
-
-
-def attended(call: SiteCall) -> SiteCall:
-    """The same call with the output that its attention over the prompt gives."""
-    keys, values = call.prompt
-    answer = (call.query @ keys.transpose(-1, -2) * SITE.scale).softmax(-1) @ values
-    return SiteCall(SITE, call.merge(answer), call.query, lambda: keys, lambda: values, None, call.strengths, 0.0)
 
 
 def joined(call: SiteCall, *phrases: tuple[list[str], float]) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from safeguard.erasing import EncodedText, SiteCall, TextSite
+from safeguard.erasing import EncodedText, EveryKey, SiteCall, TextSite
 from safeguard.policy import Concept
 
 HEADS, WIDTH, TEXT = 2, 4, 8
@@ -59,3 +59,16 @@ def site_call(strengths: list[list[float]], seed: int = 0, sharpness: float = 1.
         keys = sharpness * query[:, :, :5]
     output = torch.randn(rows, tokens, HEADS * WIDTH, generator=generator)
     return SiteCall(SITE, output, query, lambda: keys, lambda: values, None, torch.tensor(strengths), 0.0)
+
+
+def attended(call: SiteCall, *, joint: bool = False) -> SiteCall:
+    """The same call with the output that its attention gives: over the prompt, or with ``joint`` over image tokens as well."""
+    keys, values = call.prompt
+    every = None
+    whole, brought = keys, values
+    if joint:
+        others = site_call(call.strengths.tolist(), seed=99).prompt
+        whole, brought = torch.cat([others[0], keys], 2), torch.cat([others[1], values], 2)
+        every = EveryKey(lambda: whole)
+    output = call.merge((call.query @ whole.transpose(-1, -2) * SITE.scale).softmax(-1) @ brought)
+    return SiteCall(SITE, output, call.query, lambda: keys, lambda: values, None, call.strengths, 0.0, every)

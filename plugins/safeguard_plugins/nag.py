@@ -1,0 +1,84 @@
+"""``nag``: Normalized Attention Guidance (arXiv 2505.21179): away from what attention would answer for the concept's text.
+
+With Z the attention's output, and Z' what it would be with the concept's text in place of the prompt's (in joint attention the
+image's own tokens stand beside either text), s the strength (the paper's phi), |.| the sum of absolute values over a token's
+vector, all heads together:
+
+    G = Z + s (Z - Z');  G <- G tau |Z| / |G| where |G| > tau |Z|;  Z <- a G + (1 - a) Z
+
+so that no feature is led away too far. Several active concepts of a row are one text: their tokens share one softmax, and s is
+the greatest of theirs.
+
+The authors' padding of the negative text is left out; only the tokens that are really in it are met. Where the denoiser reads a
+pooled text besides, the paper leaves that as it is, and so does this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from safeguard.erasing import (
+    PROTOCOL,
+    ConceptTokens,
+    Edit,
+    Pipeline,
+    Reading,
+    Seam,
+    SiteCall,
+    SiteEffect,
+    TextSiteEdit,
+    number_of,
+)
+from safeguard.policy import Concept
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Away(TextSiteEdit):
+    def __init__(self, tokens: ConceptTokens, tau: float, alpha: float) -> None:
+        self.concepts = tokens.concepts
+        self._tokens, self._tau, self._alpha = tokens, tau, alpha
+
+    def select(self, columns: Sequence[int]) -> _Away:
+        return _Away(self._tokens.select(columns), self._tau, self._alpha)
+
+    def __call__(self, call: SiteCall) -> SiteEffect:
+        reading = self._tokens.read(call)
+        positive = call.output.float()
+        away = call.strengths.amax(1)[:, None, None] * (positive - self._negative(call, reading))
+        guided = positive + away
+        size, reached = (vector.abs().sum(-1, keepdim=True) for vector in (positive, guided))
+        limit = (self._tau * size / reached.clamp_min(1e-12)).clamp(max=1)
+        changed = limit * away - (1 - limit) * positive  # G - Z, so that a strength of 0 changes nothing to the bit
+        return SiteEffect((self._alpha * changed).to(call.output.dtype), reading.mass(call.log_mass, words=True))
+
+    @staticmethod
+    def _negative(call: SiteCall, reading: Reading) -> Tensor:
+        """Z' with the tokens of a row's active concepts in the place of its prompt: [R, N, H * d], float32."""
+        odds = reading.odds(call.log_mass) * (call.strengths != 0)[:, None, None, :]
+        weight = odds.sum(-1, keepdim=True)  # of their attention, where all that the image meets now is 1
+        if not call.joint:
+            return -reading.taken(odds / weight.clamp_min(1e-12)).float()
+        answer, share = call.from_text
+        assert share is not None
+        weight = weight + (1 - share)[..., None]
+        of_image = (call.heads_of_output - answer * share[..., None]) / weight
+        return call.merge(of_image).float() - reading.taken(odds / weight).float()
+
+
+class NAG:
+    """The eraser; see the module."""
+
+    protocol: ClassVar[int] = PROTOCOL
+    name: ClassVar[str] = "nag"
+    version: ClassVar[str] = "1.0"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 2.0, "medium": 4.0, "strong": 8.0, "max": 12.0}
+    params: ClassVar[Mapping[str, Any]] = {"tau": 2.5, "alpha": 0.5}
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        tau = number_of(concepts[0], self, params, "tau", least=1)
+        alpha = number_of(concepts[0], self, params, "alpha", least=0, most=1)
+        return [_Away(ConceptTokens.of(concepts, pipeline, plain=True, framed=True), tau, alpha)]

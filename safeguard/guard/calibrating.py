@@ -24,6 +24,7 @@ Features = npt.NDArray[np.float64]  # [n, F]
 RATE: Final = 0.001
 FOLDS: Final = 5
 FEWEST: Final = 40  # ordinary prompts, with fewer of which nothing can be said of them
+OTHERS: Final = 4  # concepts whose prompts stand on the harmless side with their whole weight
 _FORMS: Final = ("{text}, {phrase}", "{phrase}, {text}", "{text} {phrase}")
 
 
@@ -116,7 +117,7 @@ def _gauge(
     foreign = np.empty((len(others), len(ordinary)))
     for number in range(FOLDS):
         out, kept = fold == number, fold != number
-        weights, offset = _fit(shown[kept], np.concatenate([ordinary[kept], harmless, *(one[kept] for one in others)]))
+        weights, offset = _fit(shown[kept], np.concatenate([ordinary[kept], harmless]), [one[kept] for one in others])
         unseen[out], caught[out] = (part[out] @ weights + offset for part in (ordinary, shown))
         for place, one in enumerate(others):
             foreign[place, out] = one[out] @ weights + offset
@@ -127,7 +128,7 @@ def _gauge(
             "knows, or make it always active",
             missing="evidence",
         )
-    weights, offset = _fit(shown, np.concatenate([ordinary, harmless, *others]))
+    weights, offset = _fit(shown, np.concatenate([ordinary, harmless]), others)
     threshold = NormalDist().inv_cdf(1 - rate)
     caught, unseen, foreign = ((part - mean) / spread for part in (caught, unseen, foreign))
     report = {
@@ -142,13 +143,18 @@ def _gauge(
     return Gauge(concept.phrases, tuple((weights / spread).tolist()), (offset - mean) / spread, threshold, report)
 
 
-def _fit(shown: Features, rest: Features) -> tuple[Features, float]:
-    """A logistic regression on standardised features, given back for the features as they are."""
+def _fit(shown: Features, ordinary: Features, others: Sequence[Features]) -> tuple[Features, float]:
+    """A logistic regression on standardised features, given back for the features as they are. Of a policy of many concepts the
+    others weigh no more than `OTHERS` of them would: they would outvote the ordinary prompts.
+    """
     from sklearn.linear_model import LogisticRegression
 
-    every = np.concatenate([shown, rest])
+    every = np.concatenate([shown, ordinary, *others])
     mean, scale = every.mean(0), every.std(0) + 1e-9
-    labels = np.repeat([1, 0], [len(shown), len(rest)])
-    model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=2000).fit((every - mean) / scale, labels)
+    labels = np.repeat([1, 0], [len(shown), len(every) - len(shown)])
+    emphasis = np.ones(len(every))
+    emphasis[len(shown) + len(ordinary) :] = min(1.0, OTHERS / max(1, len(others)))
+    model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=2000)
+    model.fit((every - mean) / scale, labels, sample_weight=emphasis)
     weights = np.asarray(model.coef_[0] / scale, dtype=np.float64)
     return weights, float(model.intercept_[0] - weights @ mean)

@@ -37,6 +37,17 @@ def test_the_same_prompts_and_seed_give_the_same(shared_pipe: Pipe, made: Any) -
     assert safeguard.calibrate(shared_pipe, ADAPTIVE, ORDINARY, call=CALL).digest == made.digest
 
 
+def test_many_related_concepts_do_not_outvote_ordinary_prompts(shared_pipe: Pipe) -> None:
+    names = ("Mira", "Tovi", "Lasse", "Orrin", "Pela", "Quint", "Rosk", "Sable", "Ulve", "Zora")
+    artists = [
+        concept(f"{name}-{place}", phrases=(f"in the style of {name} Abend",), activation="adaptive")
+        for name in names
+        for place in (1, 2)
+    ]
+    made = safeguard.calibrate(shared_pipe, policy(*artists), ORDINARY, call=CALL)
+    assert min(gauge.report["auroc"] for gauge in made.gauges.values()) > 0.95
+
+
 def test_it_leaves_the_pipeline_as_it_was(pipe: Pipe, made: Any, plain: torch.Tensor) -> None:
     assert same(generate(pipe, PROMPTS), plain)
 

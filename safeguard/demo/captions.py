@@ -142,25 +142,31 @@ def sample(rng: random.Random) -> Prompt:
     return Prompt(write(scene, tuple(order), "train", rng), scene, tuple(order))
 
 
-def prompts(split: str, cell: str, concept: str | None, count: int, *, seed: int = 0) -> list[Prompt]:
+def prompts(
+    split: str, cell: str, concept: str | None, count: int, *, seed: int = 0, colour: str | None = None
+) -> list[Prompt]:
     """``count`` different prompts of one cell, the same for the same arguments.
 
     ``cell`` is ``explicit`` (the concept is named, at a benign place), ``implicit`` (a place that brings the concept, never
-    named) or ``benign`` (neither; ``concept`` is then None). Raises ValueError for an unknown cell or when the split holds
-    fewer different prompts.
+    named), ``mixed`` (such a place, and another concept is named) or ``benign`` (nothing of these; ``concept`` is then None).
+    ``colour``: of subjects of this colour only. Raises ValueError for an unknown cell or when the split holds fewer different
+    prompts.
     """
-    if cell not in ("explicit", "implicit", "benign") or (concept is None) != (cell == "benign"):
+    if cell not in ("explicit", "implicit", "mixed", "benign") or (concept is None) != (cell == "benign"):
         raise ValueError(f"no cell {cell!r} with concept {concept!r}")
-    places = BENIGN_PLACES if cell != "implicit" else tuple(p for p in PLACES if IMPLICIT.get(p) == concept)
-    pool = combinations(split, places)
+    implied = cell in ("implicit", "mixed")
+    places = tuple(p for p in PLACES if IMPLICIT.get(p) == concept) if implied else BENIGN_PLACES
+    pool = [one for one in combinations(split, places) if colour in (None, one[1])]
     rng = random.Random(f"{split}:{cell}:{concept}:{seed}")
     found: dict[str, Prompt] = {}
     for _ in range(200 * count):
         if len(found) == count:
             return list(found.values())
-        subject, colour, place = rng.choice(pool)
-        scene = Scene(subject, colour, place, (concept,) if concept else ())
+        subject, hue, place = rng.choice(pool)
         named = (concept,) if cell == "explicit" and concept else ()
+        if cell == "mixed":
+            named = (rng.choice([other for other in CONCEPTS if other != concept]),)
+        scene = Scene(subject, hue, place, tuple(one for one in CONCEPTS if one in (concept, *named)))
         text = write(scene, named, split, rng)
         found.setdefault(text, Prompt(text, scene, named))
     raise ValueError(f"split {split!r} has only {len(found)} different prompts in cell {cell!r} of {concept!r}")

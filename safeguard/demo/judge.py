@@ -41,7 +41,12 @@ def split_logits(logits: Tensor) -> dict[str, Tensor]:
 
 
 def to_array(images: Sequence[Image] | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Images (PIL, or [n, h, w, 3] in 0..255 or 0..1) as float32 [n, 3, 64, 64] in [-1, 1]."""
+    """Images (PIL, or [n, h, w, 3] in 0..255 or 0..1), of any size, as float32 [n, 3, 64, 64] in [-1, 1]."""
+    if isinstance(images, np.ndarray) and len(images) and images.shape[1:3] != (SIZE, SIZE):
+        from PIL.Image import fromarray
+
+        bytes_of = images if images.dtype == np.uint8 else (255 * images).round().astype(np.uint8)
+        images = [fromarray(image) for image in bytes_of]
     if not isinstance(images, np.ndarray):
         images = np.stack([np.asarray(image.convert("RGB").resize((SIZE, SIZE))) for image in images])
     scale = 127.5 if images.dtype == np.uint8 else 0.5

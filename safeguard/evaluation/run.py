@@ -23,7 +23,7 @@ from safeguard.evaluation.methods import UNPROTECTED, Arm, unprotected
 from safeguard.evaluation.metrics import Pixels, likeness
 from safeguard.evaluation.store import CellStore
 from safeguard.evaluation.studio import Studio
-from safeguard.evaluation.suites import Case, Cell, cases, cells
+from safeguard.evaluation.suites import Case, Cell, cases
 
 ATTRIBUTES: Final = ("subject", "colour", "scene")
 KEPT: Final = 8  # pictures kept of each protected cell, for the contact sheet
@@ -90,7 +90,7 @@ def evaluate(
     """
     store = CellStore(out)
     results: list[CellResult] = []
-    wanted = [cell for cell in cells(concepts) if any(cell in arm.cells for arm in arms)]
+    wanted = sorted(dict.fromkeys(cell for arm in arms for cell in arm.cells), key=lambda cell: cell.concept is None)
     for cell in wanted:
         asked = cases(cell, settings.split, settings.count, settings.seed)
         plain = _cell(studio, unprotected(concepts), cell, asked, settings, store, advance, None, audit)

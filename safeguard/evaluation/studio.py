@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ class Studio:
     steps: int
     guidance: float
     calibration: Calibration | None = None  # by which adaptive concepts open; without one they act in every picture
+    options: Mapping[str, Any] = field(default_factory=dict)  # what else the pipeline is called with
     _screener: ScreenLike | None = None
 
     @property
@@ -60,8 +61,7 @@ class Studio:
             guidance_scale=self.guidance,
             generator=[torch.Generator().manual_seed(case.seed) for case in cases],
             output_type="pil",
-            **demo.call_options(self.pipe),
-            **more,
+            **{**demo.call_options(self.pipe), **self.options, **more},
         )
         return np.stack([np.asarray(image.convert("RGB")) for image in made.images])
 

@@ -12,23 +12,27 @@ from safeguard.demo.world import CONCEPTS, Scene
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One kind of prompt: ``explicit`` (the concept is named), ``implicit`` (it comes with the place), or ``benign``."""
+    """One kind of prompt: ``explicit`` (the concept is named), ``implicit`` (it comes with the place), ``mixed`` (it does, and
+    another is named), or ``benign``; of subjects of one ``colour`` only, or of all.
+    """
 
     kind: str
     concept: str | None = None
+    colour: str | None = None
 
     @property
     def name(self) -> str:
-        return self.kind if self.concept is None else f"{self.kind}-{self.concept}"
+        return "-".join(filter(None, (self.kind, self.concept, self.colour)))
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One picture to make: its prompt, its seed, and the scene that the prompt asks for."""
+    """One picture to make: its prompt, its seed, the scene that the prompt asks for, and the concepts that it names."""
 
     text: str
     seed: int
     scene: Scene
+    named: tuple[str, ...] = ()
 
 
 BENIGN = Cell("benign")
@@ -44,8 +48,8 @@ def cases(cell: Cell, split: str, count: int, seed: int = 0) -> list[Case]:
 
     A case's seed depends on ``seed`` and its prompt alone, so that every method paints it from the same noise.
     """
-    found = prompts(split, cell.kind, cell.concept, count, seed=seed)
-    return [Case(prompt.text, _seed_of(prompt.text, seed), prompt.scene) for prompt in found]
+    found = prompts(split, cell.kind, cell.concept, count, seed=seed, colour=cell.colour)
+    return [Case(prompt.text, _seed_of(prompt.text, seed), prompt.scene, prompt.named) for prompt in found]
 
 
 def _seed_of(text: str, seed: int) -> int:

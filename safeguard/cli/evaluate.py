@@ -97,6 +97,7 @@ def curve(
     strengths: Annotated[
         str, typer.Option(help="To try with every method that is given without one.")
     ] = "0.25,0.5,0.75,1,1.25,1.5,2",
+    modes: Annotated[str, typer.Option(help="Of alone, together, screened, adaptive, adaptive-screened.")] = "alone",
     concepts: ConceptsOption = "",
     batch: BatchOption = 20,
     seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 0,
@@ -106,21 +107,21 @@ def curve(
     judge: JudgeOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Erasure against retention over the strengths of each method, each concept alone, always on."""
+    """Erasure against retention over the strengths of each method."""
     import json
 
     from safeguard.evaluation import outputs, plots
     from safeguard.evaluation.methods import UNPROTECTED, Method, arms
     from safeguard.evaluation.summary import summarise
-    from safeguard.evaluation.tables import markdown, rich_tables
+    from safeguard.evaluation.tables import MODES, markdown, rich_tables
 
-    chosen = _concepts(concepts)
+    chosen, ways = _concepts(concepts), _modes(modes)
     tried = [
         (Method(method.eraser, method.params).name, strength, Method(method.eraser, method.params, strength))
         for method in map(Method.parse, _words(methods))
         for strength in _strengths(method, strengths)
     ]
-    wanted = [arm for _, _, method in tried for arm in arms(method, chosen, ("alone",))]
+    wanted = [arm for _, _, method in tried for arm in arms(method, chosen, ways)]
     _check_out(out, resume)
     settings, results = _measure(wanted, chosen, pipeline, judge, (split, count, seed, batch), out)
     rows = summarise(results, wanted, chosen)
@@ -131,8 +132,11 @@ def curve(
     title = f"Erasure against retention, {split} prompts, {count} a cell"
     for concept in (None, *chosen) if len(chosen) > 1 else chosen:
         points = [
-            (name, strength, next(row for row in rows if (row.method, row.concept) == (method.name, concept)))
+            (f"{name}, {MODES[mode]}" if len(ways) > 1 else name, strength, row)
+            for mode in ways
             for name, strength, method in tried
+            for row in rows
+            if (row.method, row.mode, row.concept) == (method.name, mode, concept)
         ]
         plotted.append(
             plots.curve(

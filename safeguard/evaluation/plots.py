@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,20 @@ from safeguard.evaluation.metrics import Figure
 from safeguard.evaluation.summary import Row
 from safeguard.evaluation.tables import MODES
 
-COLOURS: Final = ("#8a8f98", "#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#e8890c", "#0b7285", "#c2255c")
+MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+COLOURS: Final = (
+    "#8a8f98",
+    "#1f6feb",
+    "#d9480f",
+    "#2b8a3e",
+    "#862e9c",
+    "#e8890c",
+    "#0b7285",
+    "#c2255c",
+    "#5c940d",
+    "#364fc7",
+    "#7a4b12",
+)
 
 
 def _pyplot() -> Any:
@@ -73,38 +86,59 @@ def _label(method: str, mode: str) -> str:
 
 
 def curve(points: Sequence[tuple[str, float | None, Row]], path: Path, title: str) -> Path:
-    """Erasure against retention: a line a method over its strengths. ``points``: (method, strength, pooled row)."""
+    """Erasure against retention: a line a method over its strengths, in four panels: what is still shown for explicit and for
+    implicit prompts, against likeness of benign pictures and attributes kept. ``points``: (method, strength, pooled row).
+    """
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), sharey="row", sharex="col", layout="constrained")
     methods = list(dict.fromkeys(method for method, _, _ in points))
-    for axis, (kind, name) in zip(axes, (("likeness", "benign SSIM"), ("kept", "attributes kept")), strict=True):
-        for place, method in enumerate(methods):
-            own = [(strength, row) for one, strength, row in points if one == method]
-            colour = COLOURS[(place + 1) % len(COLOURS)]
-            for cell, style in (("explicit", "--"), ("implicit", "-")):
-                erased = [getattr(row, cell) for _, row in own]
-                kept = [row.likeness.value if kind == "likeness" else row.kept for _, row in own]
-                axis.errorbar(
-                    kept,
-                    [100 * value.value for value in erased],
-                    yerr=_error(erased, 100),
-                    xerr=_error([row.likeness for _, row in own]) if kind == "likeness" else None,
-                    fmt=f"o{style}",
-                    ms=4,
-                    lw=1.4,
-                    elinewidth=0.7,
-                    color=colour,
-                    alpha=1.0 if cell == "implicit" else 0.55,
-                    label=f"{method}, {cell}",
-                )
-            for (strength, row), value in zip(own, [row.implicit for _, row in own], strict=True):
-                if strength is not None:
-                    spot = (row.likeness.value if kind == "likeness" else row.kept, 100 * value.value)
-                    axis.annotate(f"{strength:g}", spot, textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour)
-        axis.set_xlabel(f"{name} (right is better)")
-    axes[0].set_ylabel("concept still shown, % (down is better)")
+    for line, kind in zip(axes, ("explicit", "implicit"), strict=True):
+        line[0].set_ylabel(f"{kind} prompts: concept still shown, %")
+        for axis, retention in zip(line, (_likeness, _kept), strict=True):
+            for place, method in enumerate(methods):
+                own = [(strength, row) for one, strength, row in points if one == method]
+                _line(axis, method, own, kind, retention, place)
+    for axis, name in zip(axes[1], ("likeness of benign pictures (SSIM)", "attributes kept, %"), strict=True):
+        axis.set_xlabel(f"{name}: right and down is better")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=140)
     pyplot.close(figure)
     return path
+
+
+def _likeness(row: Row) -> Figure:
+    return row.likeness
+
+
+def _kept(row: Row) -> Figure:
+    return Figure(100 * row.kept, 100 * row.kept, 100 * row.kept, 0)
+
+
+def _line(
+    axis: Any,
+    method: str,
+    points: Sequence[tuple[float | None, Row]],
+    kind: str,
+    retention: Callable[[Row], Figure],
+    place: int,
+) -> None:
+    erased = [getattr(row, kind) for _, row in points]
+    kept = [retention(row) for _, row in points]
+    colour, marker = COLOURS[(place + 1) % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    axis.errorbar(
+        [value.value for value in kept],
+        [100 * value.value for value in erased],
+        yerr=_error(erased, 100),
+        xerr=_error(kept),
+        fmt=f"{marker}-",
+        ms=5,
+        lw=1.4,
+        elinewidth=0.6,
+        color=colour,
+        label=method,
+    )
+    for (strength, _), x, y in zip(points, kept, erased, strict=True):
+        if strength is not None and len(points) > 1:
+            spot = (x.value, 100 * y.value)
+            axis.annotate(f"{strength:g}", spot, textcoords="offset points", xytext=(5, 4), fontsize=7, color=colour)

@@ -79,11 +79,13 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """Evidence from this image: the share of attention that the concept took, and the relative change of the output."""
+    """Evidence from this image: the share of attention that the concept took, in the mean and step by step (``course``: step
+    and share), and the relative change of the output. The record holds the first and the last share of the course.
+    """
 
     mass: float | None = None
-    mass_before: float | None = None
     relative_change: float | None = None
+    course: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,8 @@ def _applied(applied: Applied) -> Record:
         "sites": plain(applied.sites, "/applied/sites"),
         "effect": {
             "mass": plain(effect.mass, "/applied/effect/mass"),
-            "mass_before": plain(effect.mass_before, "/applied/effect/mass_before"),
+            "mass_first": plain(effect.course[0][1] if effect.course else None, "/applied/effect/mass_first"),
+            "mass_last": plain(effect.course[-1][1] if effect.course else None, "/applied/effect/mass_last"),
             "relative_change": plain(effect.relative_change, "/applied/effect/relative_change"),
         },
     }

@@ -26,6 +26,15 @@ class Row:
 
 
 @dataclass(eq=False)
+class _Stretch:
+    """What the acts at text sites in one step found, summed on the device."""
+
+    mass: Any = None  # [R, C]
+    change: Any = None  # [R]
+    count: int = 0
+
+
+@dataclass(eq=False)
 class ActiveEdit:
     """An edit with the rows and concepts that it acts on, and the evidence of its acts, summed on the device."""
 
@@ -35,9 +44,7 @@ class ActiveEdit:
     index: slice | Tensor  # of the rows
     columns: Sequence[int]  # of the plan
     strengths: Tensor  # [R, C]
-    mass: Any = None  # [R, C], summed over acts at text sites
-    change: Any = None  # [R]
-    count: int = 0  # acts at text sites
+    course: dict[int, _Stretch] = field(default_factory=dict)  # by step
     sites: set[int] = field(default_factory=set)
     first: int = -1
     last: int = -1
@@ -46,19 +53,22 @@ class ActiveEdit:
         """Add the evidence of one act: relative ``change`` [R] and attention ``mass`` [R, C] at a text site."""
         self.first = step if self.first < 0 else self.first
         self.last = step
-        if site is not None:
-            self.sites.add(site)
-            self.count += 1
+        if site is None:
+            return
+        self.sites.add(site)
+        stretch = self.course.setdefault(step, _Stretch())
+        stretch.count += 1
         if change is not None:
-            self.change = change if self.change is None else self.change + change
+            stretch.change = change if stretch.change is None else stretch.change + change
         if mass is not None:
-            self.mass = mass if self.mass is None else self.mass + mass
+            stretch.mass = mass if stretch.mass is None else stretch.mass + mass
 
 
 @dataclass(frozen=True, slots=True)
 class Acted:
     """What one concept's erasure did in one image: mean attention mass (None: the method measures none), mean relative
-    change of the output at the text sites, how many sites, and the first and last step.
+    change of the output at the text sites, how many sites, and the first and last step. ``course`` has the mass step by step,
+    (step, mass), and is empty where none is measured.
     """
 
     mass: float | None
@@ -66,6 +76,7 @@ class Acted:
     sites: int
     first: int
     last: int
+    course: tuple[tuple[int, float], ...]
 
 
 @dataclass(eq=False)
@@ -143,13 +154,19 @@ class Running:
             if act.first < 0:
                 continue
             strengths = act.strengths.tolist()
-            mass = None if act.mass is None else act.mass.tolist()
-            change = None if act.change is None else act.change.tolist()
+            found = [(step, one.count, _listed(one.mass), _listed(one.change)) for step, one in act.course.items()]
             for place, image in enumerate(act.images):
                 for spot, column in enumerate(act.columns):
                     if image is not None and strengths[place][spot] > 0:
                         tally = tallies[image, column]
-                        tally.add(act, None if mass is None else mass[place][spot], None if change is None else change[place])
+                        tally.reached(act)
+                        for step, count, mass, change in found:
+                            tally.add(
+                                step,
+                                count,
+                                None if mass is None else mass[place][spot],
+                                None if change is None else change[place],
+                            )
         return {key: tally.evidence() for key, tally in tallies.items()}
 
     def active(
@@ -173,29 +190,38 @@ class Running:
 class _Tally:
     """The evidence of one concept in one image, summed over the stretches of a run in which the active rows were the same."""
 
-    mass: float = 0.0
-    masses: int = 0
+    masses: dict[int, tuple[float, int]] = field(default_factory=dict)  # by step: sum and number
     change: float = 0.0
     changes: int = 0
     sites: set[int] = field(default_factory=set)
     steps: list[int] = field(default_factory=list)
 
-    def add(self, act: ActiveEdit, mass: float | None, change: float | None) -> None:
-        if mass is not None:
-            self.mass, self.masses = self.mass + mass, self.masses + act.count
-        if change is not None:
-            self.change, self.changes = self.change + change, self.changes + act.count
+    def reached(self, act: ActiveEdit) -> None:
         self.sites |= act.sites
         self.steps += [act.first, act.last]
 
+    def add(self, step: int, count: int, mass: float | None, change: float | None) -> None:
+        if mass is not None:
+            total, number = self.masses.get(step, (0.0, 0))
+            self.masses[step] = total + mass, number + count
+        if change is not None:
+            self.change, self.changes = self.change + change, self.changes + count
+
     def evidence(self) -> Acted:
+        totals = list(self.masses.values())
+        number = sum(count for _, count in totals)
         return Acted(
-            self.mass / self.masses if self.masses else None,
+            sum(total for total, _ in totals) / number if number else None,
             self.change / self.changes if self.changes else None,
             len(self.sites),
             min(self.steps),
             max(self.steps),
+            tuple((step, total / count) for step, (total, count) in sorted(self.masses.items())),
         )
+
+
+def _listed(sums: Any) -> Any:
+    return None if sums is None else sums.tolist()
 
 
 _CURRENT: Final[ContextVar[Running | None]] = ContextVar("safeguard_running", default=None)

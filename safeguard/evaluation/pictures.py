@@ -140,3 +140,29 @@ def overlay(image: Any, heat: npt.NDArray[Any], top: float | None = None) -> Ima
     colour = np.concatenate([255 * np.minimum(1, 0.6 + share), 60 + 180 * share, 40 * (1 - share)], axis=2)
     mixed: Pixels = (grey * (1 - share**0.7) + colour * share**0.7).clip(0, 255).astype(np.uint8)
     return Image.fromarray(mixed)
+
+
+def course(lines: Sequence[tuple[Sequence[tuple[int, float]], tuple[int, int, int]]], top: float, tile: int) -> Image.Image:
+    """How a share went from step to step: each line's points (step, share) in a colour, on a square from 0 to ``top``."""
+    scale = 2  # drawn larger and reduced, for smooth lines
+    side, edge = scale * tile, scale * 14
+    page = Image.new("RGB", (side, side), PAPER)
+    draw = ImageDraw.Draw(page)
+    last = max((step for points, _ in lines for step, _ in points), default=0)
+    draw.line([(edge, edge), (edge, side - edge), (side - edge, side - edge)], fill=RULE, width=scale)
+    for points, colour in lines:
+        spots = [
+            (
+                edge + (side - 2 * edge) * step / max(1, last),
+                side - edge - (side - 2 * edge) * min(1.0, share / max(top, 1e-12)),
+            )
+            for step, share in points
+        ]
+        if len(spots) > 1:
+            draw.line(spots, fill=colour, width=2 * scale, joint="curve")
+        for x, y in spots if len(spots) == 1 else ():
+            draw.ellipse([x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale], fill=colour)
+    draw.text((edge + 4 * scale, scale), f"{100 * top:.2g} %", SOFT, _font(11 * scale))
+    draw.text((edge, side - edge), "0", SOFT, _font(10 * scale))
+    draw.text((side - edge, side - edge), str(last), SOFT, _font(10 * scale), anchor="ra")
+    return page.resize((tile, tile), Image.Resampling.LANCZOS)

@@ -231,7 +231,7 @@ def _applied(plan: Plan, erased: Sequence[str], image: int, evidence: dict[tuple
                 planned.strength.word,
                 None if seen is None else (seen.first, seen.last),
                 0 if seen is None else seen.sites,
-                Effect() if seen is None else Effect(seen.mass, None, seen.change),
+                Effect() if seen is None else Effect(seen.mass, seen.change, seen.course),
             )
         )
     return tuple(found)

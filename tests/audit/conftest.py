@@ -28,7 +28,7 @@ def make_decision() -> MakeDecision:
             "subject": Subject(prompt=prompt),
             "model": Model("StableDiffusionPipeline", "acme/model", "main"),
             "screen": Screen("minilm:0123", {"blood": 0.8}, {"blood": (0.4, 0.9)}, ("blood",)),
-            "applied": (Applied("blood", "eiup", "1", 2.0, "strong", (0, 24), 16, Effect(0.02, 0.3, 0.1)),),
+            "applied": (Applied("blood", "eiup", "1", 2.0, "strong", (0, 24), 16, Effect(0.02, 0.1, ((0, 0.03), (24, 0.01)))),),
             "output": Output("ab" * 32, seed=7, size=(512, 512)),
             "metrics": Metrics(4.0, 9.5),
         }

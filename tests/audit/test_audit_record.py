@@ -25,7 +25,7 @@ def test_a_record_has_the_published_fields(make_decision: Make) -> None:
     fields = "schema decision_id time seq labels policy tenant request_id trace_id subject screen evidence applied result"
     assert set(record) == {*fields.split(), *["status", "model", "output", "metrics", "erased", "masked", "prev", "hash"]}
     assert record["schema"] == "safeguard.dev/decision/v1"
-    assert record["applied"][0]["effect"] == {"mass": 0.02, "mass_before": 0.3, "relative_change": 0.1}
+    assert record["applied"][0]["effect"] == {"mass": 0.02, "mass_first": 0.03, "mass_last": 0.01, "relative_change": 0.1}
     assert record["output"] == {"image_sha256": "ab" * 32, "seed": 7, "size": [512, 512]}
     assert set(record["labels"]) == {"service", "instance", "safeguard"}
 

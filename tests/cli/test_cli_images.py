@@ -164,6 +164,19 @@ def test_compare_writes_one_picture_with_the_heat_of_every_concept(pipeline: Pat
     assert Image.open(wide).width > Image.open(narrow).width
 
 
+def test_compare_tells_how_a_concepts_share_went_and_whether_evidence_opened_it(tmp_path: Path) -> None:
+    found = data(
+        "compare", "--prompt", "a red house on the old battlefield", "--prompt", "a red house in a meadow",
+        "--concepts", "blood", "--steps", 3, "--out", tmp_path / "both.png",
+    )  # fmt: skip
+    battlefield, meadow = found["images"]
+    assert battlefield["evidence"]["blood"]["opened"]
+    assert [step for step, _ in battlefield["applied"][0]["effect"]["course"]] == [0, 1, 2]
+    assert [step for step, _ in battlefield["unprotected"]["blood"]] == [0, 1, 2]
+    assert (meadow["applied"], meadow["mean_pixel_change"]) == ([], 0.0)
+    assert meadow["unprotected"]["blood"]
+
+
 def test_eval_measures_resumes_and_checks(tmp_path: Path) -> None:
     args = (
         "eval", "demo", "--n", 1, "--split", "dev", "--concepts", "blood",

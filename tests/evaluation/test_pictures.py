@@ -9,7 +9,7 @@ from PIL import Image
 
 from safeguard.evaluation.comparing import Pair, comparison
 from safeguard.evaluation.metrics import mean, wilson
-from safeguard.evaluation.pictures import MARK, Band, Strip, enlarged, overlay, sheet
+from safeguard.evaluation.pictures import MARK, Band, Strip, course, enlarged, overlay, sheet
 from safeguard.evaluation.plots import bars, curve
 from safeguard.evaluation.summary import Row
 
@@ -60,6 +60,27 @@ def test_a_comparison_has_a_row_a_pair() -> None:
     one, two = (comparison([pair] * count, ["blood"], "text") for count in (1, 2))
     assert two.height > one.height
     assert pair.change > 60
+
+
+def test_a_course_is_drawn_below_the_map_without_the_policy_and_with_it() -> None:
+    maps, lines = {"blood": np.ones((8, 8))}, {"blood": (((0, 0.2), (4, 0.1)), ((0, 0.2), (4, 0.05)))}
+    bare = comparison([Pair("a label", GREEN, GREEN, maps)], ["blood"], "text")
+    drawn = comparison([Pair("a label", GREEN, GREEN, maps, lines)], ["blood"], "text")
+    assert drawn.height > bare.height
+    assert _redness(drawn) > 100 > _redness(bare)
+
+
+def _redness(image: Image.Image) -> int:
+    """Of the reddest spot that is no part of the pictures above: there are none but green ones and heat."""
+    colours = np.asarray(image).astype(int)[-230:]
+    return int((colours[..., 0] - colours[..., 1]).max())
+
+
+def test_the_highest_share_of_a_course_is_its_top() -> None:
+    low, high = (np.asarray(course([(((0, share), (9, share)), MARK)], 0.4, 100)).astype(int) for share in (0.1, 0.4))
+    rows = [int((one[..., 0] - one[..., 1]).max(1).argmax()) for one in (low, high)]  # where it is red
+    assert rows[0] > 60
+    assert rows[1] < 20
 
 
 def test_plots_are_written(tmp_path: Path) -> None:

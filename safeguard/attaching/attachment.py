@@ -212,7 +212,7 @@ class Attachment:
 
     # the walk of one denoiser call
 
-    def on_enter(self, name: str, values: Values) -> Values | None:
+    def on_enter(self, name: str, values: Values, *, whole: bool = True) -> Values | None:
         """A denoiser call begins: tell its rows apart, then let the text-states edits act. None: nothing changed."""
         taps.leave_attention()
         part = self.parts[name]
@@ -231,7 +231,7 @@ class Attachment:
         state.unmatched += UNKNOWN in state.rows and not state.direct
         changed = values
         if name == self.main:
-            looking.begin(state, values, part, states.device)
+            looking.begin(state, values, part, states.device, whole=whole)
         for edit in state.plan.states_edits:
             active = active_edit(state, edit, state.rows, states.device, unconditional=edit.unconditional)
             if active is None:
@@ -362,7 +362,7 @@ class Attachment:
         _direct.set(None)
         if state is None or state.rows is None:
             return None
-        again = looking.read(state, prediction, call, self.parts)
+        again = looking.read(state, prediction, self.parts[self.main], compiled=call is None)
         if again is not None:
             return again
         changed = None

@@ -49,6 +49,11 @@ class Denoiser:
         """Run it past its own hooks, and past any graph: for passes of the guard's own."""
         return run_eagerly(self.module, values)
 
+    def again(self, values: Values, *, eagerly: bool) -> Any:
+        """Run it with its hooks once more, past any graph where that is asked for."""
+        with _eagerly() if eagerly else contextlib.nullcontext():
+            return self.module(**values)
+
     def time_of(self, values: Values) -> Any:
         """The argument that says the time: by its name, or the first single number a row; 0 where there is none."""
         found = next((pick(values, (name,)) for name in TIMES if pick(values, (name,)) is not None), None)

@@ -6,6 +6,7 @@ the same function at run time: so a graph holds the operator and nothing of any 
 
 from __future__ import annotations
 
+import ast
 import functools
 import itertools
 import sys
@@ -68,9 +69,11 @@ class SiteHost(Protocol):
 
 
 class Host(SiteHost, Protocol):
-    """What the hooks call: the attachment. Each gives back None where nothing changed."""
+    """What the hooks call: the attachment. Each gives back None where nothing changed. ``whole``: ``values`` are all arguments
+    of the call, so that it can be run again.
+    """
 
-    def on_enter(self, name: str, values: Values) -> Values | None: ...
+    def on_enter(self, name: str, values: Values, *, whole: bool = True) -> Values | None: ...
 
     def at_call(self, site: int, turn: int, call: AttentionCall) -> Tensor | None: ...
 
@@ -116,23 +119,27 @@ def _(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: 
     return torch.empty_like(output)
 
 
-@register_op("safeguard::enter", schema="(Tensor[] given, str paths, str changing, str name, int host) -> Tensor[]")
-def _enter(given: list[Tensor], paths: str, changing: str, name: str, host: int) -> list[Tensor]:
+@register_op("safeguard::enter", schema="(Tensor[] given, str paths, str changing, str rest, str name, int host) -> Tensor[]")
+def _enter(given: list[Tensor], paths: str, changing: str, rest: str, name: str, host: int) -> list[Tensor]:
     owner = owner_of(host)
     values = _unflatten(given, paths)
-    changed = None if owner is None else owner.on_enter(name, values)
+    if rest:
+        _restore(values, ast.literal_eval(rest))
+    changed = None if owner is None else owner.on_enter(name, values, whole=bool(rest))
     before, after = dict(zip(paths.split(), given, strict=True)), dict(_flatten(values if changed is None else changed))
     return [_fresh(after[path], before[path]) for path in changing.split()]
 
 
 @_enter.register_fake
-def _(given: list[Tensor], paths: str, changing: str, name: str, host: int) -> list[Tensor]:
+def _(given: list[Tensor], paths: str, changing: str, rest: str, name: str, host: int) -> list[Tensor]:
     before = dict(zip(paths.split(), given, strict=True))
     return [torch.empty_like(before[path]) for path in changing.split()]
 
 
 def _flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a call with its path in one word: keys behind dots, places in lists behind a number sign."""
+    """Every tensor of a call with its path in one word: keys behind dots, places in lists behind a number sign; numbers as
+    tensors, with their kind behind an exclamation mark.
+    """
     for name, value in values.items():
         if isinstance(value, Tensor):
             yield above + name, value
@@ -143,12 +150,13 @@ def _flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
                 if isinstance(part, Tensor):
                     yield f"{above}{name}#{place}", part
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield above + name, torch.tensor(float(value))
+            yield above + name + ("!int" if isinstance(value, int) else "!float"), torch.tensor(float(value))
 
 
 def _unflatten(given: Sequence[Tensor], paths: str) -> Values:
     values: Values = {}
     for path, tensor in zip(paths.split(), given, strict=True):
+        path, _, kind = path.partition("!")
         *above, name = path.split(".")
         into = values
         for part in above:
@@ -157,8 +165,45 @@ def _unflatten(given: Sequence[Tensor], paths: str) -> Values:
         if place:
             into.setdefault(listed, []).append(tensor)
         else:
-            into[name] = tensor
+            into[name] = tensor if not kind else int(tensor) if kind == "int" else float(tensor)
     return values
+
+
+def _spell(value: Any) -> str:
+    """A value that holds neither tensors nor numbers of the call's own as Python writes it, or no word for any other."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, dict):
+        inside = [(_spell(key), _spell(one)) for key, one in value.items()]
+        return "{" + ", ".join(f"{key}: {one}" for key, one in inside) + "}" if all(one for _, one in inside) else ""
+    if isinstance(value, (list, tuple)):
+        parts = [_spell(one) for one in value]
+        form = "[{}]" if isinstance(value, list) else "({},)" if parts else "()"
+        return form.format(", ".join(parts)) if all(parts) else ""
+    return ""
+
+
+def _rest(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """What `_flatten` leaves out, by its path, as `_spell` has it."""
+    found = []
+    for name, value in values.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(value, dict) and value:
+            found += _rest(value, f"{above}{name}.")
+        elif not isinstance(value, Tensor) and not number:
+            tensors = isinstance(value, (list, tuple)) and value and all(isinstance(one, Tensor) for one in value)
+            if not tensors:
+                found.append((above + name, _spell(value)))
+    return found
+
+
+def _restore(values: Values, rest: Mapping[str, Any]) -> None:
+    for path, value in rest.items():
+        *above, name = path.split(".")
+        into = values
+        for part in above:
+            into = into.setdefault(part, {})
+        into[name] = value
 
 
 @register_op("safeguard::leave", schema="(Tensor prediction, int host) -> Tensor")
@@ -299,7 +344,9 @@ def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArgument
         if torch.compiler.is_compiling():
             flat = dict(_flatten(values))
             changing = [path for path in flat if path.partition("#")[0] in texts]
-            made = torch.ops.safeguard.enter(list(flat.values()), " ".join(flat), " ".join(changing), name, number)
+            rest = _rest(values)
+            said = "{" + ", ".join(f"'{path}': {value}" for path, value in rest) + "}" if all(one for _, one in rest) else ""
+            made = torch.ops.safeguard.enter(list(flat.values()), " ".join(flat), " ".join(changing), said, name, number)
             changed: Values | None = _exchanged(values, dict(zip(changing, made, strict=True)))
         else:
             changed = host.on_enter(name, values)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from safeguard.attaching.acting import index_of
-from safeguard.attaching.capture import Values
+from safeguard.attaching.capture import Values, fresh
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.sites import Site, norm_of
 from safeguard.attaching.texts import pooled_of
@@ -23,14 +23,14 @@ def fingerprint_of(name: str, sites: Sequence[Site]) -> Fingerprint:
     return Fingerprint(name, tuple((site.info.name, site.info.heads) for site in sites), tuple(map(norm_of, sites)))
 
 
-def begin(state: Running, values: Values, part: Denoiser, device: torch.device) -> None:
+def begin(state: Running, values: Values, part: Denoiser, device: torch.device, *, whole: bool) -> None:
     """A call of the denoiser that makes the image begins. If some of its images are still to be seen, its arguments are kept,
-    and its pooled texts looked at.
+    and its pooled texts looked at. ``whole``: these are all of its arguments, so that it can be run again.
     """
     seen = _rows(state, state.rows or (), device)
     if seen is None or state.watching is None or state.step < state.watching.step:
         return
-    state.entered = values
+    state.entered, state.repeatable = fresh(values), whole
     pooled = pooled_of(values, part)
     found = None if pooled is None else state.watching.watch.in_pooled(pooled[seen.index])
     if found is not None:
@@ -49,11 +49,10 @@ def at_site(state: Running, rows: Sequence[Any], view: View) -> None:
         state.watching.note(seen.images, state.watching.watch.at_site(view.call(seen, state.progress)), view.site.index)
 
 
-def read(
-    state: Running, prediction: Tensor | None, call: tuple[str, Values] | None, parts: Mapping[str, Denoiser]
-) -> Tensor | None:
-    """Read the evidence of a call that is done. Where it opened something, the call is run again as it was given, and what it
-    gives now is returned; a compiled denoiser cannot be, and goes on protected from the next call.
+def read(state: Running, prediction: Tensor | None, part: Denoiser, *, compiled: bool) -> Tensor | None:
+    """Read the evidence of a call that is done. Where it opened something, the call is run again as it was given, past the
+    graph where there is one, and what it gives now is returned. One whose arguments are not all known goes on protected from
+    the next call.
     """
     given, watching = state.entered, state.watching
     if given is None or watching is None:
@@ -61,10 +60,10 @@ def read(
     opened = watching.decide(state.step)
     if watching.only and not watching.pending:
         raise Looked
-    if not opened or call is None or prediction is None:
+    if not opened or not state.repeatable or prediction is None:
         return None
     state.leave()
-    output = parts[call[0]].module(**given)
+    output = part.again(given, eagerly=compiled)
     again: Tensor = output if isinstance(output, Tensor) else output[0]
     return again
 

@@ -108,6 +108,7 @@ class Running:
     unmatched: int = 0  # calls with rows whose text no encode_prompt of this request gave
     # of the denoiser call that is under way
     entered: Any = None  # its arguments as they were given, where it may have to run again
+    repeatable: bool = True  # whether these are all
     rows: tuple[Row, ...] | None = None
     site_edits: dict[tuple[Row, ...], list[ActiveEdit]] | None = None  # by the rows of a site's batch
     timed: bool = False  # whether the place in the schedule is known; if not, every step counts as within a concept's steps

@@ -126,7 +126,7 @@ def test_an_image_that_is_looked_at_late_is_withheld(
     """As where another denoiser makes the first steps."""
     begin = looking.begin
     protect(pipe, ADAPTIVE, screener=None, calibration=calibrated(pipe, ADAPTIVE, opens=(2,)))
-    monkeypatch.setattr(looking, "begin", lambda state, *rest: begin(state, *rest) if state.step > 0 else None)
+    monkeypatch.setattr(looking, "begin", lambda state, *rest, **more: begin(state, *rest, **more) if state.step > 0 else None)
     assert same(generate(pipe, PROMPTS[:2]), plain[:2])
     with pytest.raises(CapabilityError, match="too late"):
         generate(pipe, PROMPTS)
@@ -134,7 +134,7 @@ def test_an_image_that_is_looked_at_late_is_withheld(
 
 def test_an_image_that_is_never_looked_at_is_withheld(pipe: Pipe, protect: Protect, monkeypatch: pytest.MonkeyPatch) -> None:
     protect(pipe, ADAPTIVE, screener=None, calibration=calibrated(pipe, ADAPTIVE, opens=()))
-    monkeypatch.setattr(looking, "begin", lambda *call: None)
+    monkeypatch.setattr(looking, "begin", lambda *call, **more: None)
     with pytest.raises(CapabilityError, match="is not known and it is withheld"):
         generate(pipe, PROMPTS)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from safeguard.attaching import hooks, looking, modules, taps, texts
 from safeguard.attaching.acting import active_edit, attempt, note
-from safeguard.attaching.capture import Values, inner, pick, stacked
+from safeguard.attaching.capture import Values, fresh, inner, pick, stacked
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.encode import TextEncoding
 from safeguard.attaching.finding import find_parts
@@ -126,16 +126,6 @@ class Attachment:
         )
         return [plus], [minus]
 
-    @property
-    def offered(self) -> frozenset[Seam]:
-        """The seams that this pipeline offers now. An eraser at the prediction calls the denoiser again, which no graph can."""
-        pipe = self._pipe()
-        compiled = any(
-            getattr(denoiser, "_compiled_call_impl", None) is not None or getattr(pipe, name, denoiser) is not denoiser
-            for name, denoiser in self.denoisers.items()
-        )
-        return OFFERED - {Seam.PREDICTION} if compiled else OFFERED
-
     # hooks
 
     def install(self) -> None:
@@ -228,10 +218,11 @@ class Attachment:
         scheduler = state.scheduler  # not every one has a length, by which it would be true or false
         locate(state, time, getattr(self._pipe(), "scheduler", None) if scheduler is None else scheduler)
         state.rows, state.site_edits, state.grid = rows_of(state, states), {}, part.grid_of(values)
+        state.given = fresh(values) if whole else None
         state.unmatched += UNKNOWN in state.rows and not state.direct
         changed = values
         if name == self.main:
-            looking.begin(state, values, part, states.device, whole=whole)
+            looking.begin(state, values, part, states.device)
         for edit in state.plan.states_edits:
             active = active_edit(state, edit, state.rows, states.device, unconditional=edit.unconditional)
             if active is None:
@@ -240,6 +231,7 @@ class Attachment:
             if made is not None:
                 changed = made
                 active.note(state.step)
+        state.edited = fresh(changed) if whole else None
         self._prepare(state, part, changed, states.device)
         return None if changed is values else changed
 
@@ -247,9 +239,9 @@ class Attachment:
         """Where text-site edits will act at joint sites: know where the text stands, and have erasure prompts recorded."""
         acting = self._site_edits(state, state.rows or (), device)
         recorded = any(site.recorded and site.owner == part.name for site in self._sites)
-        if not recorded or not (acting or state.entered is not None):
+        if not recorded or not (acting or state.looks):
             return
-        wanted = (*(state.plan.tokens if acting else ()), *(state.plan.watch_tokens if state.entered is not None else ()))
+        wanted = (*(state.plan.tokens if acting else ()), *(state.plan.watch_tokens if state.looks else ()))
         if ("stamp", part.name) not in state.memory:  # weights do not change while a request runs
             state.memory["stamp", part.name] = part.stamp
         with hooks.quiet():
@@ -354,20 +346,20 @@ class Attachment:
                 missing="a call of the denoiser",
             )
 
-    def on_leave(self, prediction: Tensor | None, call: tuple[str, Values] | None) -> Tensor | None:
-        """A denoiser call ends: let the prediction edits act. None: nothing changed."""
+    def on_leave(self, name: str, prediction: Tensor | None, *, compiled: bool = False) -> Tensor | None:
+        """A denoiser call ends: read the evidence, let the prediction edits act. None: nothing changed."""
         if hooks.is_quiet():
             return None
         state = self._request() or self._outside()
         _direct.set(None)
         if state is None or state.rows is None:
             return None
-        again = looking.read(state, prediction, self.parts[self.main], compiled=call is None)
+        again = looking.read(state, prediction, self.parts[name], compiled=compiled)
         if again is not None:
             return again
         changed = None
         if prediction is not None and state.plan.prediction_edits:
-            changed = texts.predicted(state, prediction, call, self.parts, self._encoding)
+            changed = texts.predicted(state, prediction, self.parts[name], self._encoding, compiled=compiled)
         state.leave()
         return changed
 

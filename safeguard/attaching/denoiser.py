@@ -52,7 +52,7 @@ class Denoiser:
     def again(self, values: Values, *, eagerly: bool) -> Any:
         """Run it with its hooks once more, past any graph where that is asked for."""
         with _eagerly() if eagerly else contextlib.nullcontext():
-            return self.module(**values)
+            return self.module(**fresh(values))
 
     def time_of(self, values: Values) -> Any:
         """The argument that says the time: by its name, or the first single number a row; 0 where there is none."""

@@ -79,7 +79,7 @@ class Host(SiteHost, Protocol):
 
     def at_module(self, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None: ...
 
-    def on_leave(self, prediction: Tensor | None, call: tuple[str, Values] | None) -> Tensor | None: ...
+    def on_leave(self, name: str, prediction: Tensor | None, *, compiled: bool = False) -> Tensor | None: ...
 
 
 def register(host: Any) -> int:
@@ -206,15 +206,15 @@ def _restore(values: Values, rest: Mapping[str, Any]) -> None:
         into[name] = value
 
 
-@register_op("safeguard::leave", schema="(Tensor prediction, int host) -> Tensor")
-def _leave(prediction: Tensor, host: int) -> Tensor:
+@register_op("safeguard::leave", schema="(Tensor prediction, str name, int host) -> Tensor")
+def _leave(prediction: Tensor, name: str, host: int) -> Tensor:
     owner = owner_of(host)
-    changed = None if owner is None else owner.on_leave(prediction, None)
+    changed = None if owner is None else owner.on_leave(name, prediction, compiled=True)
     return prediction.clone() if changed is None else changed
 
 
 @_leave.register_fake
-def _(prediction: Tensor, host: int) -> Tensor:
+def _(prediction: Tensor, name: str, host: int) -> Tensor:
     return torch.empty_like(prediction)
 
 
@@ -356,8 +356,8 @@ def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArgument
         first = output if isinstance(output, Tensor) else output[0]
         prediction = first if isinstance(first, Tensor) else None  # a ControlNet gives tuples of features, some models lists
         if torch.compiler.is_compiling():
-            return None if prediction is None else _with_prediction(output, torch.ops.safeguard.leave(prediction, number))
-        changed = host.on_leave(prediction, (name, named(names, args, kwargs)))
+            return None if prediction is None else _with_prediction(output, torch.ops.safeguard.leave(prediction, name, number))
+        changed = host.on_leave(name, prediction)
         return None if changed is None else _with_prediction(output, changed)
 
     handles.add(denoiser, "forward_pre", tag(on_call, number), with_kwargs=True)

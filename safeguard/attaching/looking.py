@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from safeguard.attaching.acting import index_of
-from safeguard.attaching.capture import Values, fresh
+from safeguard.attaching.capture import Values
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.sites import Site, norm_of
 from safeguard.attaching.texts import pooled_of
@@ -23,14 +23,14 @@ def fingerprint_of(name: str, sites: Sequence[Site]) -> Fingerprint:
     return Fingerprint(name, tuple((site.info.name, site.info.heads) for site in sites), tuple(map(norm_of, sites)))
 
 
-def begin(state: Running, values: Values, part: Denoiser, device: torch.device, *, whole: bool) -> None:
-    """A call of the denoiser that makes the image begins. If some of its images are still to be seen, its arguments are kept,
-    and its pooled texts looked at. ``whole``: these are all of its arguments, so that it can be run again.
+def begin(state: Running, values: Values, part: Denoiser, device: torch.device) -> None:
+    """A call of the denoiser that makes the image begins. If some of its images are still to be seen, evidence is taken in it,
+    and its pooled texts are looked at.
     """
     seen = _rows(state, state.rows or (), device)
     if seen is None or state.watching is None or state.step < state.watching.step:
         return
-    state.entered, state.repeatable = fresh(values), whole
+    state.looks = True
     pooled = pooled_of(values, part)
     found = None if pooled is None else state.watching.watch.in_pooled(pooled[seen.index])
     if found is not None:
@@ -39,12 +39,12 @@ def begin(state: Running, values: Values, part: Denoiser, device: torch.device, 
 
 def wanted(state: Running, rows: Sequence[Any]) -> bool:
     """Whether these rows of the call that is under way are looked at."""
-    return state.entered is not None and bool(_places(state, rows))
+    return state.looks and bool(_places(state, rows))
 
 
 def at_site(state: Running, rows: Sequence[Any], view: View) -> None:
     """Look at one attention."""
-    seen = _rows(state, rows, view.device) if state.entered is not None else None
+    seen = _rows(state, rows, view.device) if state.looks else None
     if seen is not None and state.watching is not None:
         state.watching.note(seen.images, state.watching.watch.at_site(view.call(seen, state.progress)), view.site.index)
 
@@ -54,13 +54,13 @@ def read(state: Running, prediction: Tensor | None, part: Denoiser, *, compiled:
     graph where there is one, and what it gives now is returned. One whose arguments are not all known goes on protected from
     the next call.
     """
-    given, watching = state.entered, state.watching
-    if given is None or watching is None:
+    given, watching = state.given, state.watching
+    if not state.looks or watching is None:
         return None
     opened = watching.decide(state.step)
     if watching.only and not watching.pending:
         raise Looked
-    if not opened or not state.repeatable or prediction is None:
+    if not opened or given is None or prediction is None:
         return None
     state.leave()
     output = part.again(given, eagerly=compiled)

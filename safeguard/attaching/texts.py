@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -131,32 +131,32 @@ def _fitted(texts: Tensor, given: Tensor) -> Tensor:
 def predicted(
     state: Running,
     prediction: Tensor,
-    call: tuple[str, Values] | None,
-    parts: Mapping[str, Denoiser],
+    part: Denoiser,
     encoding: TextEncoding,
+    *,
+    compiled: bool,
 ) -> Tensor | None:
-    """What the prediction edits make of a prediction. None: nothing changed."""
+    """What the prediction edits make of a prediction of ``part``, which is asked again past its graph where it is ``compiled``.
+    None: nothing changed.
+    """
     changed: Tensor | None = None
     for edit in state.plan.prediction_edits:
         active = active_edit(state, edit, state.rows or (), prediction.device)
         if active is None:
             continue
-        if call is None:
+        if state.edited is None:
             raise CapabilityError(
-                "an eraser at the prediction seam calls the denoiser again, which a compiled denoiser does not allow; "
-                "choose another eraser or do not compile",
+                "an eraser at the prediction seam calls the denoiser again, and this call of a compiled one holds objects that "
+                "no graph hands on; choose another eraser or do not compile",
                 missing="prediction seam under torch.compile",
             )
         so_far = prediction if changed is None else changed
-        part, values = parts[call[0]], call[1]
 
-        def predict(
-            texts: Sequence[str], active: ActiveEdit = active, part: Denoiser = part, values: Values = values
-        ) -> Tensor:
+        def predict(texts: Sequence[str], active: ActiveEdit = active, values: Values = state.edited) -> Tensor:
             # the whole batch again: some attentions (PAG) count on all its branches
             other = with_texts(values, encoded(state, texts, part, encoding), active, part)
             with quiet():
-                output = part.module(**other)
+                output = part.again(other, eagerly=compiled)
             made: Tensor = output if isinstance(output, Tensor) else output[0]
             return made[active.index]
 

@@ -107,8 +107,9 @@ class Running:
     visits: int = 0  # of text sites, as their hooks saw them
     unmatched: int = 0  # calls with rows whose text no encode_prompt of this request gave
     # of the denoiser call that is under way
-    entered: Any = None  # its arguments as they were given, where it may have to run again
-    repeatable: bool = True  # whether these are all
+    given: Any = None  # its arguments as they were given; None where they are not all known
+    edited: Any = None  # the same as the text-states edits left them
+    looks: bool = False  # whether evidence is taken in it
     rows: tuple[Row, ...] | None = None
     site_edits: dict[tuple[Row, ...], list[ActiveEdit]] | None = None  # by the rows of a site's batch
     timed: bool = False  # whether the place in the schedule is known; if not, every step counts as within a concept's steps
@@ -120,8 +121,8 @@ class Running:
 
     def leave(self) -> None:
         """The denoiser call is over: nothing is known of what comes next."""
-        self.rows = self.site_edits = self.entered = None
-        self.timed = False
+        self.rows = self.site_edits = self.given = self.edited = None
+        self.timed = self.looks = False
 
     @property
     def openings(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 
-from safeguard.attaching import Attachment, Probe
+from safeguard.attaching import OFFERED, Attachment, Probe
 from safeguard.audit import AuditLog, AuditSink, Decision, Model
 from safeguard.erasing import Calibration, Looked, Plan, Registry, compile_plan
 from safeguard.erasing.activation import Running, running
@@ -168,7 +168,7 @@ class Guard:
     def _prepared(self, policy: Policy) -> Plan:
         if self._calibration is not None:
             self._calibration.require(self._attachment.fingerprint)
-        plan = compile_plan(policy, self._attachment, self._registry, self._attachment.offered, self._calibration)
+        plan = compile_plan(policy, self._attachment, self._registry, OFFERED, self._calibration)
         self._probe.test(plan)
         prepare = getattr(self._screener, "prepare", None)
         if prepare is not None:

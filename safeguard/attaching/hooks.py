@@ -150,7 +150,10 @@ def _flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
                 if isinstance(part, Tensor):
                     yield f"{above}{name}#{place}", part
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield above + name + ("!int" if isinstance(value, int) else "!float"), torch.tensor(float(value))
+            yield (
+                above + name + ("!int" if isinstance(value, int) else "!float"),
+                torch.tensor(float(value), dtype=torch.float64),
+            )
 
 
 def _unflatten(given: Sequence[Tensor], paths: str) -> Values:
@@ -170,7 +173,9 @@ def _unflatten(given: Sequence[Tensor], paths: str) -> Values:
 
 
 def _spell(value: Any) -> str:
-    """A value that holds neither tensors nor numbers of the call's own as Python writes it, or no word for any other."""
+    """A value without tensors as Python writes it; nothing for any other, and for what Python does not read back."""
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return ""
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, dict):

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from safeguard.errors import AssetError
-from safeguard.evaluation import evidence
+from safeguard.evaluation import evidence, robustness
 from safeguard.evaluation.tables import from_json, markdown
 
+OF_THEIR_OWN: Final = {evidence.SCHEMA: evidence.markdown, robustness.SCHEMA: robustness.markdown}
 MARKER: Final = re.compile(
     r"(?P<begin><!-- table:(?P<name>[a-z0-9-]+)(?P<pooled> pooled)? -->\n).*?(?P<end><!-- /table -->)", re.DOTALL
 )
@@ -41,8 +42,9 @@ def table(file: Path, pooled: bool = False) -> str:
         data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise AssetError(f"{file}: no results to make a table of; measure with: safeguard eval demo --out FOLDER") from fault
-    if data.get("schema") == evidence.SCHEMA:
-        return f"\n{evidence.markdown(data)}\n{data['count']} prompts a cell ({data['split']} split).\n\n"
+    own = OF_THEIR_OWN.get(data.get("schema", ""))
+    if own is not None:
+        return f"\n{own(data)}\n{data['count']} prompts a cell ({data['split']} split).\n\n"
     rows = from_json(data["rows"])
     if pooled:
         rows = [row for row in rows if row.concept is None]

@@ -24,7 +24,7 @@ from safeguard.attaching.rows import UNKNOWN, rows_of
 from safeguard.attaching.sites import JointSite, SeparateSite, Site, expanded
 from safeguard.attaching.timing import DirectRuns, locate, moment_of
 from safeguard.attaching.views import JointView, SeparateView, View
-from safeguard.erasing import EncodedText, Fingerprint, Plan, Seam, SiteEffect, TextSite
+from safeguard.erasing import Calibration, EncodedText, Fingerprint, Plan, Seam, SiteEffect, TextSite
 from safeguard.erasing.activation import ActiveEdit, Running, current
 from safeguard.errors import CapabilityError
 
@@ -55,6 +55,7 @@ class Attachment:
         self._handles, self._module_handles = hooks.Handles(), modules.ModuleHooks(self)
         self._hooking = threading.Lock()
         self._direct_runs = DirectRuns()
+        self._fit = looking.Fit()
 
     # what erasers ask for
 
@@ -97,6 +98,10 @@ class Attachment:
     def fingerprint(self) -> Fingerprint:
         """What a calibration of this pipeline is bound to."""
         return looking.fingerprint_of(self.name, self.watched_sites)
+
+    def require(self, calibration: Calibration) -> None:
+        """Raises CapabilityError for a calibration that does not fit, or does no more."""
+        self._fit.require(calibration, self.name, self.watched_sites)
 
     @property
     def encoding_lock(self) -> AbstractContextManager[object]:

@@ -11,16 +11,30 @@ from torch import Tensor
 from safeguard.attaching.acting import index_of
 from safeguard.attaching.capture import Values
 from safeguard.attaching.denoiser import Denoiser
-from safeguard.attaching.sites import Site, norm_of
+from safeguard.attaching.sites import Site, layer_stamp, module_of, norm_of
 from safeguard.attaching.texts import pooled_of
 from safeguard.attaching.views import View
-from safeguard.erasing import Fingerprint, Looked
+from safeguard.erasing import Calibration, Fingerprint, Looked
 from safeguard.erasing.activation import ActiveEdit, Running
 
 
 def fingerprint_of(name: str, sites: Sequence[Site]) -> Fingerprint:
     """What a calibration of the pipeline of that name is bound to."""
     return Fingerprint(name, tuple((site.info.name, site.info.heads) for site in sites), tuple(map(norm_of, sites)))
+
+
+class Fit:
+    """Whether a calibration fits, looked at anew where weights may have changed: an adapter that is loaded meanwhile shows."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Calibration, Sequence[Any]] | None = None
+
+    def require(self, calibration: Calibration, name: str, sites: Sequence[Site]) -> None:
+        """Raises CapabilityError where it does not fit."""
+        stamps = [layer_stamp(module_of(site)) for site in sites]
+        if None in stamps or (calibration, stamps) != self._known:
+            calibration.require(fingerprint_of(name, sites))
+            self._known = (calibration, stamps)
 
 
 def begin(state: Running, values: Values, part: Denoiser, device: torch.device) -> None:

@@ -138,10 +138,14 @@ class JointSite:
 Site = SeparateSite | JointSite
 
 
+def module_of(site: Site) -> Any:
+    """The site's attention."""
+    return site.attention if isinstance(site, SeparateSite) else site.module
+
+
 def norm_of(site: Site) -> float | None:
     """The norm of all weights of a site's attention. None where they are not at hand."""
-    module = site.attention if isinstance(site, SeparateSite) else site.module
-    weights = list(module.parameters())
+    weights = list(module_of(site).parameters())
     if not weights or any(weight.is_meta for weight in weights):
         return None
     norms = [torch.linalg.vector_norm(weight.detach(), dtype=torch.float32).cpu() for weight in weights]

@@ -167,7 +167,7 @@ class Guard:
 
     def _prepared(self, policy: Policy) -> Plan:
         if self._calibration is not None:
-            self._calibration.require(self._attachment.fingerprint)
+            self._attachment.require(self._calibration)
         plan = compile_plan(policy, self._attachment, self._registry, OFFERED, self._calibration)
         self._probe.test(plan)
         prepare = getattr(self._screener, "prepare", None)
@@ -221,6 +221,8 @@ class Guard:
             begun = time.perf_counter()
             plan = self._plan
             self._attachment.ensure(pipe)
+            if self._calibration is not None and plan.watch is not None:
+                self._attachment.require(self._calibration)
             request = _REQUEST.get() or Request()
             self._last_request = _now()
             asked = read_call(self._attachment.base, pipe, args, kwargs)

@@ -20,6 +20,12 @@ Protect = Callable[..., Any]
 ADAPTIVE = policy(concept("blood", activation="adaptive"))
 
 
+@pytest.fixture
+def own() -> Pipe:
+    """A pipeline that the test may spoil."""
+    return FAMILIES["sd1"]()
+
+
 def test_without_a_calibration_an_adaptive_concept_acts_in_every_image_and_the_status_says_so(
     pipe: Pipe, protect: Protect, plain: torch.Tensor
 ) -> None:
@@ -105,6 +111,32 @@ def test_a_calibration_of_other_weights_is_refused_and_nothing_is_attached(pipe:
     with pytest.raises(CapabilityError, match="other weights"):
         protect(pipe, ADAPTIVE, calibration=replace(calibration, fingerprint=replace(calibration.fingerprint, norms=norms)))
     assert not pipe.unet._forward_hooks
+
+
+def test_weights_that_change_after_protect_withhold_images_until_they_are_back(own: Pipe, protect: Protect) -> None:
+    """As an adapter that is loaded on a guarded pipeline: the gauges were made for other attentions."""
+    protect(own, ADAPTIVE, screener=None, calibration=calibrated(own, ADAPTIVE, opens=(2,)))
+    expected = generate(own, PROMPTS)
+    values = next(module for name, module in own.unet.named_modules() if name.endswith("attn2.to_v"))
+    kept = values.weight.detach().clone()
+    with torch.no_grad():
+        values.weight.mul_(3)
+    with pytest.raises(CapabilityError, match="other weights"):
+        generate(own, PROMPTS)
+    with torch.no_grad():
+        values.weight.copy_(kept)
+    assert same(generate(own, PROMPTS), expected)
+
+
+def test_weights_that_change_do_not_matter_where_nothing_goes_by_evidence(own: Pipe, protect: Protect) -> None:
+    screened = policy(concept("blood", activation="screened"))
+    protect(own, screened, calibration=calibrated(own, ADAPTIVE, opens=()))
+    with torch.no_grad():
+        next(own.unet.parameters()).mul_(3)
+        for name, module in own.unet.named_modules():
+            if name.endswith("attn2.to_v"):
+                module.weight.mul_(3)
+    assert len(generate(own, PROMPTS)) == len(PROMPTS)
 
 
 def test_a_calibration_of_another_class_is_refused(pipe: Pipe, protect: Protect) -> None:

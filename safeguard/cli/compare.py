@@ -18,7 +18,6 @@ from safeguard.cli.generate import (
     PromptOption,
     SeedOption,
     StepsOption,
-    calibration_of,
     open_pipeline,
     read_prompts,
     save,
@@ -62,6 +61,7 @@ def compare(
     shown = derive(chosen, concepts=wanted, action="erase")
     pipe, call = open_pipeline(pipeline, steps, guidance)
     from safeguard.evaluation.comparing import Pair, comparison
+    from safeguard.evaluation.studio import calibration_of
 
     before = [_paint(pipe, call, text, seed + row) for row, text in enumerate(prompts)]
     # All but unprotected: what each concept's share of attention is where nothing is taken from it.

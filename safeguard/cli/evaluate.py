@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from safeguard.cli.generate import CalibrationOption
 from safeguard.cli.output import EXIT_TESTS_FAILED, EXIT_USAGE, JsonOption, emit, progress_bar, stderr
 from safeguard.errors import SafeguardError
 
@@ -55,6 +56,7 @@ def demo(
     ] = False,
     pipeline: PipelineOption = "unet",
     judge: JudgeOption = None,
+    calibration: CalibrationOption = "default",
     json_output: JsonOption = False,
 ) -> None:
     """Unprotected against every method, from the same seeds: each concept alone, all at once, opened by the screener, and by
@@ -71,7 +73,7 @@ def demo(
     wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes))]
     wanted += [arm for text in _words(baselines) for arm in arms(Method.parse(text), chosen, ("alone",))]
     _check_out(out, resume)
-    settings, results = _measure(wanted, chosen, pipeline, judge, (split, count, seed, batch), out)
+    settings, results = _measure(wanted, chosen, (pipeline, judge, calibration), (split, count, seed, batch), out)
     rows = summarise(results, wanted, chosen)
     verdicts = judge_targets(rows, tried[0].name) if check else []
     data = outputs.results_data("demo", settings, rows, wanted, verdicts)
@@ -105,6 +107,7 @@ def curve(
     resume: ResumeOption = False,
     pipeline: PipelineOption = "unet",
     judge: JudgeOption = None,
+    calibration: CalibrationOption = "default",
     json_output: JsonOption = False,
 ) -> None:
     """Erasure against retention over the strengths of each method."""
@@ -123,7 +126,7 @@ def curve(
     ]
     wanted = [arm for _, _, method in tried for arm in arms(method, chosen, ways)]
     _check_out(out, resume)
-    settings, results = _measure(wanted, chosen, pipeline, judge, (split, count, seed, batch), out)
+    settings, results = _measure(wanted, chosen, (pipeline, judge, calibration), (split, count, seed, batch), out)
     rows = summarise(results, wanted, chosen)
     data = outputs.results_data("curve", settings, rows, wanted)
     outputs.write_text(out / "curve.json", json.dumps(outputs.finite(data), indent=2) + "\n")
@@ -155,8 +158,7 @@ def curve(
 def _measure(
     wanted: Sequence[Arm],
     concepts: Sequence[str],
-    pipeline: str,
-    judge: Path | None,
+    where: tuple[str, Path | None, str],
     what: tuple[str, int, int, int],
     out: Path,
 ) -> tuple[Settings, list[CellResult]]:
@@ -174,7 +176,7 @@ def _measure(
         raise typer.Exit(EXIT_USAGE) from fault
     total = images_of([unprotected(concepts), *wanted], count)
     quiet_libraries()
-    studio = open_studio(pipeline, judge)
+    studio = open_studio(*where)
     settings = settings_of(studio, split, count, seed, batch)
     minutes = total * _seconds_per_image(studio, cases(BENIGN, split, min(batch, count), seed)) / 60
     stderr.print(f"{total} pictures, about {minutes:.0f} min on this machine as it is now", highlight=False)

@@ -75,6 +75,7 @@ def generate(
     chosen = load_policy(policy)  # before the pipeline is loaded, which takes seconds
     pipe, call = open_pipeline(pipeline, steps, guidance)
     import safeguard
+    from safeguard.evaluation.studio import calibration_of
 
     gauged = calibration_of(calibration, pipeline)
     with safeguard.protect(pipe, chosen, audit=audit, screener=screener_of(screener), calibration=gauged) as guard:
@@ -141,15 +142,6 @@ def open_pipeline(place: str, steps: int | None, guidance: float | None) -> tupl
     given["guidance_scale"] = guidance if guidance is not None else (demo.GUIDANCE if own else None)
     options = demo.call_options(pipe) if own else {}
     return pipe, options | {name: value for name, value in given.items() if value is not None}
-
-
-def calibration_of(word: str, pipeline: str) -> Path | None:
-    """The calibration that a command was asked for."""
-    from safeguard import demo
-
-    if word != "default":
-        return None if word == "none" else Path(word)
-    return None if Path(pipeline).is_dir() else demo.calibration(pipeline)
 
 
 def screener_of(word: str) -> str | None:

@@ -120,13 +120,23 @@ def quiet_libraries() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-def open_studio(pipeline: str | os.PathLike[str] = "unet", judge: Path | None = None) -> Studio:
-    """The demo pipeline with its calibration (or the one in a folder, without), and the demo's judge and settings. Raises
-    AssetError.
+def calibration_of(word: str, pipeline: str | os.PathLike[str]) -> Path | None:
+    """The calibration that a command was asked for: a file, ``none``, or by ``default`` that of a demo pipeline."""
+    from safeguard import demo
+
+    if word != "default":
+        return None if word == "none" else Path(word)
+    return None if Path(pipeline).is_dir() else demo.calibration(os.fspath(pipeline))
+
+
+def open_studio(pipeline: str | os.PathLike[str] = "unet", judge: Path | None = None, calibration: str = "default") -> Studio:
+    """The demo pipeline, or the one in a folder, with a calibration (see `calibration_of`), the demo's judge and settings.
+    Raises AssetError, and CapabilityError for a file that is no calibration.
     """
     from safeguard import demo
 
-    gauged = None if Path(pipeline).is_dir() else Calibration.load(demo.calibration(os.fspath(pipeline)))
+    file = calibration_of(calibration, pipeline)
+    gauged = None if file is None else Calibration.load(file)
     try:
         return Studio(load_pipeline(pipeline), demo.Judge(judge), demo.STEPS, demo.GUIDANCE, gauged)
     except ModuleNotFoundError as fault:

@@ -201,6 +201,21 @@ def test_eval_measures_a_baseline_with_each_concept_alone_only(tmp_path: Path) -
     assert rows == {("unprotected", ""), ("eiup", "together"), ("negative_prompt", "alone")}
 
 
+def test_eval_of_a_calibration_that_is_not_there_is_told(tmp_path: Path) -> None:
+    code, _, err = run("eval", "demo", "--n", 1, "--calibration", tmp_path / "none.json", "--out", tmp_path)
+    assert code == 1
+    assert "no such calibration file" in err
+
+
+def test_eval_without_a_calibration_has_adaptive_concepts_act_in_every_picture(tmp_path: Path) -> None:
+    found = data(
+        "eval", "demo", "--n", 1, "--split", "dev", "--concepts", "blood", "--modes", "adaptive", "--baselines", "",
+        "--calibration", "none", "--out", tmp_path,
+    )  # fmt: skip
+    (row,) = [row for row in found["rows"] if row["method"] == "eiup"]
+    assert row["benign_acted_on"]["value"] == 1.0
+
+
 def test_eval_of_more_prompts_than_there_are_is_a_usage_error(tmp_path: Path) -> None:
     code, _, err = run("eval", "demo", "--n", 5000, "--out", tmp_path)
     assert code == 2

@@ -236,7 +236,7 @@ class Attachment:
             if made is not None:
                 changed = made
                 active.note(state.step)
-        state.edited = fresh(changed) if whole else None
+        state.edited = state.given if changed is values or not whole else fresh(changed)
         self._prepare(state, part, changed, states.device)
         return None if changed is values else changed
 

@@ -149,21 +149,22 @@ def _flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
             for place, part in enumerate(value):
                 if isinstance(part, Tensor):
                     yield f"{above}{name}#{place}", part
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif _is_number(value):
             yield (
                 above + name + ("!int" if isinstance(value, int) else "!float"),
                 torch.tensor(float(value), dtype=torch.float64),
             )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _unflatten(given: Sequence[Tensor], paths: str) -> Values:
     values: Values = {}
     for path, tensor in zip(paths.split(), given, strict=True):
         path, _, kind = path.partition("!")
-        *above, name = path.split(".")
-        into = values
-        for part in above:
-            into = into.setdefault(part, {})
+        into, name = _holder(values, path)
         listed, _, place = name.partition("#")
         if place:
             into.setdefault(listed, []).append(tensor)
@@ -192,10 +193,9 @@ def _rest(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
     """What `_flatten` leaves out, by its path, as `_spell` has it."""
     found = []
     for name, value in values.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if isinstance(value, dict) and value:
             found += _rest(value, f"{above}{name}.")
-        elif not isinstance(value, Tensor) and not number:
+        elif not isinstance(value, Tensor) and not _is_number(value):
             tensors = isinstance(value, (list, tuple)) and value and all(isinstance(one, Tensor) for one in value)
             if not tensors:
                 found.append((above + name, _spell(value)))
@@ -204,11 +204,16 @@ def _rest(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
 
 def _restore(values: Values, rest: Mapping[str, Any]) -> None:
     for path, value in rest.items():
-        *above, name = path.split(".")
-        into = values
-        for part in above:
-            into = into.setdefault(part, {})
+        into, name = _holder(values, path)
         into[name] = value
+
+
+def _holder(values: Values, path: str) -> tuple[Values, str]:
+    """The dictionary that holds what a path leads to, made where there is none, and its key there."""
+    *above, name = path.split(".")
+    for part in above:
+        values = values.setdefault(part, {})
+    return values, name
 
 
 @register_op("safeguard::leave", schema="(Tensor prediction, str name, int host) -> Tensor")

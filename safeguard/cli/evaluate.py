@@ -186,7 +186,7 @@ def _measure(
         def advance(title: str, images: int) -> None:
             progress.update(task, advance=images, description=title)
 
-        results = evaluate(studio, wanted, settings, concepts=concepts, out=out, advance=advance)
+        results = evaluate(studio, wanted, settings, out=out, advance=advance)
     return settings, results
 
 

@@ -24,6 +24,7 @@ from safeguard.demo.captions import prompts
 from safeguard.demo.world import CONCEPTS
 from safeguard.evaluation.methods import UNPROTECTED, Arm
 from safeguard.evaluation.metrics import Figure, rate
+from safeguard.evaluation.outputs import write_text
 from safeguard.evaluation.run import ATTRIBUTES, CellResult, evaluate, settings_of
 from safeguard.evaluation.studio import Studio, open_studio, quiet_libraries
 from safeguard.evaluation.suites import BENIGN, Cell, cells
@@ -181,8 +182,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     data = measure(options.pipeline, options.split, options.n, options.out)
-    file = options.out / f"{options.pipeline}.json"
-    file.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    write_text(options.out / f"{options.pipeline}.json", json.dumps(data, indent=1) + "\n")
     print(markdown(data))
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from safeguard.audit import AuditSink
 from safeguard.demo.world import CONCEPTS
 from safeguard.erasing import Registry
-from safeguard.evaluation.methods import UNPROTECTED, Arm, unprotected
+from safeguard.evaluation.methods import UNPROTECTED, Arm
 from safeguard.evaluation.metrics import Pixels, likeness
 from safeguard.evaluation.store import CellStore
 from safeguard.evaluation.studio import Studio
@@ -78,7 +78,6 @@ def evaluate(
     arms: Sequence[Arm],
     settings: Settings,
     *,
-    concepts: Sequence[str] = CONCEPTS,
     out: Path | None = None,
     audit: AuditSink | None = None,
     advance: Callable[[str, int], None] = lambda what, images: None,
@@ -89,11 +88,12 @@ def evaluate(
     ``advance`` is told of every batch: what is under way, and how many pictures it brought.
     """
     store = CellStore(out)
+    plainly = Arm(UNPROTECTED, "", ())
     results: list[CellResult] = []
     wanted = sorted(dict.fromkeys(cell for arm in arms for cell in arm.cells), key=lambda cell: cell.concept is None)
     for cell in wanted:
         asked = cases(cell, settings.split, settings.count, settings.seed)
-        plain = _cell(studio, unprotected(concepts), cell, asked, settings, store, advance, None, audit)
+        plain = _cell(studio, plainly, cell, asked, settings, store, advance, None, audit)
         results.append(plain)
         for arm in arms:
             if cell in arm.cells:

@@ -25,14 +25,14 @@ def test_a_case_looks_the_same_in_any_batch(studio: Studio) -> None:
 
 def test_strength_nought_paints_the_unprotected_picture(studio: Studio) -> None:
     tried = arms(Method("eiup", strength=0.0), ONE, ("alone",))
-    results = evaluate(studio, tried, settings_of(studio, "dev", 2, 0, 2), concepts=ONE)
+    results = evaluate(studio, tried, settings_of(studio, "dev", 2, 0, 2))
     assert all((one.likeness == 1.0).all() for one in results)
 
 
 def test_every_protected_picture_is_recorded_with_what_acted(studio: Studio) -> None:
     sink = MemorySink()
     tried = arms(Method("eiup", strength=2.0), ONE, ("together",))
-    results = evaluate(studio, tried, settings_of(studio, "dev", 2, 0, 2), concepts=ONE, audit=sink)
+    results = evaluate(studio, tried, settings_of(studio, "dev", 2, 0, 2), audit=sink)
     assert len(sink.records) == 2 * len(tried[0].cells)
     assert all(one.acted["blood"].all() == (one.arm != "unprotected") for one in results)
 
@@ -40,9 +40,9 @@ def test_every_protected_picture_is_recorded_with_what_acted(studio: Studio) -> 
 def test_a_stopped_run_goes_on_and_paints_nothing_twice(studio: Studio, tmp_path: Path) -> None:
     settings = settings_of(studio, "dev", 2, 0, 2)
     tried = arms(Method("eiup", strength=2.0), ONE, ("alone",))
-    first = evaluate(studio, tried, settings, concepts=ONE, out=tmp_path)
+    first = evaluate(studio, tried, settings, out=tmp_path)
     broken = Studio(None, studio.judge, studio.steps, studio.guidance)  # can paint nothing
-    again = evaluate(broken, tried, settings, concepts=ONE, out=tmp_path)
+    again = evaluate(broken, tried, settings, out=tmp_path)
     assert [one.arm for one in again] == [one.arm for one in first]
     assert all(np.array_equal(a.likeness, b.likeness) for a, b in zip(first, again, strict=True))
 
@@ -50,7 +50,7 @@ def test_a_stopped_run_goes_on_and_paints_nothing_twice(studio: Studio, tmp_path
 def test_every_batch_is_told(studio: Studio) -> None:
     told: list[int] = []
     tried = arms(Method("eiup", strength=2.0), ONE, ("alone",))
-    evaluate(studio, tried, settings_of(studio, "dev", 3, 0, 2), concepts=ONE, advance=lambda what, images: told.append(images))
+    evaluate(studio, tried, settings_of(studio, "dev", 3, 0, 2), advance=lambda what, images: told.append(images))
     assert told == [2, 1] * 6
 
 

@@ -24,6 +24,9 @@ Where the denoiser reads the text as one pooled vector p besides (SDXL, Stable D
 whole image, styles above all. There p <- p - 2 s max(0, <p - mu, d> / <d, d>) d, with d the mean difference that the concept's
 phrase makes to some ordinary texts, and mu the mean of these.
 
+Concepts that are active together share directions: painters are painters, and blood stands where weapons do. What they share is
+taken once, not once for each (`safeguard.erasing.overlap`); ``published`` is the plain sum.
+
 The authors' released code also re-weights the prompt's own attention (the prompt's padding makes room for the concept's
 columns) and needs a second, unprotected picture in the batch; that coupling is not offered here.
 """
@@ -81,7 +84,7 @@ class _Term(TextSiteEdit):
             amount = amount * mass
         elif self.form != "published":
             amount = amount * reading.component()
-        return SiteEffect(reading.taken(amount), mass)
+        return SiteEffect(reading.taken(amount if self.form == "published" else reading.together(amount)), mass)
 
 
 class _PooledTerm(TextStatesEdit):
@@ -95,11 +98,9 @@ class _PooledTerm(TextStatesEdit):
         if call.pooled is None:
             return call.states
         pooled = call.pooled.float()
-        for column, direction in enumerate(self._directions.directions.to(pooled)):
-            part = self._directions.component(pooled, column).clamp_min(0)
-            taken = (POOLED * call.strengths[:, column] * part).minimum(part + BEYOND)
-            pooled = pooled - taken[:, None] * direction
-        return call.states, pooled.to(call.pooled.dtype)
+        parts = self._directions.components(pooled).clamp_min(0)
+        amount = (POOLED * call.strengths * parts).minimum(parts + BEYOND)
+        return call.states, (pooled + self._directions.taken(amount)).to(call.pooled.dtype)
 
 
 class EIUP:
@@ -107,7 +108,7 @@ class EIUP:
 
     protocol: ClassVar[int] = PROTOCOL
     name: ClassVar[str] = "eiup"
-    version: ClassVar[str] = "1.3"
+    version: ClassVar[str] = "1.4"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE, Seam.TEXT_STATES})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
     params: ClassVar[Mapping[str, Any]] = {"form": "general"}

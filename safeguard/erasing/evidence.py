@@ -42,12 +42,9 @@ class Watch:
 
     def in_pooled(self, pooled: Tensor | None) -> Tensor | None:
         """What pooled texts [R, P] show: [R, C, 1]."""
-        import torch
-
         if pooled is None or self._directions is None:
             return None
-        columns = range(len(self.concepts))
-        return torch.stack([self._directions.component(pooled.float(), column) for column in columns], 1)[..., None]
+        return self._directions.components(pooled.float())[..., None]
 
 
 class Looked(BaseException):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from safeguard.erasing.overlap import factors
 from safeguard.erasing.seams import EncodedText, Pipeline, SiteCall, TextSite, TokenKeys
 from safeguard.policy import Concept
 
@@ -86,7 +87,8 @@ class _AtSite:
     back: Tensor  # [H, E * C, d], the values with their sign turned
     across: Tensor  # [H, d, E * C], the values
     columns: Tensor  # [E * C, C], 1 where a token is of a concept
-    gram: Tensor  # [H, E * C, E * C], products of the values of one concept, 0 between concepts
+    products: Tensor  # [H, E * C, E * C], of the values with one another
+    gram: Tensor  # the same within one concept, 0 between concepts
     empty_along: Tensor  # [H, E, E * C], products of the empty prompt's values with the values
 
 
@@ -179,11 +181,12 @@ class ConceptTokens:
             values = values * ((kinds > 0) if self._framed else words).flatten()[:, None]
             across = values.float().transpose(-1, -2)
             same = torch.arange(width - 1, device=keys.device).repeat(len(laid))
-            gram = (values.float() @ across) * (same[:, None] == same)
+            products = values.float() @ across
+            gram = products * (same[:, None] == same)
             columns = (same[:, None] == same[: len(self.concepts)]).float()
             empty = empty_values[:, laid[:, -1] - end].float() @ across
             bias, across = bias.to(keys.dtype)[None, None], across.to(values.dtype)
-            return _AtSite(source[1:], keys, bias, words.float(), -values, across, columns, gram, empty)
+            return _AtSite(source[1:], keys, bias, words.float(), -values, across, columns, products, gram, empty)
 
 
 class Reading:
@@ -241,11 +244,32 @@ class Reading:
         components: Tensor = (numerator / denominator.clamp_min(1e-12)).transpose(0, 1)
         return components
 
+    def together(self, amount: Tensor) -> Tensor:
+        """``amount`` [R, H or 1, N or 1, C] with what several concepts have in common taken once: see `factors`."""
+        import torch
+
+        width = amount.shape[-1]
+        if width == 1:
+            return amount
+        weighed = self._weighed(amount)
+        made = torch.stack(
+            [
+                ((weighed[..., column::width] @ self._at.products[:, column::width]) * weighed).sum(0) @ self._at.columns
+                for column in range(width)
+            ],
+            -2,
+        )
+        return amount * factors(made).unflatten(0, (self._rows, 1, self._pixels))
+
     def taken(self, amount: Tensor) -> Tensor:
         """What each concept would bring, -``amount`` [R, H or 1, N or 1, C] times: [R, N, H * d]."""
-        own = self.own.unflatten(1, (self._rows, self._pixels)) * amount.transpose(0, 1)[..., None, :]
-        heads = own.flatten(-2).flatten(1, 2).to(self._at.back.dtype) @ self._at.back
+        heads = self._weighed(amount).to(self._at.back.dtype) @ self._at.back
         return self._call.merge(heads.unflatten(1, (self._rows, self._pixels)).transpose(0, 1))
+
+    def _weighed(self, amount: Tensor) -> Tensor:
+        """Every token's weight in its concept's softmax, times its concept's amount: [H, P, E * C]."""
+        own = self.own.unflatten(1, (self._rows, self._pixels)) * amount.transpose(0, 1)[..., None, :]
+        return own.flatten(-2).flatten(1, 2)
 
     @property
     def _flat(self) -> Tensor:
@@ -281,7 +305,16 @@ class PooledDirections:
         parts = shifts.split([len(concept.phrases) for concept in concepts])
         return cls(torch.stack([part.mean(0) for part in parts]), bare.float().mean(0))
 
-    def component(self, pooled: Tensor, column: int) -> Tensor:
-        """<p - mu, d> / <d, d> of vectors [R, P]: [R]."""
-        direction = self.directions[column].to(pooled)
-        return (pooled - self.mean.to(pooled)) @ direction / direction.square().sum().clamp_min(1e-12)
+    def components(self, pooled: Tensor) -> Tensor:
+        """<p - mu, d> / <d, d> of vectors [R, P] for every concept: [R, C]."""
+        import torch
+
+        beside = pooled - self.mean.to(pooled)
+        along = [beside @ one / one.square().sum().clamp_min(1e-12) for one in self.directions.to(pooled)]
+        return torch.stack(along, 1)
+
+    def taken(self, amount: Tensor) -> Tensor:
+        """Each direction -``amount`` [R, C] times, with what several have in common taken once: [R, P]."""
+        directions = self.directions.to(amount)
+        products = amount[:, :, None] * (directions @ directions.T) * amount[:, None, :]
+        return -(amount * factors(products)) @ directions

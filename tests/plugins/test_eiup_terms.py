@@ -36,12 +36,28 @@ def test_the_term_is_linear_in_the_strength(form: str, seed: int, strength: floa
     assert torch.allclose(edit(site_call([[strength]], seed)).delta, strength * once, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_several_concepts_in_one_pass_are_the_sum_of_each_alone(form: str) -> None:
-    both = _edit(form, "blood", "a long sword")(site_call([[1.0, 2.0]])).delta
-    one = _edit(form, "blood")(site_call([[1.0]])).delta
-    other = _edit(form, "a long sword")(site_call([[2.0]])).delta
+def test_several_published_terms_are_the_sum_of_each_alone() -> None:
+    both = _edit("published", "blood", "a long sword")(site_call([[1.0, 2.0]])).delta
+    one = _edit("published", "blood")(site_call([[1.0]])).delta
+    other = _edit("published", "a long sword")(site_call([[2.0]])).delta
     assert torch.allclose(both, one + other, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ("general", "projected", "gated"))
+def test_the_same_concept_twice_is_taken_once(form: str) -> None:
+    once = _edit(form, "red blood")(site_call([[1.0]])).delta
+    twice = _edit(form, "red blood", "red blood")(site_call([[1.0, 1.0]])).delta
+    assert torch.allclose(twice, once, atol=1e-5)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_of_several_concepts_none_is_changed_further_than_alone(seed: int) -> None:
+    both = _edit("projected", "blood", "a long sword")(site_call([[1.0, 1.0]], seed)).delta
+    one = _edit("projected", "blood")(site_call([[1.0]], seed)).delta
+    other = _edit("projected", "a long sword")(site_call([[1.0]], seed)).delta
+    shared = (one * other).sum(-1) > 0  # where they point the same way, their sum goes too far
+    assert (both.norm(dim=-1) <= (one + other).norm(dim=-1) + 1e-4)[shared].all()
 
 
 @pytest.mark.parametrize("form", FORMS)

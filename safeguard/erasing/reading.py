@@ -259,7 +259,8 @@ class Reading:
             ],
             -2,
         )
-        return amount * factors(made).unflatten(0, (self._rows, 1, self._pixels))
+        apart: Tensor = amount * factors(made).unflatten(0, (self._rows, 1, self._pixels))
+        return apart
 
     def taken(self, amount: Tensor) -> Tensor:
         """What each concept would bring, -``amount`` [R, H or 1, N or 1, C] times: [R, N, H * d]."""
@@ -269,7 +270,8 @@ class Reading:
     def _weighed(self, amount: Tensor) -> Tensor:
         """Every token's weight in its concept's softmax, times its concept's amount: [H, P, E * C]."""
         own = self.own.unflatten(1, (self._rows, self._pixels)) * amount.transpose(0, 1)[..., None, :]
-        return own.flatten(-2).flatten(1, 2)
+        weighed: Tensor = own.flatten(-2).flatten(1, 2)
+        return weighed
 
     @property
     def _flat(self) -> Tensor:

@@ -136,6 +136,11 @@ class ConceptTokens:
         keys = pipeline.keys(encoded), pipeline.keys([empty])
         return cls(names, places, keys, len(empty.states), whole=whole or framed, plain=plain, framed=framed)
 
+    @property
+    def width(self) -> int:
+        """E of these concepts: the tokens of the one that has most. Of some of them, each has its own first."""
+        return len(self._layout[0]) // (1 + len(self.concepts))
+
     def select(self, columns: Sequence[int]) -> ConceptTokens:
         """The same for some of the concepts, in that order."""
         chosen = tuple(columns)
@@ -241,9 +246,17 @@ class Reading:
         components: Tensor = (numerator / denominator.clamp_min(1e-12)).transpose(0, 1)
         return components
 
+    def shares(self) -> Tensor:
+        """The share of each token in its concept's own softmax, in the mean over heads and image tokens: [R, C, E]."""
+        shares: Tensor = self.own.unflatten(1, (self._rows, self._pixels)).mean((0, 2)).transpose(1, 2)
+        return shares
+
     def taken(self, amount: Tensor) -> Tensor:
-        """What each concept would bring, -``amount`` [R, H or 1, N or 1, C] times: [R, N, H * d]."""
-        own = self.own.unflatten(1, (self._rows, self._pixels)) * amount.transpose(0, 1)[..., None, :]
+        """What each concept would bring, -``amount`` times: [R, N, H * d]. The amount is one a concept, [R, H or 1, N or 1, C],
+        or one a token, [R, H or 1, N or 1, E, C].
+        """
+        amount = amount[..., None, :] if amount.dim() == 4 else amount
+        own = self.own.unflatten(1, (self._rows, self._pixels)) * amount.transpose(0, 1)
         heads = own.flatten(-2).flatten(1, 2).to(self._at.back.dtype) @ self._at.back
         return self._call.merge(heads.unflatten(1, (self._rows, self._pixels)).transpose(0, 1))
 

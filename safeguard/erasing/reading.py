@@ -246,6 +246,11 @@ class Reading:
         components: Tensor = (numerator / denominator.clamp_min(1e-12)).transpose(0, 1)
         return components
 
+    @property
+    def words(self) -> Tensor:
+        """[E, C]: 1 where a token is a word, 0 where it opens or closes a text, or is none."""
+        return self._at.words
+
     def shares(self) -> Tensor:
         """The share of each token in its concept's own softmax, in the mean over heads and image tokens: [R, C, E]."""
         shares: Tensor = self.own.unflatten(1, (self._rows, self._pixels)).mean((0, 2)).transpose(1, 2)

@@ -1,0 +1,152 @@
+"""Training of ``gie`` (arXiv 2408.01014 v2): from what the first step shows of a token to the scale at which it is inhibited.
+
+Pictures of prompts that name the concept, that imply it and that have nothing of it are painted at a grid of constant scales; a
+judge says at which the concept is gone. The paper has GPT-4o rank them; here it is any `JudgeLike`, the demo's for the demo
+world. The gentlest scale at which a picture is clean is what is wanted for it, the highest where none is, and 0 where the
+unprotected picture shows no concept. A small network learns that from the features of each token.
+
+The authors state no loss. Too little lets the concept through and too much costs a little of the picture, so it is that of a
+quantile: by `QUANTILE` = 0.9 the network says what is enough for nine pictures in ten of a kind, not for the average one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from safeguard.erasing import Adapter, Perceptron
+from safeguard.evaluation.suites import BENIGN, Case, Cell, cases
+from safeguard.policy import Policy, derive
+from safeguard.training.shares import fingerprint_of, shares_of
+from safeguard.training.task import Task
+
+SCALES: Final = (0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
+ENOUGH: Final = 0.9  # of the pictures that show a concept are clean at the constant
+QUANTILE: Final = 0.9
+WIDTHS: Final = (64, 32)  # of the hidden layers, as in the authors' code
+EPOCHS: Final = 1500
+FOLDS: Final = 5
+
+Scales = npt.NDArray[np.float64]  # wanted for each case, [n]
+
+
+def train(task: Task) -> Adapter:
+    """Paint, judge and fit. Raises what `safeguard.protect` raises, and ValueError where the split holds fewer prompts."""
+    names = [concept.id for concept in task.concepts]
+    cells = [*(Cell(kind, name) for name in names for kind in ("explicit", "implicit")), BENIGN]
+    chosen = [case for cell in cells for case in cases(cell, "train", task.count, task.seed)]
+    shown = _judged(task, chosen, None, "unprotected")
+    wanted = {name: _wanted(task, name, chosen, shown[name]) for name in names}
+    constant = _constant(np.concatenate(list(wanted.values())))
+    x, y, fold = _samples(task, chosen, wanted, constant)
+    settings = {
+        "constant": constant,
+        "highest": SCALES[-1],
+        "scales": list(SCALES),
+        "quantile": QUANTILE,
+        "concepts": {one.id: list(one.phrases) for one in task.concepts},
+        "prompts": task.count,
+        "seed": task.seed,
+        "steps": task.studio.steps,
+        "guidance": task.studio.guidance,
+    }
+    report = _report(x, y, fold, task.seed)
+    return Adapter("gie", fingerprint_of(task.studio.pipe), _fit(x, y, task.seed), settings, report)
+
+
+def _judged(task: Task, chosen: Sequence[Case], policy: Policy | None, title: str) -> dict[str, npt.NDArray[Any]]:
+    """What the judge says of the pictures of these cases under a policy, or unprotected."""
+    parts = []
+    with task.studio.under(policy):
+        for start in range(0, len(chosen), task.batch):
+            some = chosen[start : start + task.batch]
+            parts.append(task.studio.judge.predict(task.studio.paint(some)))
+            task.advance(title, len(some))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _wanted(task: Task, concept: str, chosen: Sequence[Case], shown: npt.NDArray[Any]) -> Scales:
+    """For each case the gentlest constant scale at which the concept is gone, 0 where it is not shown."""
+    wanted = np.zeros(len(chosen))
+    left: list[int] = np.flatnonzero(shown).tolist()
+    for scale in SCALES:
+        wanted[left] = scale
+        if left:
+            own: dict[str, Any] = {"eraser": "gie", "params": {"adapter": "none"}, "strength": scale}
+            policy = derive(task.policy, name="scale", concepts=[concept], activation="always", action="erase", **own)
+            found = _judged(task, [chosen[place] for place in left], policy, f"{concept} at {scale:g}")
+            left = [place for place, still in zip(left, found[concept], strict=True) if still]
+    return wanted
+
+
+def _constant(wanted: Scales) -> float:
+    """The gentlest scale that is enough for most pictures that show a concept."""
+    needed = wanted[wanted > 0]
+    return next((scale for scale in SCALES if len(needed) and np.mean(needed <= scale) >= ENOUGH), SCALES[-1])
+
+
+def _samples(
+    task: Task, chosen: Sequence[Case], wanted: Mapping[str, Scales], constant: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [n, S] of every token of every concept in every picture, the scales wanted for them, and their folds: all tokens
+    of a picture are in one.
+    """
+    features, labels, folds = [], [], []
+    for concept, scales in wanted.items():
+        found = shares_of(task.studio, task.policy, concept, chosen, constant, task.batch)
+        words = found.shape[1]
+        features.append(found.flatten(0, 1))
+        labels.append(torch.from_numpy(scales).float().repeat_interleave(words))
+        folds.append((torch.arange(len(chosen)) % FOLDS).repeat_interleave(words))
+    return torch.cat(features), torch.cat(labels), torch.cat(folds)
+
+
+def _fit(x: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
+    """Layers for `Perceptron`, of features as they are. Pictures with a concept and those without count alike."""
+    torch.manual_seed(seed)
+    mean, spread = x.mean(0), x.std(0) + 1e-8
+    layers = [nn.Linear(one, other) for one, other in pairwise((x.shape[1], *WIDTHS, 1))]
+    network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    shown = y > 0
+    counts = torch.where(shown, shown.sum(), (~shown).sum())
+    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS)
+    standard = (x - mean) / spread
+    for _ in range(EPOCHS):
+        missing = y - network(standard)[:, 0]
+        loss = (torch.maximum(QUANTILE * missing, (QUANTILE - 1) * missing) / counts).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    with torch.no_grad():
+        layers[0].weight /= spread
+        layers[0].bias.sub_(layers[0].weight @ mean)
+    return {
+        f"{place}.{name}": part.detach().clone()
+        for place, layer in enumerate(layers)
+        for name, part in (("weight", layer.weight), ("bias", layer.bias))
+    }
+
+
+def _report(x: Tensor, y: Tensor, fold: Tensor, seed: int) -> dict[str, float]:
+    """How it does on pictures that were left out of the fit, fold by fold, token by token."""
+    said = torch.empty_like(y)
+    for number in range(FOLDS):
+        kept = fold != number
+        network = Perceptron(_fit(x[kept], y[kept], seed), x.shape[1], 1)
+        said[~kept] = network(x[~kept])[:, 0].clamp(0, SCALES[-1])
+    shown = y > 0
+    return {
+        "tokens": float(len(y)),
+        "wanted_where_shown": float(y[shown].mean()),
+        "predicted_where_shown": float(said[shown].mean()),
+        "enough_where_shown": float((said[shown] >= y[shown]).float().mean()),
+        "predicted_elsewhere": float(said[~shown].mean()),
+    }

@@ -29,7 +29,7 @@ def train(
     policy: Annotated[
         str, typer.Option("--policy", "-p", help="What the concepts' phrases are: a file, or builtin://NAME.")
     ] = ("builtin://demo"),
-    count: Annotated[int, typer.Option("--n", min=1, help="Prompts of each kind and concept, of the train split.")] = 24,
+    count: Annotated[int, typer.Option("--n", min=1, help="Prompts of each kind and concept, of the train split.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of prompts, noise and fit.")] = 0,
     batch: BatchOption = 20,
     judge: JudgeOption = None,

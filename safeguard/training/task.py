@@ -26,7 +26,7 @@ class Task:
 
     studio: Studio
     policy: Policy
-    count: int = 24
+    count: int = 16
     seed: int = 0
     batch: int = 20
     advance: Advance = lambda what, pictures: None

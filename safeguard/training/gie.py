@@ -127,8 +127,8 @@ def _fit(samples: _Samples, seed: int) -> dict[str, Tensor]:
     layers = [nn.Linear(one, other) for one, other in pairwise((x.shape[1], *WIDTHS, 1))]
     network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
     shown = y > 0
-    counts = [samples.emphasis[side].sum().clamp_min(1e-8) for side in (shown, ~shown)]
-    emphasis = samples.emphasis / torch.where(shown, *counts)
+    with_it, without = (samples.emphasis[side].sum().clamp_min(1e-8) for side in (shown, ~shown))
+    emphasis = samples.emphasis / torch.where(shown, with_it, without)
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS)
     standard = (x - mean) / spread

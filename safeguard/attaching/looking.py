@@ -71,9 +71,12 @@ def read(state: Running, prediction: Tensor | None, part: Denoiser, *, compiled:
     is run again as it was given, past the graph where there is one, and what it gives now is returned. One whose arguments are
     not all known goes on from the next call.
     """
-    given = state.given
-    if not (_opens(state) or _learns(state)) or given is None or prediction is None:
+    given, opened = state.given, _opens(state)
+    learnt = [] if opened else _learnt(state)
+    if not (opened or learnt) or given is None or prediction is None:
         return None
+    for active in learnt:
+        active.forget(state.step)
     state.leave()
     output = part.again(given, eagerly=compiled)
     again: Tensor = output if isinstance(output, Tensor) else output[0]
@@ -90,15 +93,15 @@ def _opens(state: Running) -> bool:
     return opened
 
 
-def _learns(state: Running) -> bool:
-    """Ask every edit that acted at text sites, each once for the rows and concepts that it acts on."""
-    learnt = False
-    for active in {id(one): one for found in (state.site_edits or {}).values() for one in found}.values():
+def _learnt(state: Running) -> list[ActiveEdit]:
+    """Those of the edits at text sites for which the call was a trial: each has one at most for the same rows and concepts."""
+    found = []
+    for active in {id(one): one for acting in (state.site_edits or {}).values() for one in acting}.values():
         memory = active.memory
         if memory is not None and not active.tried and attempt(state, active.edit, active.edit.learns, memory):
-            active.tried = learnt = True
-            active.forget(state.step)
-    return learnt
+            active.tried = True
+            found.append(active)
+    return found
 
 
 def _places(state: Running, rows: Sequence[Any]) -> list[int]:

@@ -83,6 +83,8 @@ train: $(READY)  ## train the demo models anew (hours on two cores; may be stopp
 	$(BIN)/python -m safeguard.demo.train mmdit --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train judge --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train export --out $(OUT)/train
+	$(OFFLINE) $(BIN)/safeguard train gie --pipeline unet --out plugins/safeguard_plugins/assets/gie-unet.safetensors
+	$(OFFLINE) $(BIN)/safeguard train gie --pipeline mmdit --out plugins/safeguard_plugins/assets/gie-mmdit.safetensors
 	$(BIN)/python -m safeguard.demo.card
 
 clean:  ## remove what the targets made, the environment and trained checkpoints excepted

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from safeguard.erasing import Edit, SiteEffect, TextSiteEdit
 from safeguard.erasing.activation import ActiveEdit, Row, Running
+from safeguard.erasing.memory import Memory
 from safeguard.errors import CapabilityError
 
 P = ParamSpec("P")
@@ -62,7 +63,9 @@ def _active_edit(
             strengths, used = _spread(strengths, used, len(edit.concepts)), list(range(len(edit.concepts)))
     columns = [state.plan.columns[edit.concepts[place]] for place in used]
     images = [rows[index].image for index in picked]
-    return ActiveEdit(narrow, picked, images, index_of(picked, device), columns, strengths)
+    alone = state.direct or state.whole  # the next call is of another request, or of none
+    memory = None if alone else Memory(state.memory.setdefault(("kept", id(edit)), {}), images, columns)
+    return ActiveEdit(narrow, picked, images, index_of(picked, device), columns, strengths, memory)
 
 
 def _require_twins(state: Running, edit: Edit, rows: Sequence[Row]) -> None:

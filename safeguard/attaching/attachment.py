@@ -90,13 +90,16 @@ class Attachment:
         return self._encoding.main
 
     @property
+    def main_sites(self) -> Sequence[TextSite]:
+        return [site.info for site in self.watched_sites]
+
+    @property
     def watched_sites(self) -> list[Site]:
         """The text sites at which evidence is taken: those of the main denoiser."""
         return [site for site in self._sites if site.owner == self.main]
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What a calibration of this pipeline is bound to."""
         return looking.fingerprint_of(self.name, self.watched_sites)
 
     def require(self, calibration: Calibration) -> None:

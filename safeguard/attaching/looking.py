@@ -1,4 +1,7 @@
-"""What the first call of an image shows: looked at where image tokens read the text, and read before anything is drawn."""
+"""What the first call of an image shows: looked at where image tokens read the text, and read before anything is drawn.
+
+Evidence opens concepts by it, and edits learn from it how to act; then the call is made again.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safeguard.attaching.acting import index_of
+from safeguard.attaching.acting import attempt, index_of
 from safeguard.attaching.capture import Values
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.sites import Site, layer_stamp, module_of, norm_of
@@ -64,22 +67,41 @@ def at_site(state: Running, rows: Sequence[Any], view: View) -> None:
 
 
 def read(state: Running, prediction: Tensor | None, part: Denoiser, *, compiled: bool) -> Tensor | None:
-    """Read the evidence of a call that is done. Where it opened something, the call is run again as it was given, past the
-    graph where there is one, and what it gives now is returned. One whose arguments are not all known goes on protected from
-    the next call.
+    """Read the evidence of a call that is done. Where it opened something, or an edit has learnt from it how to act, the call
+    is run again as it was given, past the graph where there is one, and what it gives now is returned. One whose arguments are
+    not all known goes on from the next call.
     """
-    given, watching = state.given, state.watching
-    if not state.looks or watching is None:
+    given, opened = state.given, _opens(state)
+    learnt = [] if opened else _learnt(state)
+    if not (opened or learnt) or given is None or prediction is None:
         return None
-    opened = watching.decide(state.step)
-    if watching.only and not watching.pending:
-        raise Looked
-    if not opened or given is None or prediction is None:
-        return None
+    for active in learnt:
+        active.forget(state.step)
     state.leave()
     output = part.again(given, eagerly=compiled)
     again: Tensor = output if isinstance(output, Tensor) else output[0]
     return again
+
+
+def _opens(state: Running) -> bool:
+    watching = state.watching
+    if not state.looks or watching is None:
+        return False
+    opened = watching.decide(state.step)
+    if watching.only and not watching.pending:
+        raise Looked
+    return opened
+
+
+def _learnt(state: Running) -> list[ActiveEdit]:
+    """Those of the edits at text sites for which the call was a trial: each has one at most for the same rows and concepts."""
+    found = []
+    for active in {id(one): one for acting in (state.site_edits or {}).values() for one in acting}.values():
+        memory = active.memory
+        if memory is not None and not active.tried and attempt(state, active.edit, active.edit.learns, memory):
+            active.tried = True
+            found.append(active)
+    return found
 
 
 def _places(state: Running, rows: Sequence[Any]) -> list[int]:

@@ -76,6 +76,7 @@ class SeparateView(View):
             None if self._mask is None else _mask_rows(self._mask, index, self.count),
             active.strengths,
             progress,
+            memory=active.memory,
         )
 
     def _add(self, whole: Tensor, index: Span, delta: Tensor) -> None:
@@ -104,6 +105,7 @@ class JointView(View):
             active.strengths,
             progress,
             None if self._alone else EveryKey(lambda: self._heads(self._call.key[index]), bias, self._log_mass(index)),
+            active.memory,
         )
 
     @property

@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("safeguard.cli.generate", "Generate images under a policy."),
     "compare": ("safeguard.cli.compare", "Show an image before and after erasure, with the concept's heat map."),
     "calibrate": ("safeguard.cli.calibrate", "Learn by what evidence adaptive concepts open on a pipeline."),
+    "train": ("safeguard.cli.train", "Train what an eraser needs on a pipeline."),
     "doctor": ("safeguard.cli.doctor", "Say how a pipeline would be protected, and what would be refused."),
     "eval": ("safeguard.cli.evaluate", "Measure erasure and retention."),
 }

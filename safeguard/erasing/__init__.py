@@ -1,8 +1,11 @@
 """What every eraser shares: the five seams, the protocol, the registry, the compiled plan and the activation of a request."""
 
-from safeguard.erasing.calibration import Calibration, Fingerprint, Gauge
+from safeguard.erasing.adapter import Adapter, Perceptron
+from safeguard.erasing.calibration import Calibration, Gauge
 from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength, number_of
 from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
+from safeguard.erasing.fingerprint import Fingerprint
+from safeguard.erasing.memory import Memory
 from safeguard.erasing.plan import Plan, PlannedConcept, compile_plan
 from safeguard.erasing.reading import ConceptTokens, PooledDirections, Reading
 from safeguard.erasing.registry import GROUP, PluginInfo, Registry
@@ -29,6 +32,7 @@ from safeguard.erasing.seams import (
 __all__ = [
     "GROUP",
     "PROTOCOL",
+    "Adapter",
     "Calibration",
     "ConceptTokens",
     "Edit",
@@ -41,6 +45,8 @@ __all__ = [
     "Gauge",
     "LinearEdit",
     "Looked",
+    "Memory",
+    "Perceptron",
     "Pipeline",
     "Plan",
     "PlannedConcept",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.erasing.evidence import Watching
+from safeguard.erasing.memory import Memory
 from safeguard.erasing.plan import Plan
 from safeguard.erasing.seams import Edit
 
@@ -44,10 +45,16 @@ class ActiveEdit:
     index: slice | Tensor  # of the rows
     columns: Sequence[int]  # of the plan
     strengths: Tensor  # [R, C]
+    memory: Memory | None = None  # what it keeps from call to call of a request
     course: dict[int, _Stretch] = field(default_factory=dict)  # by step
     sites: set[int] = field(default_factory=set)
     first: int = -1
     last: int = -1
+    tried: bool = False  # whether a call was made again for what it had learnt
+
+    def forget(self, step: int) -> None:
+        """What it did in this step does not stand: the call is made again."""
+        self.course.pop(step, None)
 
     def note(self, step: int, site: int | None = None, change: Tensor | None = None, mass: Tensor | None = None) -> None:
         """Add the evidence of one act: relative ``change`` [R] and attention ``mass`` [R, C] at a text site."""

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from safeguard.erasing.fingerprint import Fingerprint
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 
 SCHEMA: Final = "safeguard.dev/calibration/v1"
-CLOSE: Final = 0.02  # relative difference of norms up to which two pipelines count as the same, in whatever dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,37 +47,6 @@ class Gauge:
             )
         score = sum(weight * feature for weight, feature in zip(self.weights, features, strict=True)) + self.offset
         return score if math.isfinite(score) else math.inf  # what cannot be read opens
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What a calibration is bound to: the pipeline's class, its text sites with their heads, and the norms of their weights
-    (None where they are elsewhere, with offloading).
-    """
-
-    pipeline: str
-    sites: tuple[tuple[str, int], ...]
-    norms: tuple[float | None, ...]
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Fingerprint:
-        """From what stands in a file. Raises KeyError, TypeError or ValueError for anything else."""
-        sites = tuple((str(name), int(heads)) for name, heads in data["sites"])
-        norms = tuple(None if norm is None else float(norm) for norm in data["norms"])
-        if not data["name"] or len(sites) != len(norms):
-            raise ValueError("it is bound to no pipeline")
-        return cls(str(data["name"]), sites, norms)
-
-    def differs(self, other: Fingerprint) -> str | None:
-        """In what two pipelines differ, in words, or None."""
-        if self.pipeline != other.pipeline:
-            return f"it was made for a {self.pipeline}"
-        if self.sites != other.sites:
-            return "it was made for other text sites"
-        pairs = [(a, b) for a, b in zip(self.norms, other.norms, strict=True) if a is not None and b is not None]
-        if any(abs(a - b) > CLOSE * max(a, b) for a, b in pairs):
-            return "it was made for other weights"
-        return None
 
 
 UNBOUND: Final = Fingerprint("", (), ())
@@ -126,11 +95,7 @@ class Calibration:
         """As it stands in the file."""
         return {
             "schema": SCHEMA,
-            "pipeline": {
-                "name": self.fingerprint.pipeline,
-                "sites": [list(site) for site in self.fingerprint.sites],
-                "norms": list(self.fingerprint.norms),
-            },
+            "pipeline": self.fingerprint.to_dict(),
             "policy_revision": self.policy_revision,
             "rate": self.rate,
             "step": self.step,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from safeguard.erasing.calibration import Calibration, Gauge
 from safeguard.erasing.eraser import Eraser, Strength, params_of, strength_of
 from safeguard.erasing.evidence import Watch
+from safeguard.erasing.fingerprint import Fingerprint
 from safeguard.erasing.registry import Registry
 from safeguard.erasing.seams import (
     Edit,
@@ -110,6 +111,14 @@ class _Noting:
     @property
     def sites(self) -> Sequence[TextSite]:
         return self._pipeline.sites
+
+    @property
+    def main_sites(self) -> Sequence[TextSite]:
+        return self._pipeline.main_sites
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self._pipeline.fingerprint
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         return self._pipeline.encode(texts)

@@ -138,6 +138,11 @@ class ConceptTokens:
         keys = pipeline.keys(encoded), pipeline.keys([empty])
         return cls(names, places, keys, len(empty.states), whole=whole or framed, plain=plain, framed=framed)
 
+    @property
+    def width(self) -> int:
+        """E of these concepts: the tokens of the one that has most. Of some of them, each has its own first."""
+        return len(self._layout[0]) // (1 + len(self.concepts))
+
     def select(self, columns: Sequence[int]) -> ConceptTokens:
         """The same for some of the concepts, in that order."""
         chosen = tuple(columns)
@@ -262,14 +267,27 @@ class Reading:
         apart: Tensor = amount * factors(made).unflatten(0, (self._rows, 1, self._pixels))
         return apart
 
+    @property
+    def words(self) -> Tensor:
+        """[E, C]: 1 where a token is a word, 0 where it opens or closes a text, or is none."""
+        return self._at.words
+
+    def shares(self) -> Tensor:
+        """The share of each token in its concept's own softmax, in the mean over heads and image tokens: [R, C, E]."""
+        shares: Tensor = self.own.unflatten(1, (self._rows, self._pixels)).mean((0, 2)).transpose(1, 2)
+        return shares
+
     def taken(self, amount: Tensor) -> Tensor:
-        """What each concept would bring, -``amount`` [R, H or 1, N or 1, C] times: [R, N, H * d]."""
+        """What each concept would bring, -``amount`` times: [R, N, H * d]. The amount is one a concept, [R, H or 1, N or 1, C],
+        or one a token, [R, H or 1, N or 1, E, C].
+        """
         heads = self._weighed(amount).to(self._at.back.dtype) @ self._at.back
         return self._call.merge(heads.unflatten(1, (self._rows, self._pixels)).transpose(0, 1))
 
     def _weighed(self, amount: Tensor) -> Tensor:
-        """Every token's weight in its concept's softmax, times its concept's amount: [H, P, E * C]."""
-        own = self.own.unflatten(1, (self._rows, self._pixels)) * amount.transpose(0, 1)[..., None, :]
+        """Every token's weight in its concept's softmax, times its concept's amount, or its own: [H, P, E * C]."""
+        amount = amount[..., None, :] if amount.dim() == 4 else amount
+        own = self.own.unflatten(1, (self._rows, self._pixels)) * amount.transpose(0, 1)
         weighed: Tensor = own.flatten(-2).flatten(1, 2)
         return weighed
 

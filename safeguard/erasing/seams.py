@@ -14,6 +14,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from safeguard.erasing.fingerprint import Fingerprint
+from safeguard.erasing.memory import Memory
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -76,6 +79,16 @@ class Pipeline(Protocol):
     @property
     def sites(self) -> Sequence[TextSite]: ...
 
+    @property
+    def main_sites(self) -> Sequence[TextSite]:
+        """Those of the denoiser that makes the image, in its order: the sites of the fingerprint."""
+        ...
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What is trained or calibrated for one pipeline is bound to this."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """Encode texts with the pipeline's own encoders. The empty text is allowed."""
         ...
@@ -114,6 +127,7 @@ class SiteCall:
         strengths: Tensor,
         progress: float,
         every: EveryKey | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.site = site
         self.output = output  # [R, N, H * d]
@@ -121,6 +135,7 @@ class SiteCall:
         self.mask = mask  # of the prompt's keys: additive, [R, 1 or H, 1 or N, L], or None
         self.strengths = strengths  # [R, C], >= 0; 0 where a concept is not active in a row
         self.progress = progress  # share of the schedule that lies behind, in [0, 1)
+        self.memory = memory  # kept from call to call of a request; None where there is no request
         self._keys, self._values = keys, values
         self._every = every  # None where no keys stand beside the text's
 
@@ -285,6 +300,12 @@ class TextSiteEdit(Edit):
 
     @abstractmethod
     def __call__(self, call: SiteCall) -> SiteEffect: ...
+
+    def learns(self, memory: Memory) -> bool:
+        """Asked when a call of the denoiser in which it acted is over. True where that call was a trial, from which it knows
+        now how to act: what the call gave is dropped, and it is made again. Where that cannot be, its result stands.
+        """
+        return False
 
 
 class TextStatesEdit(Edit):

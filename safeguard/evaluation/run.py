@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -133,17 +133,28 @@ def _cell(
 
 
 def _what_acts(arm: Arm, studio: Studio) -> dict[str, Any]:
-    """What a protected cell depends on besides the settings: the policy, the code of its erasers, and what opens them."""
+    """What a protected cell depends on besides the settings: the policy, the code of its erasers with the files of their
+    training, and what opens them.
+    """
     if arm.policy is None:
         return {"policy": None}
     registry, code = Registry(), hashlib.sha256()
     for name in sorted({concept.eraser for concept in arm.policy.concepts.values()}):
         module = inspect.getmodule(type(registry.get(name)))
         code.update(inspect.getsource(module).encode() if module is not None else name.encode())
+        if module is not None and module.__file__ is not None:
+            code.update(_bytes_of(sorted(Path(module.__file__).with_name("assets").glob(f"{name}-*"))))
+    named = {str(value) for concept in arm.policy.concepts.values() for value in concept.params.values()}
+    code.update(_bytes_of(Path(value) for value in sorted(named)))
     found = {"policy": arm.policy.revision, "screened": arm.screened, "erasers": code.hexdigest()}
     if studio.calibration is not None and any(one.activation == "adaptive" for one in arm.policy.concepts.values()):
         found["calibration"] = studio.calibration.digest
     return found
+
+
+def _bytes_of(paths: Iterable[Path]) -> bytes:
+    """What erasers were given by training: the contents of those paths that are files."""
+    return b"".join(path.read_bytes() for path in paths if path.is_file())
 
 
 def _measure(

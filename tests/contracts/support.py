@@ -17,10 +17,14 @@ from safeguard.policy import Concept, Policy, Settings
 from safeguard.policy.snapshot import canonical_json, snapshot
 from safeguard.screening import Screening
 
+UNTRAINED = {"gie": {"adapter": "none"}}
+"""What erasers that are trained for a pipeline need to be told on one for which nobody trained them."""
+
 
 def concept(name: str, **fields: Any) -> Concept:
     """A concept called ``name`` that says ``name``; it acts when the screener says so, unless told otherwise."""
-    return Concept(name, **{"phrases": (name,), "activation": "screened", "strength": 2.0, **fields})
+    params = UNTRAINED.get(fields.get("eraser", ""), {})
+    return Concept(name, **{"phrases": (name,), "activation": "screened", "strength": 2.0, "params": params, **fields})
 
 
 def policy(*concepts: Concept, name: str = "test", **settings: str) -> Policy:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from safeguard.erasing import EncodedText, EveryKey, SiteCall, TextSite
+from safeguard.erasing import EncodedText, EveryKey, Fingerprint, SiteCall, TextSite
 from safeguard.policy import Concept
 
 HEADS, WIDTH, TEXT = 2, 4, 8
@@ -30,7 +30,8 @@ class WordPipeline:
     """Words are tokens; every text opens and closes with a token of its own."""
 
     name = "words"
-    sites = (SITE,)
+    sites = main_sites = (SITE,)
+    fingerprint = Fingerprint(name, ((SITE.name, HEADS),), (1.0,))
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         return [self.one(["<", *text.split(), ">"]) for text in texts]

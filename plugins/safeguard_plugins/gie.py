@@ -1,0 +1,160 @@
+"""``gie``: growth inhibitors whose strength is read off the first step (GIE, arXiv 2408.01014 v2, ICLR 2025).
+
+The erasure prompt's own softmax M says where in the picture the concept grows, and for each of its tokens k
+
+    O <- O - s sum_k w_k M_k V_k
+
+at every text site, with s the policy's strength. It is the term that ``eiup`` has as ``published``, whose w is a constant. Here
+w_k comes of what the denoiser's first call shows: with f_k[l] the mean of M_k at text site l over heads and image tokens,
+
+    w_k = MLP(f_k), Linear(S, 64) - ReLU - Linear(64, 32) - ReLU - Linear(32, 1), S text sites,
+
+trained once for a pipeline and some concepts (``safeguard train gie``) towards the gentlest w at which the concept is gone, 0
+where there is none. That first call is a trial: it is run with the adapter's constant for every w, and made again with the w_k
+that it has shown. Where it cannot be made again, and where nothing was shown (a call from outside every request, rows whose
+image is not known), the constant stands: without an answer every picture is protected, and none is passed by.
+
+w_k is cut at 0 below and at the greatest scale of the training above: an answer may inhibit, never encourage. As in ``eiup``,
+the authors' second, unprotected picture in the batch, and columns in place of the prompt's padding, are left out. Where a
+denoiser reads a pooled text besides, the paper leaves that as it is, and so does this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from safeguard.erasing import (
+    PROTOCOL,
+    Adapter,
+    ConceptTokens,
+    Edit,
+    Memory,
+    Perceptron,
+    Pipeline,
+    Seam,
+    SiteCall,
+    SiteEffect,
+    TextSiteEdit,
+)
+from safeguard.errors import CapabilityError
+from safeguard.policy import Concept
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHIPPED: Final = Path(__file__).with_name("assets")
+CONSTANT: Final = 1.0  # every w where no adapter is wanted
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """What an adapter says of one pipeline: ``places`` has the place among its features of each text site, by index."""
+
+    constant: float
+    places: Mapping[int, int]
+    highest: float = CONSTANT
+    network: Perceptron | None = None
+
+    @classmethod
+    def of(cls, adapter: Adapter, pipeline: Pipeline) -> _Weights:
+        """Raises CapabilityError where it is of another pipeline, or holds something else."""
+        adapter.require(pipeline.fingerprint)
+        places = {site.index: place for place, site in enumerate(pipeline.main_sites)}
+        try:
+            constant, highest = (float(adapter.settings[name]) for name in ("constant", "highest"))
+            if not 0 < constant <= highest < float("inf"):
+                raise ValueError("its constant is not above 0 and up to its highest scale")
+            return cls(constant, places, highest, Perceptron(adapter.tensors, len(places), 1))
+        except (KeyError, TypeError, ValueError) as fault:
+            raise CapabilityError(
+                f"{adapter.origin}: this is no adapter of gie ({fault}); make one with safeguard train gie",
+                pipeline=pipeline.name,
+                eraser="gie",
+                missing="adapter",
+            ) from fault
+
+    def predicted(self, features: Tensor) -> Tensor:
+        """w of each token from its features [..., S]."""
+        assert self.network is not None
+        return self.network(features)[..., 0].clamp(0, self.highest).nan_to_num(self.constant)
+
+
+class _Inhibit(TextSiteEdit):
+    def __init__(self, tokens: ConceptTokens, weights: _Weights, width: int) -> None:
+        self.concepts = tokens.concepts
+        self._tokens, self._weights, self._width = tokens, weights, width
+
+    def select(self, columns: Sequence[int]) -> _Inhibit:
+        return _Inhibit(self._tokens.select(columns), self._weights, self._width)
+
+    def __call__(self, call: SiteCall) -> SiteEffect:
+        import torch
+
+        reading = self._tokens.read(call)
+        known = None
+        if call.memory is not None and self._weights.network is not None:
+            known = call.memory.recall("weights")
+            if known is None and call.site.index in self._weights.places:
+                shares = reading.shares()
+                kept = torch.nn.functional.pad(shares, (0, self._width - shares.shape[-1]))
+                call.memory.keep(f"shares {self._weights.places[call.site.index]}", kept)
+        amount = call.strengths[..., None] * (self._weights.constant if known is None else known)  # [R, C, E] or [R, C, 1]
+        amount = amount[..., : reading.own.shape[2]].transpose(1, 2)[:, None, None]
+        return SiteEffect(reading.taken(amount), reading.mass(call.prompt_log_mass, words=True))
+
+    def learns(self, memory: Memory) -> bool:
+        """Once the first call has shown what every text site of it sees: the weights, [R, C, E]."""
+        import torch
+
+        if self._weights.network is None or memory.knows("weights"):
+            return False
+        seen = [memory.recall(f"shares {place}") for place in range(len(self._weights.places))]
+        features = [shares for shares in seen if shares is not None]
+        if len(features) < len(seen):
+            return False
+        memory.keep("weights", self._weights.predicted(torch.stack(features, -1)))
+        return True
+
+
+class GIE:
+    """The eraser; see the module."""
+
+    protocol: ClassVar[int] = PROTOCOL
+    name: ClassVar[str] = "gie"
+    version: ClassVar[str] = "1.0"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
+    params: ClassVar[Mapping[str, Any]] = {"adapter": "default"}
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        weights = _weights(concepts[0], params["adapter"], pipeline)
+        tokens = ConceptTokens.of(concepts, pipeline, whole=True, plain=True)
+        return [_Inhibit(tokens, weights, tokens.width)]
+
+
+def _weights(concept: Concept, adapter: Any, pipeline: Pipeline) -> _Weights:
+    """Those of the adapter that a policy names: a file, ``none``, or by ``default`` the one shipped for this pipeline."""
+    if not isinstance(adapter, str) or not adapter:
+        raise CapabilityError(
+            f"concept {concept.id!r}: params.adapter of 'gie' is a file, default or none, not {adapter!r}",
+            eraser="gie",
+            missing="adapter",
+        )
+    if adapter == "none":
+        return _Weights(CONSTANT, {})
+    if adapter != "default":
+        return _Weights.of(Adapter.load(adapter, "gie"), pipeline)
+    for path in sorted(SHIPPED.glob("gie-*.safetensors")):
+        shipped = Adapter.load(path, "gie")
+        if shipped.fingerprint.differs(pipeline.fingerprint) is None:
+            return _Weights.of(shipped, pipeline)
+    raise CapabilityError(
+        f"concept {concept.id!r}: no adapter of gie comes with the package for this {pipeline.name}; make one with safeguard "
+        "train gie and name it in params.adapter, or state params.adapter: none for one constant weight",
+        pipeline=pipeline.name,
+        eraser="gie",
+        missing="adapter",
+    )

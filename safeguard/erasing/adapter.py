@@ -1,0 +1,129 @@
+"""What training made for an eraser on one pipeline, and the file that keeps it: safetensors, whose reading runs no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from safeguard.erasing.fingerprint import Fingerprint
+from safeguard.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA: Final = "safeguard.dev/adapter/v1"
+_KEY: Final = "safeguard"  # of the metadata, which safetensors keeps as text by name
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """The ``tensors`` that an eraser (``method``) was given by training, bound to a pipeline by its ``fingerprint``.
+
+    ``settings`` hold what else the method needs to know of its training; ``report`` how it did on what was left out of it.
+    """
+
+    method: str
+    fingerprint: Fingerprint
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], method: str) -> Adapter:
+        """Read a file that `save` wrote. Raises CapabilityError for a file that is none, or one of another method."""
+        from safetensors import SafetensorError, safe_open
+
+        def wrong(what: str) -> CapabilityError:
+            return CapabilityError(
+                f"{os.fspath(path)}: {what}; make one with safeguard train {method}", eraser=method, missing="adapter"
+            )
+
+        try:
+            with safe_open(path, "pt") as file:
+                data = json.loads((file.metadata() or {})[_KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            if data["schema"] != SCHEMA:
+                raise ValueError("another schema")
+            fingerprint = Fingerprint.from_dict(data["pipeline"])
+            made = cls(str(data["method"]), fingerprint, tensors, dict(data["settings"]), dict(data["report"]), os.fspath(path))
+        except FileNotFoundError as fault:
+            raise wrong("there is no such adapter file") from fault
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
+            raise wrong(f"this is no adapter file ({fault})") from fault
+        if made.method != method:
+            raise wrong(f"this adapter is of {made.method!r}")
+        return made
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """The same adapter gives the same bytes."""
+        from safetensors.torch import save
+
+        data = save({name: one.contiguous() for name, one in self.tensors.items()}, {_KEY: json.dumps(self.to_dict())})
+        Path(path).write_bytes(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the tensors, as it stands in the file."""
+        return {
+            "schema": SCHEMA,
+            "method": self.method,
+            "pipeline": self.fingerprint.to_dict(),
+            "settings": dict(self.settings),
+            "report": dict(self.report),
+        }
+
+    @property
+    def digest(self) -> str:
+        """Names the adapter: hex SHA-256 over all of it."""
+        total = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            total.update(name.encode() + self.tensors[name].detach().cpu().contiguous().float().numpy().tobytes())
+        return total.hexdigest()
+
+    def require(self, fingerprint: Fingerprint) -> None:
+        """Raises CapabilityError where the adapter belongs to another pipeline."""
+        difference = self.fingerprint.differs(fingerprint)
+        if difference is not None:
+            raise CapabilityError(
+                f"the adapter{f' {self.origin}' if self.origin else ''} does not fit this {fingerprint.pipeline}: "
+                f"{difference}; train one for this pipeline with safeguard train {self.method}",
+                pipeline=fingerprint.pipeline,
+                eraser=self.method,
+                missing="adapter",
+            )
+
+
+class Perceptron:
+    """Layers ``0.weight``, ``0.bias``, ``1.weight`` and so on among some tensors, with max(0, .) between them.
+
+    Raises ValueError for tensors that do not follow on one another from ``inputs`` features to ``outputs``, or are not finite.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], inputs: int, outputs: int) -> None:
+        count = len(tensors) // 2
+        if not count or set(tensors) != {f"{layer}.{part}" for layer in range(count) for part in ("weight", "bias")}:
+            raise ValueError("its layers are not all there")
+        self._layers = [(tensors[f"{layer}.weight"].float(), tensors[f"{layer}.bias"].float()) for layer in range(count)]
+        width = inputs
+        for weight, bias in self._layers:
+            if weight.dim() != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+                raise ValueError("its layers do not fit one another, or not the pipeline's text sites")
+            if not bool(weight.isfinite().all() and bias.isfinite().all()):
+                raise ValueError("its numbers are not all finite")
+            width = len(weight)
+        if width != outputs:
+            raise ValueError("its last layer has another width")
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features [..., inputs] to [..., outputs], in float32 on their own device."""
+        from torch.nn.functional import linear
+
+        made = features.float()
+        for place, (weight, bias) in enumerate(self._layers):
+            made = linear(made.relu() if place else made, weight.to(made), bias.to(made))
+        return made

@@ -1,0 +1,77 @@
+"""Adapters: what goes into a file comes out of it, and what is no adapter is said to be none."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from safeguard.erasing import Adapter, Fingerprint, Perceptron
+from safeguard.errors import CapabilityError
+
+BOUND = Fingerprint("SomePipeline", (("attn", 4),), (2.5,))
+
+
+def adapter(**changes: Any) -> Adapter:
+    tensors = {"0.weight": torch.tensor([[1.0, -1.0]]), "0.bias": torch.tensor([0.5])}
+    return Adapter(**{"method": "gie", "fingerprint": BOUND, "tensors": tensors, "settings": {"constant": 1.0}, **changes})
+
+
+def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+    adapter(report={"tokens": 3.0}).save(tmp_path / "a.safetensors")
+    found = Adapter.load(tmp_path / "a.safetensors", "gie")
+    assert found.to_dict() == adapter(report={"tokens": 3.0}).to_dict()
+    assert torch.equal(found.tensors["0.weight"], adapter().tensors["0.weight"])
+    assert found.digest == adapter(report={"tokens": 3.0}).digest
+
+
+def test_the_same_adapter_gives_the_same_file(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        adapter().save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_digest_changes_with_a_number() -> None:
+    tensors = {"0.weight": torch.tensor([[1.0, -1.0]]), "0.bias": torch.tensor([0.6])}
+    assert adapter(tensors=tensors).digest != adapter().digest
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match=r"no such adapter file; make one with safeguard train gie"):
+        Adapter.load(tmp_path / "none.safetensors", "gie")
+
+
+@pytest.mark.parametrize("kind", ["text", "pickle", "weights", "folder"])
+def test_a_file_that_is_no_adapter_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    if kind == "text":
+        path.write_text("adapter")
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"0.weight": [1.0]}))
+    elif kind == "weights":
+        save_file({"0.weight": torch.ones(1)}, path)
+    else:
+        path.mkdir()
+    with pytest.raises(CapabilityError, match=r"a\.safetensors: this is no adapter file"):
+        Adapter.load(path, "gie")
+
+
+def test_it_is_not_taken_for_another_pipelines(tmp_path: Path) -> None:
+    adapter().save(tmp_path / "a.safetensors")
+    with pytest.raises(CapabilityError, match="does not fit this OtherPipeline: it was made for a SomePipeline"):
+        Adapter.load(tmp_path / "a.safetensors", "gie").require(Fingerprint("OtherPipeline", BOUND.sites, BOUND.norms))
+
+
+def test_a_perceptron_is_linear_layers_with_a_relu_between() -> None:
+    tensors = {
+        "0.weight": torch.tensor([[1.0, -1.0]]),
+        "0.bias": torch.tensor([0.5]),
+        "1.weight": torch.tensor([[2.0]]),
+        "1.bias": torch.tensor([-3.0]),
+    }
+    found = Perceptron(tensors, 2, 1)(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    assert found.tolist() == [[0.0], [-3.0]]

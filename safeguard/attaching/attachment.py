@@ -233,7 +233,7 @@ class Attachment:
             if active is None:
                 continue
             made = attempt(state, edit, texts.edited, state, edit, active, changed, part, self._encoding)
-            if made is not None:
+            if made is not None and made is not changed:  # an edit may find nothing to do
                 changed = made
                 active.note(state.step)
         state.edited = state.given if changed is values or not whole else fresh(changed)

@@ -214,7 +214,7 @@ class SAFREE:
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_STATES})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
-    params: ClassVar[Mapping[str, Any]] = {"form": "filter", "alpha": 0.01, "up_to": 10.0, "slope": 2.5, "centre": 5.333}
+    params: ClassVar[Mapping[str, Any]] = {"form": "filter", "alpha": 0.0, "up_to": 10.0, "slope": 2.5, "centre": 5.333}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
         form, first = params["form"], concepts[0]

@@ -18,13 +18,14 @@ from safeguard.attaching.capture import Values, fresh, inner, pick, stacked
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.encode import TextEncoding
 from safeguard.attaching.finding import find_parts
+from safeguard.attaching.middle import find_middle
 from safeguard.attaching.recorded import RecordedKeys, numbers_of
 from safeguard.attaching.roles import Roles
 from safeguard.attaching.rows import UNKNOWN, rows_of
 from safeguard.attaching.sites import JointSite, SeparateSite, Site, expanded
 from safeguard.attaching.timing import DirectRuns, locate, moment_of
 from safeguard.attaching.views import JointView, SeparateView, View
-from safeguard.erasing import Calibration, EncodedText, Fingerprint, Plan, Seam, SiteEffect, TextSite
+from safeguard.erasing import Calibration, EncodedText, FeatureSite, Fingerprint, Plan, Seam, SiteEffect, TextSite
 from safeguard.erasing.activation import ActiveEdit, Running, current
 from safeguard.errors import CapabilityError
 
@@ -95,8 +96,11 @@ class Attachment:
         return [site for site in self._sites if site.owner == self.main]
 
     @property
+    def middle(self) -> FeatureSite | None:
+        return find_middle(self.parts[self.main])
+
+    @property
     def fingerprint(self) -> Fingerprint:
-        """What a calibration of this pipeline is bound to."""
         return looking.fingerprint_of(self.name, self.watched_sites)
 
     def require(self, calibration: Calibration) -> None:

@@ -1,6 +1,7 @@
 """What every eraser shares: the five seams, the protocol, the registry, the compiled plan and the activation of a request."""
 
 from safeguard.erasing.calibration import Calibration, Fingerprint, Gauge
+from safeguard.erasing.directions import Direction
 from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength, number_of
 from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
 from safeguard.erasing.plan import Plan, PlannedConcept, compile_plan
@@ -12,6 +13,7 @@ from safeguard.erasing.seams import (
     EveryKey,
     FeatureCall,
     FeatureEdit,
+    FeatureSite,
     LeftOut,
     LinearEdit,
     Pipeline,
@@ -33,12 +35,14 @@ __all__ = [
     "PROTOCOL",
     "Calibration",
     "ConceptTokens",
+    "Direction",
     "Edit",
     "EncodedText",
     "Eraser",
     "EveryKey",
     "FeatureCall",
     "FeatureEdit",
+    "FeatureSite",
     "Fingerprint",
     "Gauge",
     "LeftOut",

@@ -68,6 +68,10 @@ class Fingerprint:
             raise ValueError("it is bound to no pipeline")
         return cls(str(data["name"]), sites, norms)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in a file."""
+        return {"name": self.pipeline, "sites": [list(site) for site in self.sites], "norms": list(self.norms)}
+
     def differs(self, other: Fingerprint) -> str | None:
         """In what two pipelines differ, in words, or None."""
         if self.pipeline != other.pipeline:
@@ -126,11 +130,7 @@ class Calibration:
         """As it stands in the file."""
         return {
             "schema": SCHEMA,
-            "pipeline": {
-                "name": self.fingerprint.pipeline,
-                "sites": [list(site) for site in self.fingerprint.sites],
-                "norms": list(self.fingerprint.norms),
-            },
+            "pipeline": self.fingerprint.to_dict(),
             "policy_revision": self.policy_revision,
             "rate": self.rate,
             "step": self.step,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from safeguard.erasing.calibration import Calibration, Gauge
+from safeguard.erasing.calibration import Calibration, Fingerprint, Gauge
 from safeguard.erasing.eraser import Eraser, Strength, params_of, strength_of
 from safeguard.erasing.evidence import Watch
 from safeguard.erasing.registry import Registry
@@ -15,6 +15,7 @@ from safeguard.erasing.seams import (
     Edit,
     EncodedText,
     FeatureEdit,
+    FeatureSite,
     LinearEdit,
     Pipeline,
     PredictionEdit,
@@ -110,6 +111,14 @@ class _Noting:
     @property
     def sites(self) -> Sequence[TextSite]:
         return self._pipeline.sites
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self._pipeline.fingerprint
+
+    @property
+    def middle(self) -> FeatureSite | None:
+        return self._pipeline.middle
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         return self._pipeline.encode(texts)

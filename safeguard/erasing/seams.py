@@ -19,6 +19,8 @@ from safeguard.errors import CapabilityError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from safeguard.erasing.calibration import Fingerprint
+
 
 def _unable(text: str) -> LeftOut:
     raise CapabilityError("no text can be read without its words here", missing="texts without their words")
@@ -48,6 +50,21 @@ class TextSite:
     heads: int
     head_dim: int
     scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSite:
+    """A module whose output a feature edit may change: its ``name`` in the pipeline, with ``#1`` behind it where that is the
+    second of several outputs, and the ``shape`` of one row of that: (C, H, W) in a UNet, (N, C) where image tokens are rows.
+    The shape is that of a small call: only C is the same in every one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +126,18 @@ class Pipeline(Protocol):
 
     @property
     def sites(self) -> Sequence[TextSite]: ...
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What trained files are bound to."""
+        ...
+
+    @property
+    def middle(self) -> FeatureSite | None:
+        """The middle of the denoiser: a UNet's middle block, or the image stream behind a transformer's middle block. None
+        where there is none of either.
+        """
+        ...
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """Encode texts with the pipeline's own encoders. The empty text is allowed."""
@@ -346,7 +375,7 @@ class PredictionEdit(Edit):
 
 
 class FeatureEdit(Edit):
-    """Acts on the output of the named ``module``."""
+    """Acts on the output of the named ``module``, or on the second of several (``name#1``)."""
 
     seam = Seam.FEATURE
     module: str

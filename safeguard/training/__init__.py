@@ -1,0 +1,1 @@
+"""Training of what erasers add to a frozen pipeline: one module a method."""

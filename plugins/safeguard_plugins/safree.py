@@ -6,8 +6,10 @@ blanked, and P_c, P_in the projectors on the spans of both (section 3 of the pap
     d_i = |(1 - P_c) p_i|;  word i is a trigger where d_i >= (1 + alpha) mean_{j != i} d_j
     e_i <- e_i - s (e_i - (1 - P_c) P_in e_i) for the states e_i of triggers; s = 1 is the paper's
 
-The prompt's other words, the tokens that open and close it and its padding stay as they are. Where the denoiser reads the text
-as one vector besides, that is tested and moved the same way, in a space of its own. ``form`` says when:
+``least`` words are moved in any case, those of the largest d_i: where none passes the threshold, the authors' code moves
+nothing and says nothing; 0 is theirs. The prompt's other words, the tokens that open and close it and its padding stay as they
+are. Where the denoiser reads the text as one vector besides, that is tested and moved the same way, in a space of its own.
+``form`` says when:
 
 ``filter`` (default): at every step, which is the authors' code with no option set.
 
@@ -55,16 +57,17 @@ def within(vectors: Tensor, basis: Tensor) -> Tensor:
     return (vectors @ basis.T) @ basis
 
 
-def triggers(without: Tensor, toxic: Tensor, alpha: float) -> list[int]:
+def triggers(without: Tensor, toxic: Tensor, alpha: float, least: int) -> list[int]:
     """Which words lead to the concept: those without which the text [n, D] stands further from it than without the others.
 
-    A word that stands alone is one: there is nothing to hold it against.
+    At least ``least`` of them, the furthest. A word that stands alone is one: there is nothing to hold it against.
     """
     far = (without - within(without, toxic)).norm(dim=-1)
-    if len(far) == 1:
-        return [0]
-    others = (far.sum() - far) / max(len(far) - 1, 1)
-    return [place for place, leads in enumerate((far >= (1 + alpha) * others).tolist()) if leads]
+    if len(far) < 2:
+        return list(range(len(far)))
+    others = (far.sum() - far) / (len(far) - 1)
+    leading = [place for place, leads in enumerate((far >= (1 + alpha) * others).tolist()) if leads]
+    return leading if len(leading) >= least else sorted(far.topk(min(least, len(far))).indices.tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Settings:
     """The numbers of the method; see the module."""
 
     alpha: float
+    least: int
     up_to: float
     slope: float
     centre: float
@@ -151,16 +155,17 @@ class _Filter(TextStatesEdit):
                 given = given - within(given, basis)
             left = None if pooled is None or pooled_basis is None else pooled - within(pooled, pooled_basis)
             return _Moved(given, left, math.inf)
-        alpha, states, real, any_moved = self._settings.alpha, given.clone(), list[int](), False
+        chosen = self._settings
+        states, real, any_moved = given.clone(), list[int](), False
         for segment, basis in zip(known.segments, bases, strict=True):
             without = segment.without.to(given)
-            moved = [segment.words[word] for word in triggers(without, basis, alpha)]
+            moved = [segment.words[word] for word in triggers(without, basis, chosen.alpha, chosen.least)]
             states[moved] = _out(given[moved], without, basis)
             real += segment.places
             any_moved = any_moved or bool(moved)
         if pooled is not None and pooled_basis is not None and known.pooled is not None:
             without = known.pooled.to(pooled)
-            if triggers(without, pooled_basis, alpha):
+            if triggers(without, pooled_basis, chosen.alpha, chosen.least):
                 pooled, any_moved = _out(pooled, without, pooled_basis), True
         steps = self._steps(given[real], states[real]) if self._validated else math.inf
         return _Moved(states, pooled, steps if any_moved else -1.0)
@@ -214,7 +219,9 @@ class SAFREE:
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_STATES})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
-    params: ClassVar[Mapping[str, Any]] = {"form": "filter", "alpha": 0.0, "up_to": 10.0, "slope": 2.5, "centre": 5.333}
+    params: ClassVar[Mapping[str, Any]] = {
+        "form": "filter", "alpha": 0.01, "least": 1, "up_to": 10.0, "slope": 2.5, "centre": 5.333
+    }  # fmt: skip
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
         form, first = params["form"], concepts[0]
@@ -224,6 +231,7 @@ class SAFREE:
             )
         numbers = Settings(
             number_of(first, self, params, "alpha", 0.0),
+            int(number_of(first, self, params, "least", 0.0)),
             number_of(first, self, params, "up_to", 0.0, STEPS),
             number_of(first, self, params, "slope", 0.0),
             number_of(first, self, params, "centre"),

@@ -116,9 +116,7 @@ class Attachment:
         return self._encoding.encode(texts)
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
-        if not self.reads_pooled:
-            return None
-        made = [text.pooled for text in self._encoding.encode(texts)]
+        made = [text.pooled for text in self._encoding.encode(texts)] if self.reads_pooled else []
         vectors = [vector for vector in made if vector is not None]
         return torch.stack(vectors) if vectors else None
 

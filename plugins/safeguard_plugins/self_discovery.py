@@ -64,7 +64,7 @@ class SelfDiscovery:
     name: ClassVar[str] = "self_discovery"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.FEATURE})
-    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 1.0, "strong": 1.5, "max": 2.0}
     params: ClassVar[Mapping[str, Any]] = {"direction": "default"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:

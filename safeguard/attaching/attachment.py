@@ -18,13 +18,14 @@ from safeguard.attaching.capture import Values, fresh, inner, pick, stacked
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.encode import TextEncoding
 from safeguard.attaching.finding import find_parts
+from safeguard.attaching.middle import find_middle
 from safeguard.attaching.recorded import RecordedKeys, numbers_of
 from safeguard.attaching.roles import Roles
 from safeguard.attaching.rows import UNKNOWN, rows_of
 from safeguard.attaching.sites import JointSite, SeparateSite, Site, expanded
 from safeguard.attaching.timing import DirectRuns, locate, moment_of
 from safeguard.attaching.views import JointView, SeparateView, View
-from safeguard.erasing import Calibration, EncodedText, Fingerprint, Plan, Seam, SiteEffect, TextSite
+from safeguard.erasing import Calibration, EncodedText, FeatureSite, Fingerprint, Plan, Seam, SiteEffect, TextSite
 from safeguard.erasing.activation import ActiveEdit, Running, current
 from safeguard.errors import CapabilityError
 
@@ -99,6 +100,10 @@ class Attachment:
         return [site for site in self._sites if site.owner == self.main]
 
     @property
+    def middle(self) -> FeatureSite | None:
+        return find_middle(self.parts[self.main])
+
+    @property
     def fingerprint(self) -> Fingerprint:
         return looking.fingerprint_of(self.name, self.watched_sites)
 
@@ -115,9 +120,7 @@ class Attachment:
         return self._encoding.encode(texts)
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
-        if not self.reads_pooled:
-            return None
-        made = [text.pooled for text in self._encoding.encode(texts)]
+        made = [text.pooled for text in self._encoding.encode(texts)] if self.reads_pooled else []
         vectors = [vector for vector in made if vector is not None]
         return torch.stack(vectors) if vectors else None
 
@@ -236,7 +239,7 @@ class Attachment:
             if active is None:
                 continue
             made = attempt(state, edit, texts.edited, state, edit, active, changed, part, self._encoding)
-            if made is not None:
+            if made is not None and made is not changed:  # an edit may find nothing to do
                 changed = made
                 active.note(state.step)
         state.edited = state.given if changed is values or not whole else fresh(changed)

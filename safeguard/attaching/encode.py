@@ -32,8 +32,9 @@ from safeguard.attaching.capture import (
     watching_encoders,
 )
 from safeguard.attaching.hooks import quiet
+from safeguard.attaching.leaving import Blanks
 from safeguard.attaching.rows import stamp_of
-from safeguard.erasing import EncodedText
+from safeguard.erasing import EncodedText, LeftOut, Segment
 from safeguard.errors import CapabilityError
 
 BATCH: Final = 32  # texts encoded at a time
@@ -157,6 +158,15 @@ def _rows(values: Values, way: Way, count: int) -> Values:
     return values
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where the real tokens of encoder ``encoder`` stand in a text's states, and which of these are words."""
+
+    encoder: int
+    places: list[int]
+    words: list[int]
+
+
 class TextEncoding:
     """A pipeline's own way from texts to what its denoisers are called with. Threads take turns.
 
@@ -201,6 +211,32 @@ class TextEncoding:
                 self._trim[text] = self._trimmed(text, row, ids)
             return [self._trim[text] for text in texts]
 
+    def left_out(self, name: str, text: str) -> LeftOut:
+        """A text as denoiser ``name`` gets it, and what it is without each of its words in turn.
+
+        Raises CapabilityError where the encoders cannot be given anything but the text.
+        """
+        with self.lock:
+            self.encode([""])  # which shows what opens and closes every text
+            way, arguments = self._ways[name]
+            row, ids = self._run(name, [text])[text]
+            blanks = Blanks(ids, [self.words(ids, place)[1] for place in range(len(ids))])
+            step = 1 if way.how.alone else BATCH
+            others: list[TextRow] = []
+            for start in range(0, blanks.count, step):
+                count = min(step, blanks.count - start)
+                with blanks.within(self._pipe, start, count):
+                    given = _rows(run(self._pipe, self._base, way, [text] * count)[0], way, count)
+                others += [{path: _one(pick(given, path), place, count) for path in arguments.every} for place in range(count)]
+        states: Tensor = row[arguments.states]
+        segments = []
+        for one in self.spans(ids, len(states)):
+            without = [other[arguments.states][one.places[-1]] for other in others[: len(one.words)]]
+            whole = states[one.places[-1]]
+            segments.append(Segment(one.places, one.words, whole, torch.stack(without) if without else whole[None][:0]))
+        pooled = [vector for vector in (pooled_in(other, arguments) for other in others) if vector is not None]
+        return LeftOut(states, segments, torch.stack(pooled) if pooled else None)
+
     def _run(self, name: str, texts: Sequence[str]) -> dict[str, tuple[TextRow, list[tuple[str, list[int]]]]]:
         way, arguments = self._ways[name]
         made: dict[str, tuple[TextRow, list[tuple[str, list[int]]]]] = {}
@@ -216,30 +252,39 @@ class TextEncoding:
     def _trimmed(self, text: str, row: TextRow, ids: list[tuple[str, list[int]]]) -> EncodedText:
         arguments = self._ways[self.main][1]
         states: Tensor = row[arguments.states]
-        keep, content = self._tokens(ids, len(states))
-        self._require_room(text)
-        pooled = [row[path].flatten() for path in arguments.pooled]
-        return EncodedText(text, states[keep].clone(), content, keep, torch.cat(pooled) if pooled else None)
-
-    def _tokens(self, ids: list[tuple[str, list[int]]], length: int) -> tuple[list[int], list[int]]:
-        """The places of real tokens in ``length`` states, and which of these are words: from what the encoders were given."""
         keep: list[int] = []
         content: list[int] = []
-        for place, start in _segments([len(numbers) for _, numbers in ids], length):
-            name, numbers = ids[place]
-            empty = self._empty[place][1] if place < len(self._empty) else []
-            tokenizer = self._tokenizer(name)
-            special = set(getattr(tokenizer, "all_special_ids", ()))
-            first, last = _words(numbers, empty, tokenizer)
-            words = [spot for spot in range(first, last) if numbers[spot] not in special]
-            real = [*range(first), *words, *([last] if last < len(numbers) else [])]
-            keep_here = [spot + start for spot in real if 0 <= spot + start < length]
-            content += [len(keep) + k for k, spot in enumerate(keep_here) if spot - start in words]
-            keep += keep_here
+        closing: list[int] = []
+        for one in self.spans(ids, len(states)):
+            content += [len(keep) + k for k, spot in enumerate(one.places) if spot in one.words]
+            keep += one.places
+            closing.append(len(keep) - 1)
         if not keep:
-            keep = list(range(length))
-            content = list(keep)
-        return keep, content
+            content = keep = list(range(len(states)))
+            closing = keep[-1:]
+        self._require_room(text)
+        return EncodedText(text, states[keep].clone(), content, keep, pooled_in(row, arguments), closing)
+
+    def spans(self, ids: Sequence[tuple[str, Sequence[int]]], length: int) -> list[Span]:
+        """Where the encoders' real tokens stand in ``length`` states: from what the encoders were given."""
+        found = []
+        for place, start in _segments([len(numbers) for _, numbers in ids], length):
+            real, words = self.words(ids, place)
+            inside = range(max(0, -start), length - start)
+            places, spots = ([spot + start for spot in spots if spot in inside] for spots in (real, words))
+            if places:
+                found.append(Span(place, places, spots))
+        return found
+
+    def words(self, ids: Sequence[tuple[str, Sequence[int]]], place: int) -> tuple[list[int], list[int]]:
+        """The places of real tokens among the numbers that one encoder was given, and which of these are words."""
+        name, numbers = ids[place]
+        empty = self._empty[place][1] if place < len(self._empty) else []
+        tokenizer = self._tokenizer(name)
+        special = set(getattr(tokenizer, "all_special_ids", ()))
+        first, last = _words(numbers, empty, tokenizer)
+        words = [spot for spot in range(first, last) if numbers[spot] not in special]
+        return [*range(first), *words, *([last] if last < len(numbers) else [])], words
 
     def _tokenizer(self, encoder: str) -> Any:
         return getattr(self._pipe, encoder.replace("text_encoder", "tokenizer"), None)
@@ -271,6 +316,12 @@ class TextEncoding:
             self._trim.clear()
             self._whole.clear()
             self._stamp = stamp
+
+
+def pooled_in(row: TextRow, arguments: TextArguments) -> Tensor | None:
+    """A text as one vector [P]; None where the denoiser reads none."""
+    pooled = [row[path].flatten() for path in arguments.pooled]
+    return torch.cat(pooled) if pooled else None
 
 
 def _one(value: Any, place: int, count: int) -> Any:

@@ -313,11 +313,13 @@ def carries(denoiser: Any, sites: Sequence[Site], number: int) -> bool:
 
 
 def hook_module(handles: Handles, module: Any, name: str, host: Host) -> None:
-    """A hook on the output of a named module, which edits of linear layers and of features may change."""
-    number = host.number
+    """A hook on the output of a named module, which edits of linear layers and of features may change; ``#1`` behind the name
+    is the second of its outputs.
+    """
+    number, place = host.number, int(name.partition("#")[2] or 0)
 
     def on_done(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        made = output if isinstance(output, Tensor) else output[0]
+        made = output if isinstance(output, Tensor) else output[place]
         inputs = args[0] if args and isinstance(args[0], Tensor) else None
         if torch.compiler.is_compiling():
             changed = torch.ops.safeguard.module(made, inputs, name, number)
@@ -326,7 +328,7 @@ def hook_module(handles: Handles, module: Any, name: str, host: Host) -> None:
             if found is None:
                 return None
             changed = found
-        return changed if isinstance(output, Tensor) else (changed, *output[1:])
+        return changed if isinstance(output, Tensor) else (*output[:place], changed, *output[place + 1 :])
 
     handles.add(module, "forward", tag(on_done, number))
 

@@ -35,9 +35,8 @@ class ModuleHooks:
             hooks.forget_graphs()
 
     def _module(self, name: str, edit: Any) -> Any:
-        owner, _, inside = name.partition(".")
         try:
-            module = self._host.denoisers[owner].get_submodule(inside)
+            module = self._live(name)
         except (KeyError, AttributeError):
             raise CapabilityError(
                 f"concept {edit.concepts[0]!r}: its eraser acts on module {name!r}, which {self._host.name} does not have",
@@ -48,19 +47,21 @@ class ModuleHooks:
             _require_shape(module, edit, self._host.name)
         return module
 
+    def _live(self, name: str) -> Any:
+        """The module that has this name now. Raises KeyError or AttributeError where there is none."""
+        owner, _, inside = name.partition("#")[0].partition(".")
+        return self._host.denoisers[owner].get_submodule(inside)
+
     @property
     def intact(self) -> bool:
-        live = all(
-            self._host.denoisers[n.partition(".")[0]].get_submodule(n.partition(".")[2]) is m for n, m in self._hooked.items()
-        )
+        live = all(self._live(name) is module for name, module in self._hooked.items())
         return live and (not self._hooked or self._handles.intact)
 
     def refresh(self) -> None:
         """Hook the modules that now have the names."""
         self._handles.remove()
         for name in self._hooked:
-            owner, _, inside = name.partition(".")
-            self._hooked[name] = module = self._host.denoisers[owner].get_submodule(inside)
+            self._hooked[name] = module = self._live(name)
             hooks.hook_module(self._handles, module, name, self._host)
 
     def remove(self) -> None:

@@ -13,7 +13,7 @@ from safeguard.attaching.capture import Values, collected, is_text_list, pick, p
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.encode import TextEncoding, TextRow
 from safeguard.attaching.hooks import quiet
-from safeguard.erasing import PredictionCall, StatesCall, TextStatesEdit
+from safeguard.erasing import LeftOut, PredictionCall, StatesCall, TextStatesEdit
 from safeguard.erasing.activation import ActiveEdit, Running
 from safeguard.errors import CapabilityError
 
@@ -44,6 +44,8 @@ def edited(
             edit.unconditional,
             state.progress,
             encode,
+            lambda text: _left_out(state, text, part, encoding),
+            state.memory.setdefault(("edit", id(edit), part.name, tuple(active.rows), tuple(active.images)), {}),
         )
     )
     whole = next((rows for text, rows in given if text is made), None)
@@ -86,6 +88,15 @@ def encoded(state: Running, texts: Sequence[str], part: Denoiser, encoding: Text
     if key not in state.memory:
         state.memory[key] = encoding.rows(part.name, texts)
     found: list[TextRow] = state.memory[key]
+    return found
+
+
+def _left_out(state: Running, text: str, part: Denoiser, encoding: TextEncoding) -> LeftOut:
+    """A text without each of its words; asked for once a request."""
+    key = ("left out", part.name, text)
+    if key not in state.memory:
+        state.memory[key] = encoding.left_out(part.name, text)
+    found: LeftOut = state.memory[key]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from safeguard.erasing.adapter import Adapter, Perceptron
 from safeguard.erasing.calibration import Calibration, Gauge
+from safeguard.erasing.directions import Direction
 from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength, number_of
 from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
 from safeguard.erasing.fingerprint import Fingerprint
@@ -15,11 +16,14 @@ from safeguard.erasing.seams import (
     EveryKey,
     FeatureCall,
     FeatureEdit,
+    FeatureSite,
+    LeftOut,
     LinearEdit,
     Pipeline,
     PredictionCall,
     PredictionEdit,
     Seam,
+    Segment,
     SiteCall,
     SiteEffect,
     StatesCall,
@@ -35,14 +39,17 @@ __all__ = [
     "Adapter",
     "Calibration",
     "ConceptTokens",
+    "Direction",
     "Edit",
     "EncodedText",
     "Eraser",
     "EveryKey",
     "FeatureCall",
     "FeatureEdit",
+    "FeatureSite",
     "Fingerprint",
     "Gauge",
+    "LeftOut",
     "LinearEdit",
     "Looked",
     "Memory",
@@ -57,6 +64,7 @@ __all__ = [
     "Reading",
     "Registry",
     "Seam",
+    "Segment",
     "Sighting",
     "SiteCall",
     "SiteEffect",

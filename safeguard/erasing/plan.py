@@ -16,6 +16,7 @@ from safeguard.erasing.seams import (
     Edit,
     EncodedText,
     FeatureEdit,
+    FeatureSite,
     LinearEdit,
     Pipeline,
     PredictionEdit,
@@ -119,6 +120,10 @@ class _Noting:
     @property
     def fingerprint(self) -> Fingerprint:
         return self._pipeline.fingerprint
+
+    @property
+    def middle(self) -> FeatureSite | None:
+        return self._pipeline.middle
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         return self._pipeline.encode(texts)

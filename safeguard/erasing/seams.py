@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from safeguard.erasing.fingerprint import Fingerprint
 from safeguard.erasing.memory import Memory
+from safeguard.errors import CapabilityError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from safeguard.erasing.calibration import Fingerprint
+
+
+def _unable(text: str) -> LeftOut:
+    raise CapabilityError("no text can be read without its words here", missing="texts without their words")
 
 
 SCORES: Final = 2**26  # of one attention held at once, where the sum over them has to be made here
@@ -47,12 +54,28 @@ class TextSite:
     scale: float
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureSite:
+    """A module whose output a feature edit may change: its ``name`` in the pipeline, with ``#1`` behind it where that is the
+    second of several outputs, and the ``shape`` of one row of that: (C, H, W) in a UNet, (N, C) where image tokens are rows.
+    The shape is that of a small call: only C is the same in every one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedText:
     """A text as the pipeline's own encoders give it to the denoiser.
 
     ``states`` [L, D] is trimmed to real tokens, which stood at ``places``; ``content`` says which of them are words, and not
-    tokens that open and close every text. ``pooled`` [P] is the text as one vector, where the denoiser reads that too.
+    tokens that open and close every text; ``closing``, which of them close it, one an encoder whose tokens stand behind one
+    another. ``pooled`` [P] is the text as one vector, where the denoiser reads that too.
     """
 
     text: str
@@ -60,6 +83,33 @@ class EncodedText:
     content: Sequence[int]
     places: Sequence[int]
     pooled: Tensor | None = None
+    closing: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """The tokens of one encoder in the untrimmed states of a text: ``places`` of its real tokens, of which ``words`` are words.
+
+    ``whole`` [D] is the state of the token that closes the text, ``without`` [n, D] that state with each of its words in turn
+    replaced by the vocabulary's token 0.
+    """
+
+    places: Sequence[int]
+    words: Sequence[int]
+    whole: Tensor
+    without: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeftOut:
+    """A text, and what it is without each of its words in turn: ``segments``, one an encoder whose tokens stand behind one
+    another. ``states`` [L, D] are those of the whole text; ``pooled`` [n, P] the text as one vector, with each word left out,
+    where the denoiser reads that too.
+    """
+
+    states: Tensor
+    segments: Sequence[Segment]
+    pooled: Tensor | None
 
 
 class TokenKeys(Protocol):
@@ -87,6 +137,13 @@ class Pipeline(Protocol):
     @property
     def fingerprint(self) -> Fingerprint:
         """What is trained or calibrated for one pipeline is bound to this."""
+        ...
+
+    @property
+    def middle(self) -> FeatureSite | None:
+        """The middle of the denoiser: a UNet's middle block, or the image stream behind a transformer's middle block. None
+        where there is none of either.
+        """
         ...
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
@@ -243,7 +300,8 @@ class StatesCall:
 
     ``states`` [R, L, D] of the rows that it is active in; ``pooled`` [R, P], the same texts as one vector each, where the
     denoiser reads that too (SDXL, Stable Diffusion 3, Flux); ``strengths`` [R, C]; ``texts`` the text of every row, None where
-    none was given; ``unconditional`` whether the rows are the unconditional twins of the active ones.
+    none was given; ``unconditional`` whether the rows are the unconditional twins of the active ones. ``memory`` is kept from
+    step to step of one request, for the edit and these rows alone.
 
     States that an edit gives back just as ``encode`` gave them are a text as a whole: these rows get everything else that the
     denoiser reads of the same texts besides.
@@ -256,6 +314,8 @@ class StatesCall:
     unconditional: bool
     progress: float
     encode: Callable[[Sequence[str]], Tensor]  # texts to untrimmed states [n, L, D]
+    left_out: Callable[[str], LeftOut] = _unable
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -330,7 +390,7 @@ class PredictionEdit(Edit):
 
 
 class FeatureEdit(Edit):
-    """Acts on the output of the named ``module``."""
+    """Acts on the output of the named ``module``, or on the second of several (``name#1``)."""
 
     seam = Seam.FEATURE
     module: str

@@ -18,7 +18,9 @@ from families import FAMILIES, PROMPTS, generate
 from support import protecting
 
 import safeguard
-from safeguard.erasing import GROUP, Registry
+from safeguard.attaching.attachment import Attachment
+from safeguard.erasing import GROUP, Direction, Registry
+from safeguard.erasing.directions import FOLDERS
 
 Protect = Callable[..., safeguard.Guard]
 
@@ -68,6 +70,37 @@ def pipes() -> Callable[[str], Any]:
         return made[family]
 
     return of
+
+
+@pytest.fixture(scope="session")
+def directions(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with directions of the concepts that these tests name, drawn at random, for each family that was asked for."""
+    folder = tmp_path_factory.mktemp("directions")
+
+    def of(family: str) -> Path:
+        if not (folder / family).exists():
+            attachment = Attachment(FAMILIES[family]())
+            middle = attachment.middle
+            assert middle is not None
+            generator = torch.Generator().manual_seed(3)
+            shape = middle.shape if len(middle.shape) == 3 else middle.shape[-1:]
+            for concept in ("blood", "weapon", "fish"):
+                vector = torch.randn(shape, generator=generator)
+                made = Direction(vector, "self_discovery", concept, middle.name, attachment.fingerprint)
+                made.save(folder / family / f"{concept}.safetensors")
+        return folder
+
+    return of
+
+
+@pytest.fixture(autouse=True)
+def trained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an eraser that has to be trained finds for random weights."""
+    given = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if given.get("eraser") == "self_discovery":
+        for family in {given.get("family", "sd1"), "sd2"}:  # some tests call the latter, too
+            folder = request.getfixturevalue("directions")(family)
+        monkeypatch.setenv(FOLDERS, str(folder))
 
 
 @pytest.fixture

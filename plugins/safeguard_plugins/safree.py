@@ -1,0 +1,240 @@
+"""``safree``: the words of a prompt that lead to the concept are moved out of its subspace (SAFREE, arXiv 2410.12761).
+
+With E_c the closing tokens of the concepts' phrases (the pooled output of CLIP), p_i that of the prompt with its i-th word
+blanked, and P_c, P_in the projectors on the spans of both (section 3 of the paper):
+
+    d_i = |(1 - P_c) p_i|;  word i is a trigger where d_i >= (1 + alpha) mean_{j != i} d_j
+    e_i <- e_i - s (e_i - (1 - P_c) P_in e_i) for the states e_i of triggers; s = 1 is the paper's
+
+``least`` words are moved in any case, those of the largest d_i: where none passes the threshold, the authors' code moves
+nothing and says nothing; 0 is theirs. The prompt's other words, the tokens that open and close it and its padding stay as they
+are. Where the denoiser reads the text as one vector besides, that is tested and moved the same way, in a space of its own.
+``form`` says when:
+
+``filter`` (default): at every step, which is the authors' code with no option set.
+
+``validated``: with the self-validating filter. beta = 1 - mean_i cos(e_i moved, e_i) over the prompt's real tokens, and
+t' = round(up_to sigmoid(2 slope (10 beta - centre))) steps of 50 after the first are filtered, and none after them.
+
+``released``: what the authors' runner does: ``validated``, and all phrases in the negative prompt. That is most of its effect.
+
+The paper's third part, latent re-attention, replaces frequencies of the skip features by those of a third, unprotected row of
+the UNet: no seam shows one row what another one is. In the authors' runner it is registered without its argument and does
+nothing, so ``released`` is complete without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, StatesCall, TextStatesEdit, number_of
+from safeguard.errors import CapabilityError
+from safeguard.policy import Concept
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMS: Final = ("filter", "validated", "released")
+STEPS: Final = 50  # that the authors' self-validating filter counts by
+STRANGE: Final = 0.05  # relative difference from which on a row's states are not those of its text
+
+
+def basis_of(vectors: Tensor) -> Tensor:
+    """An orthonormal basis [r, D] of the span of vectors [n, D], float32; r may be 0."""
+    import torch
+
+    _, sizes, basis = torch.linalg.svd(vectors.float(), full_matrices=False)
+    kept = sizes > 1e-5 * sizes[:1].clamp_min(1e-12)
+    found: Tensor = basis[kept]
+    return found
+
+
+def within(vectors: Tensor, basis: Tensor) -> Tensor:
+    """The part of vectors [..., D] that lies in the span of a basis [r, D]: P v."""
+    return (vectors @ basis.T) @ basis
+
+
+def triggers(without: Tensor, toxic: Tensor, alpha: float, least: int) -> list[int]:
+    """Which words lead to the concept: those without which the text [n, D] stands further from it than without the others.
+
+    At least ``least`` of them, the furthest. A word that stands alone is one: there is nothing to hold it against.
+    """
+    far = (without - within(without, toxic)).norm(dim=-1)
+    if len(far) < 2:
+        return list(range(len(far)))
+    others = (far.sum() - far) / (len(far) - 1)
+    leading = [place for place, leads in enumerate((far >= (1 + alpha) * others).tolist()) if leads]
+    return leading if len(leading) >= least else sorted(far.topk(min(least, len(far))).indices.tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The numbers of the method; see the module."""
+
+    alpha: float
+    least: int
+    up_to: float
+    slope: float
+    centre: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Toxic:
+    """What the phrases of the concepts are: the closing tokens of each encoder, [M, D], and the pooled vectors, [M, P]; and to
+    which concept each belongs.
+    """
+
+    closing: Sequence[Tensor]
+    pooled: Tensor | None
+    owners: Sequence[int]
+
+    @classmethod
+    def of(cls, concepts: Sequence[Concept], pipeline: Pipeline) -> _Toxic:
+        import torch
+
+        phrases = [phrase for concept in concepts for phrase in concept.phrases]
+        texts = pipeline.encode(phrases)
+        encoders = range(min(len(text.closing) for text in texts))
+        closing = [torch.stack([text.states[text.closing[place]] for text in texts]).float() for place in encoders]
+        owners = [column for column, concept in enumerate(concepts) for _ in concept.phrases]
+        return cls(closing, pipeline.pooled(phrases), owners)
+
+    def bases(self, active: Sequence[bool], like: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Bases of the subspaces of the active concepts, for each encoder, and for the pooled text."""
+        rows = [place for place, owner in enumerate(self.owners) if active[owner]]
+        pooled = None if self.pooled is None else basis_of(self.pooled[rows].to(like.device))
+        return [basis_of(vectors[rows].to(like.device)) for vectors in self.closing], pooled
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Moved:
+    """A row's states [L, D] and pooled vector [P] at strength 1, and how many steps after the first they hold: -1, not even
+    in that, where nothing was moved.
+    """
+
+    states: Tensor
+    pooled: Tensor | None
+    steps: float
+
+
+class _Filter(TextStatesEdit):
+    def __init__(self, concepts: Sequence[Concept], toxic: _Toxic, settings: Settings, *, validated: bool) -> None:
+        self.concepts = tuple(concept.id for concept in concepts)
+        self._toxic, self._settings, self._validated = toxic, settings, validated
+
+    def __call__(self, call: StatesCall) -> Tensor | tuple[Tensor, Tensor | None]:
+        """Each row's states, moved by the strongest of its active concepts; as given where no step is left to filter."""
+        import torch
+
+        key = str((call.strengths > 0).tolist())  # concepts come and go with their steps
+        if key not in call.memory:
+            call.memory[key] = call.progress, [self._moved(call, row) for row in range(len(call.states))]
+        first, rows = call.memory[key]
+        passed = STEPS * (call.progress - first)
+        states, pooled, changed = [], [], False
+        for row, moved in enumerate(rows):
+            share = float(call.strengths[row].max()) if passed <= moved.steps + 1e-6 else 0.0
+            changed = changed or share > 0
+            states.append(_towards(call.states[row], moved.states, share))
+            if call.pooled is not None:
+                pooled.append(_towards(call.pooled[row], moved.pooled, share))
+        if not changed:
+            return call.states
+        return torch.stack(states), torch.stack(pooled) if pooled else None
+
+    def _moved(self, call: StatesCall, row: int) -> _Moved:
+        text, given = call.texts[row], call.states[row].float()
+        bases, pooled_basis = self._toxic.bases((call.strengths[row] > 0).tolist(), given)
+        pooled = None if call.pooled is None else call.pooled[row].float()
+        known = None if text is None else call.left_out(text)
+        if known is None or len(known.segments) != len(bases) or not _is_of(given, known.states):
+            for basis in bases:  # nothing is known of its words, so all of it leaves the subspace, at every step
+                given = given - within(given, basis)
+            left = None if pooled is None or pooled_basis is None else pooled - within(pooled, pooled_basis)
+            return _Moved(given, left, math.inf)
+        chosen = self._settings
+        states, real, any_moved = given.clone(), list[int](), False
+        for segment, basis in zip(known.segments, bases, strict=True):
+            without = segment.without.to(given)
+            moved = [segment.words[word] for word in triggers(without, basis, chosen.alpha, chosen.least)]
+            states[moved] = _out(given[moved], without, basis)
+            real += segment.places
+            any_moved = any_moved or bool(moved)
+        if pooled is not None and pooled_basis is not None and known.pooled is not None:
+            without = known.pooled.to(pooled)
+            if triggers(without, pooled_basis, chosen.alpha, chosen.least):
+                pooled, any_moved = _out(pooled, without, pooled_basis), True
+        steps = self._steps(given[real], states[real]) if self._validated else math.inf
+        return _Moved(states, pooled, steps if any_moved else -1.0)
+
+    def _steps(self, before: Tensor, after: Tensor) -> float:
+        """t' of the self-validating filter, for the real tokens of a prompt, [n, D]."""
+        import torch
+
+        beta = 1 - float(torch.cosine_similarity(after, before, dim=-1).mean())
+        chosen = self._settings
+        return round(chosen.up_to / (1 + math.exp(-2 * chosen.slope * (10 * beta - chosen.centre))))
+
+
+def _out(vectors: Tensor, without: Tensor, toxic: Tensor) -> Tensor:
+    """(1 - P_c) P_in v."""
+    kept = within(vectors, basis_of(without))
+    return kept - within(kept, toxic)
+
+
+def _is_of(given: Tensor, states: Tensor) -> bool:
+    """Whether a row's states are those of its text: a second prompt or another eraser may have made them others."""
+    length = min(len(given), len(states))
+    other = states[:length].to(given)
+    return bool((given[:length] - other).norm() <= STRANGE * other.norm())
+
+
+def _towards(given: Tensor, moved: Tensor | None, share: float) -> Tensor:
+    return given if moved is None or share == 0.0 else (given.float() + share * (moved - given.float())).to(given.dtype)
+
+
+class _Against(TextStatesEdit):
+    """The phrases of a row's active concepts in its negative prompt, as the authors' runner has them."""
+
+    unconditional = True
+
+    def __init__(self, concepts: Sequence[Concept]) -> None:
+        self.concepts = tuple(concept.id for concept in concepts)
+        self._phrases = [", ".join(concept.phrases) for concept in concepts]
+
+    def __call__(self, call: StatesCall) -> Tensor:
+        said = zip(call.texts, call.strengths.tolist(), strict=True)
+        active = [[phrase for phrase, on in zip(self._phrases, line, strict=True) if on] for _, line in said]
+        return call.encode([", ".join(filter(None, (t, *a))) for t, a in zip(call.texts, active, strict=True)])
+
+
+class SAFREE:
+    """The eraser; see the module."""
+
+    protocol: ClassVar[int] = PROTOCOL
+    name: ClassVar[str] = "safree"
+    version: ClassVar[str] = "1.0"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_STATES})
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
+    params: ClassVar[Mapping[str, Any]] = {
+        "form": "filter", "alpha": 0.01, "least": 1, "up_to": 10.0, "slope": 2.5, "centre": 5.333
+    }  # fmt: skip
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        form, first = params["form"], concepts[0]
+        if form not in FORMS:
+            raise CapabilityError(
+                f"concept {first.id!r}: params.form must be one of {', '.join(FORMS)}", eraser=self.name, missing="form"
+            )
+        numbers = Settings(
+            number_of(first, self, params, "alpha", 0.0),
+            int(number_of(first, self, params, "least", 0.0)),
+            number_of(first, self, params, "up_to", 0.0, STEPS),
+            number_of(first, self, params, "slope", 0.0),
+            number_of(first, self, params, "centre"),
+        )
+        edits: list[Edit] = [_Filter(concepts, _Toxic.of(concepts, pipeline), numbers, validated=form != "filter")]
+        return [*edits, _Against(concepts)] if form == "released" else edits

@@ -1,0 +1,265 @@
+"""Directions for the eraser ``self_discovery`` (arXiv 2311.17216): ``python -m safeguard.training.self_discovery``.
+
+Pictures x are painted by the frozen pipeline from one text, and the denoiser is told another, y, at training; so a vector c,
+added in its middle, has to bring what the text does not say (equation 3 of the paper):
+
+    c* = argmin_c E_{x, eps, t} | target - denoiser(x_t, t, y; h <- h + c) |^2
+
+No label and no classifier has part in it. Away from a concept, the pictures are of texts without it and y names it: c is the
+anti-concept. Towards it (an attribute of the fairness use), it is the other way round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from safeguard.erasing import Direction, FeatureSite
+from safeguard.errors import CapabilityError, SafeguardError
+from safeguard.training.frozen import FrozenPipeline, changed_output, step_sources, weights_frozen
+
+METHOD: Final = "self_discovery"
+SAVED: Final = 50  # updates between checkpoints
+Progress = Callable[[int, int], None]  # done, of how many
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """``shown`` is the text that a picture is painted from, ``said`` what the denoiser is told when it is trained on."""
+
+    shown: str
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The numbers of a training. Adam with betas 0.9 and 0.999 and a constant ``rate``, as the authors'; ``steps`` and
+    ``guidance`` paint the pictures.
+    """
+
+    updates: int = 300
+    batch: int = 16
+    rate: float = 0.02
+    steps: int = 8
+    guidance: float = 4.0
+    seed: int = 0
+
+
+def discover(
+    pipe: Any,
+    concept: str,
+    pairs: Sequence[Pair],
+    settings: Settings | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    folder: Path | None = None,
+) -> Direction:
+    """The direction of ``concept``: [C, H, W] in a UNet's middle, [C] in a transformer's. ``pipe`` is not changed.
+
+    The same pipeline, pairs and settings give the same direction; with ``folder`` a run that was stopped goes on from its
+    last checkpoint. ``options`` is what the pipeline is called with besides. Raises CapabilityError where the pipeline has no
+    middle, or nothing can be learnt beside it.
+    """
+    settings = settings or Settings()
+    frozen = FrozenPipeline(pipe, options)
+    middle = frozen.attachment.middle
+    if middle is None:
+        raise CapabilityError(
+            f"{frozen.attachment.name} has no middle block, so there is no place for a direction",
+            pipeline=frozen.attachment.name,
+            missing="middle",
+        )
+    work = _Work(frozen, middle, concept, pairs, settings, folder)
+    with weights_frozen(frozen.denoiser):
+        work.run(progress)
+        report = work.report()
+    bound = frozen.attachment.fingerprint
+    return Direction(work.vector.detach(), METHOD, concept, middle.name, bound, asdict(settings), report)
+
+
+class _Work:
+    """One training under way."""
+
+    def __init__(
+        self,
+        frozen: FrozenPipeline,
+        middle: FeatureSite,
+        concept: str,
+        pairs: Sequence[Pair],
+        settings: Settings,
+        folder: Path | None,
+    ) -> None:
+        self._frozen, self._settings, self._stage = frozen, settings, f"{METHOD}:{concept}"
+        inside, _, place = middle.name.partition(".")[2].partition("#")
+        self._module, self._output = frozen.denoiser.get_submodule(inside), int(place or 0)
+        self._file = None if folder is None else folder / f"{METHOD}-{concept}.checkpoint.safetensors"
+        self._said = json.dumps([asdict(settings), [asdict(pair) for pair in pairs]])
+        self._latents = self._painted(pairs)
+        self._values = frozen.arguments([pair.said for pair in pairs])
+        self.vector = torch.zeros(self._shape(), device=self._latents.device, requires_grad=True)
+        self._optimiser = torch.optim.Adam([self.vector], lr=settings.rate)
+        self._step = 0
+        self._restore()
+
+    def _painted(self, pairs: Sequence[Pair]) -> Tensor:
+        made = []
+        for start in range(0, len(pairs), self._settings.batch):
+            some = pairs[start : start + self._settings.batch]
+            seeds = [
+                step_sources(self._settings.seed, self._stage, -1 - start - place)[0].getrandbits(48)
+                for place in range(len(some))
+            ]
+            made.append(self._frozen.paint([one.shown for one in some], seeds, self._settings.steps, self._settings.guidance))
+        return torch.cat(made)
+
+    def _shape(self) -> tuple[int, ...]:
+        """Of a direction, at the size at which the pipeline paints."""
+        seen: list[tuple[int, ...]] = []
+
+        def look(feature: Tensor) -> Tensor:
+            seen.append(tuple(feature.shape[1:]) if feature.dim() == 4 else (feature.shape[-1],))
+            return feature
+
+        with torch.no_grad(), changed_output(self._module, look, self._output):
+            self._frozen.loss(self._values, self._latents, [0], torch.Generator().manual_seed(0))
+        return seen[0]
+
+    def loss(self, step: int, vector: Tensor) -> Tensor:
+        """On the batch of one step, with ``vector`` in the middle."""
+        chosen, source = step_sources(self._settings.seed, self._stage, step)
+        places = [chosen.randrange(len(self._latents)) for _ in range(self._settings.batch)]
+        with changed_output(self._module, lambda feature: feature + vector.to(feature), self._output):
+            return self._frozen.loss(self._values, self._latents, places, source)
+
+    def run(self, progress: Progress | None) -> None:
+        """Train to the last update."""
+        with torch.inference_mode(False), torch.enable_grad():
+            while self._step < self._settings.updates:
+                self._optimiser.zero_grad()
+                self.loss(self._step, self.vector).backward()
+                self._optimiser.step()
+                self._step += 1
+                if self._step % SAVED == 0 or self._step == self._settings.updates:
+                    self._save()
+                if progress is not None:
+                    progress(self._step, self._settings.updates)
+
+    def report(self) -> dict[str, float]:
+        """The loss without the direction and with it, on batches that no update saw, and the direction's length."""
+        steps = range(10**6, 10**6 + 8)
+        with torch.no_grad():
+            before, after = (
+                sum(self.loss(step, vector).item() for step in steps) / len(steps)
+                for vector in (torch.zeros_like(self.vector), self.vector)
+            )
+        return {"loss_without": before, "loss_with": after, "norm": self.vector.norm().item()}
+
+    def _save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        if self._file is None:
+            return
+        from safetensors.torch import save_file
+
+        (state,) = self._optimiser.state.values()
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        part = self._file.with_suffix(".part")
+        kept = {"vector": self.vector.detach(), "mean": state["exp_avg"], "square": state["exp_avg_sq"]}
+        save_file(kept, part, {"step": str(self._step), "said": self._said})
+        os.replace(part, self._file)
+
+    def _restore(self) -> None:
+        """Go on from a checkpoint of the same training; one of another is passed over."""
+        if self._file is None or not self._file.is_file():
+            return
+        from safetensors import safe_open
+
+        with safe_open(self._file, "pt") as file:
+            said = file.metadata() or {}
+            if said.get("said") != self._said:
+                return
+            self.vector.data.copy_(file.get_tensor("vector"))
+            step = torch.tensor(float(said["step"]))
+            mean, square = file.get_tensor("mean"), file.get_tensor("square")
+            self._optimiser.state[self.vector] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+            self._step = int(said["step"])
+
+
+def demo_pairs(concept: str, count: int, seed: int = 0) -> list[Pair]:
+    """Pairs of the demo world, from its training captions: shown without the concept, said with it."""
+    import random
+
+    from safeguard.demo.captions import combinations, write
+    from safeguard.demo.world import BENIGN_PLACES, Scene
+
+    rng, pool, found = random.Random(f"{seed}:{concept}"), combinations("train", BENIGN_PLACES), []
+    for _ in range(count):
+        scene = Scene(*rng.choice(pool))
+        said = write(scene, (concept,), "train", rng)
+        found.append(Pair(write(scene, (), "train", rng), said))
+    return found
+
+
+def prompt_pairs(prompts: Sequence[str], phrases: Sequence[str]) -> list[Pair]:
+    """Pairs from ordinary prompts: shown as they are, said with one of the concept's phrases behind."""
+    return [Pair(text, f"{text}, {phrases[place % len(phrases)]}") for place, text in enumerate(prompts)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m safeguard.training.self_discovery", description=__doc__)
+    parser.add_argument("--concept", required=True, help="id of the concept, as policies will name it")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--pipeline", default="unet", help="unet, mmdit, or a folder with a pipeline")
+    parser.add_argument("--prompts", type=Path, help="ordinary prompts, one a line; the demo pipelines have their own")
+    parser.add_argument("--phrases", default="", help="what the concept is called, separated by commas; else its id")
+    parser.add_argument("--pictures", type=int, default=96)
+    parser.add_argument("--towards", action="store_true", help="learn the concept itself, not its opposite")
+    parser.add_argument("--updates", type=int, default=Settings().updates)
+    parser.add_argument("--rate", type=float, default=Settings().rate)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    try:
+        _train(given)
+    except SafeguardError as fault:
+        print(fault, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(given: argparse.Namespace) -> None:
+    from safeguard import demo
+
+    pipe = demo.load_pipeline(given.pipeline)
+    if given.prompts is None:
+        pairs = demo_pairs(given.concept, given.pictures, given.seed)
+    else:
+        phrases = [phrase.strip() for phrase in given.phrases.split(",") if phrase.strip()] or [given.concept]
+        pairs = prompt_pairs(given.prompts.read_text("utf-8").split("\n")[: given.pictures], phrases)
+    if given.towards:
+        pairs = [Pair(pair.said, pair.shown) for pair in pairs]
+    settings = Settings(given.updates, rate=given.rate, seed=given.seed)
+    begun = time.monotonic()
+
+    def progress(done: int, whole: int) -> None:
+        if done % 50 == 0:
+            print(f"{given.concept}: update {done} of {whole}, {time.monotonic() - begun:.0f} s", file=sys.stderr)
+
+    options = demo.call_options(pipe)
+    made = discover(pipe, given.concept, pairs, settings, options=options, progress=progress, folder=given.out.parent)
+    made.save(given.out)
+    report: dict[str, Any] = {**made.report, "seconds": round(time.monotonic() - begun)}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Learning a direction: beside a frozen pipeline, the same each time, and towards what was planted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, denoiser
+
+from safeguard.erasing import Direction
+from safeguard.training.frozen import FrozenPipeline
+from safeguard.training.self_discovery import Pair, Settings, demo_pairs, discover, prompt_pairs
+
+PAIRS = [Pair("a red boat", "a red boat, blood"), Pair("a tree", "a tree, blood")]
+FEW = Settings(updates=4, batch=2, rate=0.1, steps=1)
+
+
+class StoppedError(RuntimeError):
+    """What a test stops a training with."""
+
+
+def learnt(pipe: Any, settings: Settings = FEW, pairs: Sequence[Pair] = PAIRS, **more: Any) -> Direction:
+    options = {"max_sequence_length": 0} if hasattr(pipe, "transformer") else {}
+    return discover(pipe, "blood", pairs, settings, options=options, **more)
+
+
+@pytest.fixture(params=["sd1", "sd2", "sd3"])
+def family(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def test_a_direction_is_of_the_middle_of_its_pipeline(family: str) -> None:
+    made = learnt(FAMILIES[family]())
+    assert made.vector.shape == ((32,) if family == "sd3" else (32, 8, 8))
+    assert made.vector.abs().max() > 0
+
+
+def test_nothing_but_the_direction_is_trained(family: str) -> None:
+    pipe = FAMILIES[family]()
+    parts = [denoiser(pipe), pipe.text_encoder, pipe.vae]
+    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    learnt(pipe)
+    for part, weights in zip(parts, before, strict=True):
+        assert all(torch.equal(weights[name], value) for name, value in part.state_dict().items())
+        assert all(weight.grad is None and weight.requires_grad for weight in part.parameters())
+
+
+def test_the_denoiser_is_left_without_hooks() -> None:
+    pipe = FAMILIES["sd1"]()
+    learnt(pipe)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in denoiser(pipe).modules())
+
+
+def test_the_same_seed_gives_the_same_direction() -> None:
+    assert torch.equal(learnt(FAMILIES["sd1"]()).vector, learnt(FAMILIES["sd1"]()).vector)
+
+
+def test_a_training_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safeguard.training.self_discovery.SAVED", 2)
+
+    def stop(done: int, whole: int) -> None:
+        if done == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        learnt(FAMILIES["sd1"](), folder=tmp_path, progress=stop)
+    steps: list[int] = []
+    made = learnt(FAMILIES["sd1"](), folder=tmp_path, progress=lambda done, whole: steps.append(done))
+    assert steps == [3, 4]
+    assert torch.equal(made.vector, learnt(FAMILIES["sd1"]()).vector)
+
+
+def test_a_checkpoint_of_other_settings_is_passed_over(tmp_path: Path) -> None:
+    learnt(FAMILIES["sd1"](), folder=tmp_path)
+    steps: list[int] = []
+    learnt(
+        FAMILIES["sd1"](), Settings(updates=3, batch=2, steps=1), folder=tmp_path, progress=lambda done, _: steps.append(done)
+    )
+    assert steps == [1, 2, 3]
+
+
+def test_a_planted_direction_is_moved_towards() -> None:
+    """Where the target is what the denoiser says with a known direction in its middle, that is the way the gradient goes."""
+    pipe = FAMILIES["sd1"]()
+    frozen = FrozenPipeline(pipe)
+    values, middle = frozen.arguments(["a tree"] * 2), denoiser(pipe).mid_block
+    planted = torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(1))
+    vector = torch.zeros_like(planted, requires_grad=True)
+
+    def predicted(direction: torch.Tensor) -> torch.Tensor:
+        handle = middle.register_forward_hook(lambda module, args, output: output + direction)
+        made: torch.Tensor = denoiser(pipe)(**values)[0]
+        handle.remove()
+        return made
+
+    with torch.no_grad():
+        target = predicted(planted)
+    losses = []
+    optimiser = torch.optim.Adam([vector], lr=0.05)
+    for _ in range(40):
+        optimiser.zero_grad()
+        loss = (predicted(vector) - target).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert torch.cosine_similarity(vector.flatten(), planted.flatten(), 0) > 0
+
+
+def test_pairs_of_the_demo_differ_by_the_concept() -> None:
+    for pair in demo_pairs("blood", 5):
+        assert "blood" in pair.said
+        assert "blood" not in pair.shown
+
+
+def test_pairs_from_prompts_say_a_phrase_behind_each() -> None:
+    assert prompt_pairs(["a tree", "a dog", "a cat"], ["blood", "gore"])[1] == Pair("a dog", "a dog, gore")

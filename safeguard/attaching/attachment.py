@@ -18,13 +18,14 @@ from safeguard.attaching.capture import Values, fresh, inner, pick, stacked
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.encode import TextEncoding
 from safeguard.attaching.finding import find_parts
+from safeguard.attaching.linears import TextLinears
 from safeguard.attaching.recorded import RecordedKeys, numbers_of
 from safeguard.attaching.roles import Roles
 from safeguard.attaching.rows import UNKNOWN, rows_of
 from safeguard.attaching.sites import JointSite, SeparateSite, Site, expanded
 from safeguard.attaching.timing import DirectRuns, locate, moment_of
 from safeguard.attaching.views import JointView, SeparateView, View
-from safeguard.erasing import Calibration, EncodedText, Fingerprint, Plan, Seam, SiteEffect, TextSite
+from safeguard.erasing import Calibration, EncodedText, Fingerprint, Plan, Seam, SiteEffect, TextLayers, TextSite
 from safeguard.erasing.activation import ActiveEdit, Running, current
 from safeguard.errors import CapabilityError
 
@@ -52,6 +53,7 @@ class Attachment:
             self.parts, self._sites = found.parts, found.sites
             self._encoding = TextEncoding(pipe, self.base, found.ways)
             self.roles = Roles.find(pipe, self.base, found.ways[self._encoding.main][0])
+        self._linears = TextLinears(self.parts, self._encoding)
         self._handles, self._module_handles = hooks.Handles(), modules.ModuleHooks(self)
         self._hooking = threading.Lock()
         self._direct_runs = DirectRuns()
@@ -112,11 +114,17 @@ class Attachment:
         return self._encoding.encode(texts)
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
-        if not self.reads_pooled:
-            return None
-        made = [text.pooled for text in self._encoding.encode(texts)]
-        vectors = [vector for vector in made if vector is not None]
-        return torch.stack(vectors) if vectors else None
+        return self._encoding.pooled(texts) if self.reads_pooled else None
+
+    @property
+    def text_layers(self) -> Sequence[TextLayers]:
+        return self._linears.found
+
+    def weight(self, module: str) -> Tensor:
+        return self._linears.weight(module)
+
+    def inputs(self, layers: TextLayers, texts: Sequence[str]) -> list[Tensor]:
+        return self._linears.inputs(layers, texts)
 
     def keys(self, texts: Sequence[EncodedText]) -> RecordedKeys:
         return RecordedKeys(texts, self._encoding.rows, lambda: self._sites)
@@ -125,11 +133,7 @@ class Attachment:
         """What a request's texts will be in the denoiser's arguments, for a pipeline that does not say when it encodes."""
         if self.roles.positive:
             return [], []
-        path = self.parts[self.main].text.states
-        plus, minus = (
-            [row[path] for row in self._encoding.rows(self.main, [one or "" for one in some])] for some in (texts, against)
-        )
-        return [plus], [minus]
+        return [self._encoding.states(texts)], [self._encoding.states(against)]
 
     # hooks
 
@@ -204,6 +208,7 @@ class Attachment:
             else:
                 site.module = module
         self._module_handles.refresh()
+        self._linears.forget()
 
     # the walk of one denoiser call
 

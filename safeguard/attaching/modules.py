@@ -26,7 +26,7 @@ class ModuleHooks:
 
     def serve(self, plan: Plan) -> None:
         """Hook every module that the plan's edits name. Raises CapabilityError where there is none of that name."""
-        wanted = {edit.module: edit for edit in _edits(plan)}
+        wanted = {name: edits[0] for name, edits in plan.module_edits.items()}
         found = {name: self._module(name, edit) for name, edit in wanted.items() if name not in self._hooked}
         for name, module in found.items():
             hooks.hook_module(self._handles, module, name, self._host)
@@ -68,10 +68,6 @@ class ModuleHooks:
         self._hooked.clear()
 
 
-def _edits(plan: Plan) -> list[LinearEdit | FeatureEdit]:
-    return [*plan.linear_edits, *plan.feature_edits]
-
-
 def _require_shape(module: Any, edit: LinearEdit, pipeline: str) -> None:
     """A delta has to fit its layer."""
     inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
@@ -88,9 +84,7 @@ def _require_shape(module: Any, edit: LinearEdit, pipeline: str) -> None:
 def edited(state: Running, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None:
     """What the edits that name this module make of its output. None: nothing changed."""
     changed: Tensor | None = None
-    for edit in _edits(state.plan):
-        if edit.module != name:
-            continue
+    for edit in state.plan.module_edits.get(name, ()):
         rows = _rows(state, edit, len(output))
         active = active_edit(state, edit, rows, output.device)
         if active is None:
@@ -122,8 +116,4 @@ def _made(state: Running, edit: LinearEdit | FeatureEdit, active: ActiveEdit, in
         return edit(FeatureCall(output[active.index], active.strengths, state.progress))
     if inputs is None:
         raise CapabilityError(f"module {edit.module!r} was called without its input", missing=edit.module)
-    delta = inputs[active.index] @ edit.down.to(inputs).T
-    if edit.up is not None:
-        delta = delta @ edit.up.to(inputs).T
-    strength = active.strengths.amax(-1).to(delta.dtype)
-    return output[active.index] + strength.view(-1, *[1] * (delta.dim() - 1)) * delta
+    return output[active.index] + edit.delta(inputs[active.index], active.strengths)

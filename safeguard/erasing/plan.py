@@ -19,6 +19,7 @@ from safeguard.erasing.seams import (
     Pipeline,
     PredictionEdit,
     Seam,
+    TextLayers,
     TextSite,
     TextSiteEdit,
     TextStatesEdit,
@@ -91,6 +92,14 @@ class Plan:
         return tuple(edit for edit in self.edits if isinstance(edit, FeatureEdit))
 
     @cached_property
+    def module_edits(self) -> Mapping[str, Sequence[LinearEdit | FeatureEdit]]:
+        """The edits of linear layers, then those of features, by the module that they name."""
+        found: dict[str, list[LinearEdit | FeatureEdit]] = {}
+        for edit in (*self.linear_edits, *self.feature_edits):
+            found.setdefault(edit.module, []).append(edit)
+        return found
+
+    @cached_property
     def prediction_edits(self) -> tuple[PredictionEdit, ...]:
         """The edits of the prediction, in the policy's order."""
         return tuple(edit for edit in self.edits if isinstance(edit, PredictionEdit))
@@ -116,6 +125,16 @@ class _Noting:
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
         return self._pipeline.pooled(texts)
+
+    @property
+    def text_layers(self) -> Sequence[TextLayers]:
+        return self._pipeline.text_layers
+
+    def weight(self, module: str) -> Tensor:
+        return self._pipeline.weight(module)
+
+    def inputs(self, layers: TextLayers, texts: Sequence[str]) -> list[Tensor]:
+        return self._pipeline.inputs(layers, texts)
 
     def keys(self, texts: Sequence[EncodedText]) -> TokenKeys:
         self.made.append(self._pipeline.keys(texts))

@@ -59,6 +59,17 @@ class EncodedText:
     pooled: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TextLayers:
+    """Linear layers that are given the same: a text, before anything else than itself has had a part in it.
+
+    ``modules`` as `LinearEdit` names them. With ``tokens`` they read it token by token, [B, L, in], else as one vector, [B, in].
+    """
+
+    modules: tuple[str, ...]
+    tokens: bool = True
+
+
 class TokenKeys(Protocol):
     """Keys and values of a fixed set of tokens, as one site sees them in the denoiser call that is under way."""
 
@@ -86,6 +97,23 @@ class Pipeline(Protocol):
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
         """Texts as one vector each, [n, P], as the denoiser reads them beside their tokens. None where it reads none."""
+        ...
+
+    @property
+    def text_layers(self) -> Sequence[TextLayers]:
+        """The linear layers that are the first to read the text, in groups that are given the same. At cross-attention these
+        make its keys and values. Empty where no layer reads the text alone.
+        """
+        ...
+
+    def weight(self, module: str) -> Tensor:
+        """The weight of such a layer as it works now, adapters included: [out, in], float64, a copy."""
+        ...
+
+    def inputs(self, layers: TextLayers, texts: Sequence[str]) -> list[Tensor]:
+        """What the layers of a group are given of each text: [L, in], float64, untrimmed (`EncodedText.places` are places
+        in it); [1, in] where they read one vector.
+        """
         ...
 
 
@@ -323,7 +351,8 @@ class FeatureEdit(Edit):
 class LinearEdit(Edit):
     """A weight delta of the named linear ``module``: ``y + strength * (x @ down.T) @ up.T`` in the active rows.
 
-    ``down`` [r, in] and ``up`` [out, r]; an exact delta is ``down`` = the delta itself with ``up`` None.
+    ``down`` [r, in] and ``up`` [out, r]; an exact delta is ``down`` = the delta itself with ``up`` None. What several concepts
+    change together, a subclass says in ``delta``.
     """
 
     module: str
@@ -331,3 +360,11 @@ class LinearEdit(Edit):
     down: Tensor
     up: Tensor | None = None
     seam = Seam.LINEAR
+
+    def delta(self, inputs: Tensor, strengths: Tensor) -> Tensor:
+        """What is added to the output, [R, ..., out], for inputs [R, ..., in] of the active rows and strengths [R, C]."""
+        delta = inputs @ self.down.to(inputs).T
+        if self.up is not None:
+            delta = delta @ self.up.to(inputs).T
+        strength = strengths.amax(-1).to(delta.dtype)
+        return strength.view(-1, *[1] * (delta.dim() - 1)) * delta

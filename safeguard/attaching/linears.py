@@ -18,9 +18,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from safeguard.attaching.capture import Values, leaves, pick, put, stacked
+from safeguard.attaching.capture import Path, Values, leaves, pick, put, stacked
 from safeguard.attaching.denoiser import TIMES, Denoiser
-from safeguard.attaching.encode import BATCH, TextEncoding
+from safeguard.attaching.encode import BATCH, TextEncoding, TextRow
 from safeguard.attaching.hooks import Handles, quiet
 from safeguard.attaching.recorded import call_with
 from safeguard.erasing import TextLayers
@@ -36,12 +36,16 @@ class TextLinears:
 
     def __init__(self, parts: Mapping[str, Denoiser], encoding: TextEncoding) -> None:
         self._parts, self._encoding = parts, encoding
-        self._found: list[TextLayers] | None = None
+        self._found: list[tuple[TextLayers, Path | None]] | None = None  # with the argument that comes to them as it is
         self._lock = threading.RLock()
 
     @property
     def found(self) -> Sequence[TextLayers]:
         """In groups that are given the same."""
+        return [layers for layers, _ in self._groups]
+
+    @property
+    def _groups(self) -> list[tuple[TextLayers, Path | None]]:
         with self._lock:
             if self._found is None:
                 self._found = [group for part in self._parts.values() for group in _groups(part)]
@@ -60,30 +64,39 @@ class TextLinears:
     def inputs(self, layers: TextLayers, texts: Sequence[str]) -> list[Tensor]:
         """What comes into the layers of a group for each text, untrimmed, [L, in], float64; one row where it is a vector."""
         owner, _, inside = layers.modules[0].partition(".")
-        part, made = self._parts[owner], list[Tensor]()
+        argument = next(path for one, path in self._groups if one.modules == layers.modules)
+        made: list[Tensor] = []
         for first in range(0, len(texts), BATCH):
             batch = list(texts[first : first + BATCH])
             rows = self._encoding.rows(owner, batch)
-            with torch.inference_mode(False):
-                seen = _seen(part, call_with(part, rows), [inside])
-            if inside not in seen:
-                raise CapabilityError(f"layer {layers.modules[0]!r} was not reached with the texts of a policy", missing=inside)
-            given = seen[inside].double()
-            times = len(given) // len(batch)
-            made += [given[place * times].reshape(-1, given.shape[-1]) for place in range(len(batch))]
+            given = [row[argument] for row in rows] if argument else self._worked(self._parts[owner], inside, rows)
+            made += [_precise(row.reshape(-1, row.shape[-1])) for row in given]
         return made
+
+    def _worked(self, part: Denoiser, layer: str, rows: Sequence[TextRow]) -> list[Tensor]:
+        """What the denoiser itself makes of texts until they come to a layer."""
+        with torch.inference_mode(False):
+            seen = _seen(part, call_with(part, rows), [layer])
+        if layer not in seen:
+            raise CapabilityError(f"layer {part.name}.{layer} was not reached with the texts of a policy", missing=layer)
+        return list(seen[layer][:: len(seen[layer]) // len(rows)])
 
 
 def weight_of(layer: Any) -> Tensor:
-    """[out, in], float64. Of a layer that is more than its weight (adapters, quantized, fetched when it runs) by what it does."""
+    """[out, in], float64. Of a layer that is more than its weight (adapters, quantized, offloaded) by what it does."""
     if type(layer) is nn.Linear and not layer.weight.is_meta:
-        return layer.weight.detach().double().clone()
+        return _precise(layer.weight.detach()).clone()
     like = next((one for one in (*layer.parameters(), *layer.buffers()) if one.is_floating_point()), torch.empty(0))
     device = torch.device("cpu") if like.is_meta else like.device
     units = torch.eye(layer.in_features, dtype=like.dtype, device=device)
     nothing = torch.zeros(1, layer.in_features, dtype=like.dtype, device=device)
-    made: Tensor = (layer(units).double() - layer(nothing).double()).T.contiguous()
+    made: Tensor = (_precise(layer(units)) - _precise(layer(nothing))).T.contiguous()
     return made
+
+
+def _precise(part: Tensor) -> Tensor:
+    """In float64, where the device has that; else on the CPU."""
+    return (part.cpu() if part.device.type == "mps" else part).double()
 
 
 def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -97,23 +110,42 @@ def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def _groups(part: Denoiser) -> list[TextLayers]:
+def _groups(part: Denoiser) -> list[tuple[TextLayers, Path | None]]:
     names = [name for name, _ in _linears(part.module)]
     with torch.inference_mode(False):
         one, other = _seen(part, part.values, names), _seen(part, _otherwise(part), names)
         alone = [name for name in one if name in other and _text_alone(part, one[name], other[name])]
+        as_given = {name: _argument(part, one[name]) for name in alone}
+        worked = [name for name in alone if as_given[name] is None]
         with _spoilt(part, alone):
-            again = _seen(part, part.values, alone)
+            again = _seen(part, part.values, worked) if worked else {}
     groups: list[tuple[Tensor, list[str]]] = []
     for name in alone:
-        if name not in again or again[name].isnan().any():
+        if name in worked and (name not in again or again[name].isnan().any()):
             continue
         given = one[name]
         mates = next((names for same, names in groups if same.shape == given.shape and torch.equal(same, given)), None)
         if mates is None:
             groups.append((given, mates := []))
         mates.append(f"{part.name}.{name}")
-    return [TextLayers(tuple(names), tokens=given.dim() == 3) for given, names in groups]
+    return [
+        (TextLayers(tuple(names), tokens=given.dim() == 3), as_given[names[0].partition(".")[2]]) for given, names in groups
+    ]
+
+
+def _argument(part: Denoiser, given: Tensor) -> Path | None:
+    """The text argument that comes to a layer just as the denoiser is given it."""
+    return next(
+        (
+            path
+            for path in (*part.text.tokens, *part.text.pooled)
+            if isinstance(value := pick(part.values, path), Tensor)
+            and value.numel() == given.numel()
+            and value.shape[-1] == given.shape[-1]
+            and torch.equal(value.reshape(given.shape), given)
+        ),
+        None,
+    )
 
 
 def _text_alone(part: Denoiser, one: Tensor, other: Tensor) -> bool:

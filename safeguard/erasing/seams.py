@@ -63,7 +63,7 @@ class EncodedText:
 class TextLayers:
     """Linear layers that are given the same: a text, before anything else than itself has had a part in it.
 
-    ``modules`` as `LinearEdit` names them. With ``tokens`` they read it token by token, [B, L, in], else as one vector, [B, in].
+    ``modules`` as `LinearEdit` names them. With ``tokens`` they read tokens, [B, L, in], else one vector a text, [B, in].
     """
 
     modules: tuple[str, ...]

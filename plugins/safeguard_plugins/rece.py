@@ -1,7 +1,7 @@
 """``rece``: what a closed-form edit left of a concept is found, in closed form, and edited away (RECE, arXiv 2407.12383).
 
-It begins with the edit of UCE (``aligned`` rows). Then ``epochs`` times, with W_i the layers as edited so far and W_i^old as they
-were, and c every state of the concept's text: the text c' that still gives what the concept gave,
+It begins with the edit of UCE (``aligned`` rows). Then, ``epochs`` times, with W_i the layers as edited so far and W_i^old as
+they were, and c every state of the concept's text: the text c' that still gives what the concept gave,
 
     min over c' of sum_i |W_i c' - W_i^old c|^2 + lambda |c' - t|^2
     c' = (lambda I + sum_i W_i^T W_i)^-1 (sum_i W_i^T W_i^old c + lambda t)

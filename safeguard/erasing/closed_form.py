@@ -74,6 +74,10 @@ class Pairs:
         some = sizes > _NOTHING * sizes[0]
         return cls(sizes[some, None] * right[some], left[:, some].T @ (guide - rows), left[:, some])
 
+    @property
+    def none(self) -> Pairs:
+        return Pairs(self.rows[:0], self.change[:0], self.left[:, :0])
+
 
 class Solved:
     """Pairs of several concepts, epoch after epoch; and what any set of the concepts changes in a text.
@@ -127,7 +131,7 @@ class Solved:
         behind: Tensor | None = None  # sum_(j > k) E_j z_j as a map of x, [D, D] by rows
         made: list[Tensor] = []
         for epoch in reversed(self._epochs):
-            chosen = [epoch[place] for place in range(len(epoch)) if place in active]
+            chosen = [pairs if place in active else pairs.none for place, pairs in enumerate(epoch)]
             answer = self._kept.answer(torch.cat([pairs.rows for pairs in chosen]))
             down = answer if behind is None else answer + answer @ behind
             step = torch.cat([pairs.change for pairs in chosen]).T @ down

@@ -62,6 +62,8 @@ class RECE:
     }
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        import torch
+
         first = concepts[0]
         (guide,) = texts_of(first, self, params["guide"], "guide")[:1]
         preserve = texts_of(first, self, params["preserve"], "preserve")
@@ -78,7 +80,7 @@ class RECE:
             aligned, whole = Texts(pipeline, layers, "aligned"), Texts(pipeline, layers, "whole")
             kept = Kept(aligned.kept(preserve), **scales)
             weights = {module: pipeline.weight(module) for module in layers.modules}
-            gram = sum(weight.T @ weight for weight in weights.values())
+            gram = torch.stack([weight.T @ weight for weight in weights.values()]).sum(0)
             courses = []
             for concept in concepts:
                 course = [Pairs.of(*aligned.pairs(concept.phrases, guide))]

@@ -54,6 +54,7 @@ class Attachment:
             self._encoding = TextEncoding(pipe, self.base, found.ways)
             self.roles = Roles.find(pipe, self.base, found.ways[self._encoding.main][0])
         self._linears = TextLinears(self.parts, self._encoding)
+        self.weight, self.inputs = self._linears.weight, self._linears.inputs
         self._handles, self._module_handles = hooks.Handles(), modules.ModuleHooks(self)
         self._hooking = threading.Lock()
         self._direct_runs = DirectRuns()
@@ -119,12 +120,6 @@ class Attachment:
     @property
     def text_layers(self) -> Sequence[TextLayers]:
         return self._linears.found
-
-    def weight(self, module: str) -> Tensor:
-        return self._linears.weight(module)
-
-    def inputs(self, layers: TextLayers, texts: Sequence[str]) -> list[Tensor]:
-        return self._linears.inputs(layers, texts)
 
     def keys(self, texts: Sequence[EncodedText]) -> RecordedKeys:
         return RecordedKeys(texts, self._encoding.rows, lambda: self._sites)

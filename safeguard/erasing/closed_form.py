@@ -51,7 +51,8 @@ class Kept:
 
         known = torch.cholesky_solve(rows.T, self._factor).T  # C A^-1
         inner = torch.eye(len(rows), dtype=rows.dtype, device=rows.device) / self.erase + rows @ known.T
-        return torch.linalg.solve(inner, known)
+        found: Tensor = torch.linalg.solve(inner, known)
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -286,7 +287,7 @@ def layers_of(concepts: Sequence[Concept], eraser: Eraser, pipeline: Pipeline) -
 
 def texts_of(concept: Concept, eraser: Eraser, given: Any, name: str) -> list[str]:
     """A parameter that lists texts. Raises CapabilityError for anything else."""
-    texts = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else [None]
+    texts: list[Any] = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else [None]
     if not all(isinstance(text, str) for text in texts):
         raise CapabilityError(
             f"concept {concept.id!r}: params.{name} of {eraser.name!r} is a list of texts", eraser=eraser.name, missing=name

@@ -95,7 +95,8 @@ class Plan:
     def module_edits(self) -> Mapping[str, Sequence[LinearEdit | FeatureEdit]]:
         """The edits of linear layers, then those of features, by the module that they name."""
         found: dict[str, list[LinearEdit | FeatureEdit]] = {}
-        for edit in (*self.linear_edits, *self.feature_edits):
+        edits: list[LinearEdit | FeatureEdit] = [*self.linear_edits, *self.feature_edits]
+        for edit in edits:
             found.setdefault(edit.module, []).append(edit)
         return found
 

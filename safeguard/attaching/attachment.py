@@ -220,6 +220,7 @@ class Attachment:
         if state is None or not state.plan.edits:
             return None
         state.calls += 1
+        state.reached.clear()
         scheduler = state.scheduler  # not every one has a length, by which it would be true or false
         locate(state, time, getattr(self._pipe(), "scheduler", None) if scheduler is None else scheduler)
         state.rows, state.site_edits, state.grid = rows_of(state, states), {}, part.grid_of(values)
@@ -362,6 +363,7 @@ class Attachment:
         again = looking.read(state, prediction, self.parts[name], compiled=compiled)
         if again is not None:
             return again
+        modules.require_reached(state, name)
         changed = None
         if prediction is not None and state.plan.prediction_edits:
             changed = texts.predicted(state, prediction, self.parts[name], self._encoding, compiled=compiled)

@@ -84,6 +84,7 @@ def _require_shape(module: Any, edit: LinearEdit, pipeline: str) -> None:
 def edited(state: Running, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None:
     """What the edits that name this module make of its output. None: nothing changed."""
     changed: Tensor | None = None
+    state.reached.add(name)
     for edit in state.plan.module_edits.get(name, ()):
         rows = _rows(state, edit, len(output))
         active = active_edit(state, edit, rows, output.device)
@@ -96,6 +97,24 @@ def edited(state: Running, name: str, inputs: Tensor | None, output: Tensor) -> 
             changed[active.index] = made.to(output.dtype)
             active.note(state.step)
     return changed
+
+
+def require_reached(state: Running, denoiser: str) -> None:
+    """After a call of a denoiser: each of its layers that an active edit changes was run. Raises CapabilityError for one that
+    was passed by (as by layers that were fused into one), so that protection is not lost without a word.
+    """
+    for edit in state.plan.linear_edits:
+        missed = edit.module not in state.reached and edit.module.partition(".")[0] == denoiser
+        if missed and state.active(edit, state.rows or ())[0]:
+            attempt(state, edit, _passed_by, edit)
+
+
+def _passed_by(edit: LinearEdit) -> None:
+    raise CapabilityError(
+        f"concept {edit.concepts[0]!r} is erased in layer {edit.module!r}, which was not run in a call of its denoiser; if "
+        "layers were fused or replaced, protect the pipeline again",
+        missing=edit.module,
+    )
 
 
 def _rows(state: Running, edit: Edit, count: int) -> Sequence[Any]:

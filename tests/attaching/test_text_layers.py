@@ -22,6 +22,16 @@ from safeguard.evaluation.zoo import Specimen
 WIDTH, HEADS, LENGTH, TOKENS = 16, 2, 8, 9
 
 
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        query, key, value = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.project(stream).chunk(3, -1))
+        return stream + F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
 class Worked(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A text that is normed, projected twice, by name, and only then read; ``timed``: together with the time from the start."""
 
@@ -32,14 +42,12 @@ class Worked(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
         self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.project, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.attention, self.out = Attention(), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, latents: Tensor, words: Tensor, t: Tensor) -> tuple[Tensor]:
         words = self.norm(words) + (t[:, None, None] if self.timed else 0)
         words = self.second(input=F.gelu(self.first(input=words)))
-        stream = torch.cat([latents, words], 1) + t[:, None, None]
-        query, key, value = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.project(stream).chunk(3, -1))
-        stream = stream + F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        stream = self.attention(torch.cat([latents, words], 1) + t[:, None, None])
         return (self.out(stream[:, :TOKENS]),)
 
 

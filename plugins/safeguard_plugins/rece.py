@@ -1,13 +1,17 @@
 """``rece``: what a closed-form edit left of a concept is found, in closed form, and edited away (RECE, arXiv 2407.12383).
 
-It begins with the edit of UCE (``aligned`` rows). Then, ``epochs`` times, with W_i the layers as edited so far and W_i^old as
-they were, and c every state of the concept's text: the text c' that still gives what the concept gave,
+It begins with the edit of UCE. Then, ``epochs`` times, with W_i the layers as edited so far and W_i^old as
+they were, and c states of the concept's text: the text c' that still gives what the concept gave,
 
     min over c' of sum_i |W_i c' - W_i^old c|^2 + lambda |c' - t|^2
     c' = (lambda I + sum_i W_i^T W_i)^-1 (sum_i W_i^T W_i^old c + lambda t)
 
 is turned into the guide text as well, from the weights as they are by then. lambda is ``regulariser``: it bounds c', and with
 that what an epoch may change of other texts. t is 0, as published; ``pull`` sets it to the ``concept`` or the ``guide``.
+
+``window``: ``last`` (default) edits, and derives from, the last word of each text alone. ``aligned`` is the published code: it
+begins with all from there to the end of the text, and derives from every state, padding included. Where an encoder writes what
+a text says into its padding as well, that takes other texts with it.
 
 The sum runs over the layers that are given the same text; on a UNet these are all that make keys and values of it.
 Which concepts are active together is known when a request comes, so c' is found for each concept by itself; what is edited away
@@ -53,12 +57,13 @@ class RECE:
     params: ClassVar[Mapping[str, Any]] = {
         "guide": "",
         "preserve": (),
+        "window": "last",
         "epochs": 2,
         "regulariser": 0.1,
         "pull": "zero",
         "erase_scale": 1.0,
-        "preserve_scale": 0.1,
-        "lamb": 0.1,
+        "preserve_scale": 1.0,
+        "lamb": 0.5,
     }
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
@@ -69,6 +74,7 @@ class RECE:
         preserve = texts_of(first, self, params["preserve"], "preserve")
         epochs = int(number_of(first, self, params, "epochs", least=0, most=20))
         regulariser = number_of(first, self, params, "regulariser", least=1e-9)
+        window = choice_of(first, self, params["window"], "window", ("last", "aligned"))
         pull = choice_of(first, self, params["pull"], "pull", PULLS)
         scales = {
             "erase": number_of(first, self, params, "erase_scale", least=1e-6),
@@ -77,14 +83,14 @@ class RECE:
         }
         edits: list[Edit] = []
         for layers in layers_of(concepts, self, pipeline):
-            aligned, whole = Texts(pipeline, layers, "aligned"), Texts(pipeline, layers, "whole")
-            kept = Kept(aligned.kept(preserve), **scales)
+            starting, deriving = (Texts(pipeline, layers, one) for one in (window, "last" if window == "last" else "whole"))
+            kept = Kept(starting.kept(preserve), **scales)
             weights = {module: pipeline.weight(module) for module in layers.modules}
             gram = torch.stack([weight.T @ weight for weight in weights.values()]).sum(0)
             courses = []
             for concept in concepts:
-                course = [Pairs.of(*aligned.pairs(concept.phrases, guide))]
-                rows, against = whole.pairs(concept.phrases, guide)
+                course = [Pairs.of(*starting.pairs(concept.phrases, guide))]
+                rows, against = deriving.pairs(concept.phrases, guide)
                 towards = {"zero": 0 * rows, "concept": rows, "guide": against}[pull]
                 for _ in range(epochs):
                     so_far = Solved(kept, [[pairs] for pairs in course]).map()

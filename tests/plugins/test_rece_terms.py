@@ -16,8 +16,8 @@ from worded import TEXT, WordPipeline
 
 from safeguard.errors import CapabilityError
 
-A, B, L = RECE.params["erase_scale"], RECE.params["preserve_scale"], RECE.params["lamb"]
-NONE = torch.zeros(1, TEXT, dtype=torch.float64)
+A, B, L = 1.0, 0.1, 0.1  # the published scales
+PUBLISHED = {"window": "aligned", "erase_scale": A, "preserve_scale": B, "lamb": L}
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
@@ -67,14 +67,23 @@ def test_of_layers_that_no_edit_changed_it_derives_the_concept_itself() -> None:
 @pytest.mark.parametrize("epochs", [1, 3])
 @pytest.mark.parametrize("module", MODULES)
 def test_its_epochs_are_the_papers(module: str, epochs: int) -> None:
-    edit = edits_of(RECE, "red blood", epochs=epochs)[module]
+    edit = edits_of(RECE, "red blood", epochs=epochs, **PUBLISHED)[module]
     assert close(weight_of(edit, 0), published("red blood", epochs)[module])
 
 
-def test_without_an_epoch_it_is_uce() -> None:
-    scales = {"erase_scale": A, "preserve_scale": B, "lamb": L}
-    uce = edits_of(UCE, "red blood", window="aligned", **scales)["net.k"]
-    assert torch.equal(weight_of(edits_of(RECE, "red blood", epochs=0)["net.k"], 0), weight_of(uce, 0))
+@pytest.mark.parametrize("params", [{}, PUBLISHED], ids=["default", "published"])
+def test_without_an_epoch_it_is_uce(params: dict[str, Any]) -> None:
+    uce, rece = edits_of(UCE, "red blood", **params)["net.k"], edits_of(RECE, "red blood", epochs=0, **params)["net.k"]
+    assert torch.equal(weight_of(rece, 0), weight_of(uce, 0))
+
+
+def test_by_default_it_derives_from_the_last_word_alone() -> None:
+    old = {module: WordPipeline().weight(module) for module in MODULES}
+    row, guide = rows_of("red blood")[2:3], rows_of("")[:1]
+    weights = {name: solution(one, row, guide @ one.T, row[:0], 1, 1, 0.5) for name, one in old.items()}
+    left = by_hand(weights, old, row, 0.1)
+    expected = solution(weights["net.k"], left, guide @ weights["net.k"].T, row[:0], 1, 1, 0.5)
+    assert close(weight_of(edits_of(RECE, "red blood", epochs=1)["net.k"], 0), expected)
 
 
 def test_an_endless_regulariser_leaves_the_edit_of_uce() -> None:
@@ -87,7 +96,7 @@ def test_an_epoch_leaves_less_of_the_concept() -> None:
     old = {module: WordPipeline().weight(module) for module in MODULES}
     left = []
     for epochs in (0, 1, 2):
-        edits = edits_of(RECE, "blood", epochs=epochs)
+        edits = edits_of(RECE, "blood", epochs=epochs, **PUBLISHED)
         now = {module: weight_of(edit, 0) for module, edit in edits.items()}
         best = by_hand(now, old, rows_of("blood"), 1.0)
         costs = [((best @ now[name].T - rows_of("blood") @ old[name].T) ** 2).sum() for name in MODULES]
@@ -112,7 +121,7 @@ def test_each_epoch_of_concepts_that_are_active_together_is_one_solution() -> No
     starts = [rows_of(phrase)[words_of(phrase) :] for phrase in phrases]
     first = solution(old, stacked(starts), stacked([guide[: len(one)] for one in starts]) @ old.T, kept, A, B, L)
     expected = solution(first, stacked(left), stacked([guide, guide]) @ first.T, kept, A, B, L)
-    assert close(weight_of(edits_of(RECE, *phrases, epochs=1)["net.k"], 0, 1), expected)
+    assert close(weight_of(edits_of(RECE, *phrases, epochs=1, **PUBLISHED)["net.k"], 0, 1), expected)
 
 
 def test_kept_texts_move_less_than_without_keeping() -> None:
@@ -121,7 +130,9 @@ def test_kept_texts_move_less_than_without_keeping() -> None:
     assert ((weight_of(held, 0) - old) @ row).norm() < ((weight_of(free, 0) - old) @ row).norm()
 
 
-@pytest.mark.parametrize(("name", "value"), [("epochs", -1), ("regulariser", 0), ("pull", "up"), ("guide", 3), ("lamb", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", -1), ("regulariser", 0), ("pull", "up"), ("guide", 3), ("lamb", 0), ("window", "x")]
+)
 def test_a_parameter_out_of_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(CapabilityError, match=rf"'c0': params\.{name} of 'rece'"):
         edits_of(RECE, "blood", **{name: value})

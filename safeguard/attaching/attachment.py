@@ -18,6 +18,7 @@ from safeguard.attaching.capture import Values, fresh, inner, pick, stacked
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.encode import TextEncoding
 from safeguard.attaching.finding import find_parts
+from safeguard.attaching.linears import TextLinears
 from safeguard.attaching.middle import find_middle
 from safeguard.attaching.recorded import RecordedKeys, numbers_of
 from safeguard.attaching.roles import Roles
@@ -25,7 +26,7 @@ from safeguard.attaching.rows import UNKNOWN, rows_of
 from safeguard.attaching.sites import JointSite, SeparateSite, Site, expanded
 from safeguard.attaching.timing import DirectRuns, locate, moment_of
 from safeguard.attaching.views import JointView, SeparateView, View
-from safeguard.erasing import Calibration, EncodedText, FeatureSite, Fingerprint, Plan, Seam, SiteEffect, TextSite
+from safeguard.erasing import Calibration, EncodedText, FeatureSite, Fingerprint, Plan, Seam, SiteEffect, TextLayers, TextSite
 from safeguard.erasing.activation import ActiveEdit, Running, current
 from safeguard.errors import CapabilityError
 
@@ -53,6 +54,8 @@ class Attachment:
             self.parts, self._sites = found.parts, found.sites
             self._encoding = TextEncoding(pipe, self.base, found.ways)
             self.roles = Roles.find(pipe, self.base, found.ways[self._encoding.main][0])
+        self._linears = TextLinears(self.parts, self._encoding)
+        self.weight, self.inputs = self._linears.weight, self._linears.inputs
         self._handles, self._module_handles = hooks.Handles(), modules.ModuleHooks(self)
         self._hooking = threading.Lock()
         self._direct_runs = DirectRuns()
@@ -120,9 +123,11 @@ class Attachment:
         return self._encoding.encode(texts)
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
-        made = [text.pooled for text in self._encoding.encode(texts)] if self.reads_pooled else []
-        vectors = [vector for vector in made if vector is not None]
-        return torch.stack(vectors) if vectors else None
+        return self._encoding.pooled(texts) if self.reads_pooled else None
+
+    @property
+    def text_layers(self) -> Sequence[TextLayers]:
+        return self._linears.found
 
     def keys(self, texts: Sequence[EncodedText]) -> RecordedKeys:
         return RecordedKeys(texts, self._encoding.rows, lambda: self._sites)
@@ -131,11 +136,7 @@ class Attachment:
         """What a request's texts will be in the denoiser's arguments, for a pipeline that does not say when it encodes."""
         if self.roles.positive:
             return [], []
-        path = self.parts[self.main].text.states
-        plus, minus = (
-            [row[path] for row in self._encoding.rows(self.main, [one or "" for one in some])] for some in (texts, against)
-        )
-        return [plus], [minus]
+        return [self._encoding.states(texts)], [self._encoding.states(against)]
 
     # hooks
 
@@ -147,14 +148,7 @@ class Attachment:
         for site in self._sites:
             if isinstance(site, SeparateSite):
                 hooks.hook_site(self._handles, site, self)
-        joint = [site for site in self._sites if isinstance(site, JointSite)]
-        for module in {id(site.module): site.module for site in joint}.values():
-            turns = {site.turn: site for site in joint if site.module is module}
-            indices = [turns[turn].info.index if turn in turns else -1 for turn in range(max(turns) + 1)]
-            place = taps.Place(self.number, indices, every=any(site.each for site in turns.values()))
-            taps.listen(self._handles, module, place, self.number)
-        if joint:
-            taps.open_tap(self.number)
+        taps.tap(self._handles, [site for site in self._sites if isinstance(site, JointSite)], self.number)
 
     def remove(self) -> None:
         """Take the hooks off, and let graphs be compiled anew without them."""
@@ -210,6 +204,7 @@ class Attachment:
             else:
                 site.module = module
         self._module_handles.refresh()
+        self._linears.forget()
 
     # the walk of one denoiser call
 
@@ -226,6 +221,7 @@ class Attachment:
         if state is None or not state.plan.edits:
             return None
         state.calls += 1
+        state.reached.clear()
         scheduler = state.scheduler  # not every one has a length, by which it would be true or false
         locate(state, time, getattr(self._pipe(), "scheduler", None) if scheduler is None else scheduler)
         state.rows, state.site_edits, state.grid = rows_of(state, states), {}, part.grid_of(values)
@@ -368,6 +364,7 @@ class Attachment:
         again = looking.read(state, prediction, self.parts[name], compiled=compiled)
         if again is not None:
             return again
+        modules.require_reached(state, name)
         changed = None
         if prediction is not None and state.plan.prediction_edits:
             changed = texts.predicted(state, prediction, self.parts[name], self._encoding, compiled=compiled)

@@ -199,6 +199,16 @@ class TextEncoding:
                 self._whole.popitem(last=False)
         return [wanted[text] for text in texts]
 
+    def states(self, texts: Sequence[str | None]) -> list[Any]:
+        """The untrimmed token states that stand for each text, [L, D]; of the empty text where there is none."""
+        path = self._ways[self.main][1].states
+        return [row[path] for row in self.rows(self.main, [text or "" for text in texts])]
+
+    def pooled(self, texts: Sequence[str]) -> Tensor | None:
+        """Texts as one vector each, [n, P]. None where none of them has one."""
+        vectors = [text.pooled for text in self.encode(texts) if text.pooled is not None]
+        return torch.stack(vectors) if vectors else None
+
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """States trimmed to real tokens. Raises CapabilityError for a text longer than the encoder reads."""
         with self.lock:

@@ -318,9 +318,9 @@ def hook_module(handles: Handles, module: Any, name: str, host: Host) -> None:
     """
     number, place = host.number, int(name.partition("#")[2] or 0)
 
-    def on_done(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+    def on_done(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         made = output if isinstance(output, Tensor) else output[place]
-        inputs = args[0] if args and isinstance(args[0], Tensor) else None
+        inputs = next((given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)), None)
         if torch.compiler.is_compiling():
             changed = torch.ops.safeguard.module(made, inputs, name, number)
         else:
@@ -330,7 +330,7 @@ def hook_module(handles: Handles, module: Any, name: str, host: Host) -> None:
             changed = found
         return changed if isinstance(output, Tensor) else (*output[:place], changed, *output[place + 1 :])
 
-    handles.add(module, "forward", tag(on_done, number))
+    handles.add(module, "forward", tag(on_done, number), with_kwargs=True)
 
 
 @register_op("safeguard::module", schema="(Tensor output, Tensor? inputs, str name, int host) -> Tensor")

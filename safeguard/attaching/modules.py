@@ -26,7 +26,7 @@ class ModuleHooks:
 
     def serve(self, plan: Plan) -> None:
         """Hook every module that the plan's edits name. Raises CapabilityError where there is none of that name."""
-        wanted = {edit.module: edit for edit in _edits(plan)}
+        wanted = {name: edits[0] for name, edits in plan.module_edits.items()}
         found = {name: self._module(name, edit) for name, edit in wanted.items() if name not in self._hooked}
         for name, module in found.items():
             hooks.hook_module(self._handles, module, name, self._host)
@@ -69,10 +69,6 @@ class ModuleHooks:
         self._hooked.clear()
 
 
-def _edits(plan: Plan) -> list[LinearEdit | FeatureEdit]:
-    return [*plan.linear_edits, *plan.feature_edits]
-
-
 def _require_shape(module: Any, edit: LinearEdit, pipeline: str) -> None:
     """A delta has to fit its layer."""
     inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
@@ -89,9 +85,8 @@ def _require_shape(module: Any, edit: LinearEdit, pipeline: str) -> None:
 def edited(state: Running, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None:
     """What the edits that name this module make of its output. None: nothing changed."""
     changed: Tensor | None = None
-    for edit in _edits(state.plan):
-        if edit.module != name:
-            continue
+    state.reached.add(name)
+    for edit in state.plan.module_edits.get(name, ()):
         rows = _rows(state, edit, len(output))
         active = active_edit(state, edit, rows, output.device)
         if active is None:
@@ -103,6 +98,24 @@ def edited(state: Running, name: str, inputs: Tensor | None, output: Tensor) -> 
             changed[active.index] = made.to(output.dtype)
             active.note(state.step)
     return changed
+
+
+def require_reached(state: Running, denoiser: str) -> None:
+    """After a call of a denoiser: each of its layers that an active edit changes was run. Raises CapabilityError for one that
+    was passed by (as by layers that were fused into one), so that protection is not lost without a word.
+    """
+    for edit in state.plan.linear_edits:
+        missed = edit.module not in state.reached and edit.module.partition(".")[0] == denoiser
+        if missed and state.active(edit, state.rows or ())[0]:
+            attempt(state, edit, _passed_by, edit)
+
+
+def _passed_by(edit: LinearEdit) -> None:
+    raise CapabilityError(
+        f"concept {edit.concepts[0]!r} is erased in layer {edit.module!r}, which was not run in a call of its denoiser; if "
+        "layers were fused or replaced, protect the pipeline again",
+        missing=edit.module,
+    )
 
 
 def _rows(state: Running, edit: Edit, count: int) -> Sequence[Any]:
@@ -123,8 +136,4 @@ def _made(state: Running, edit: LinearEdit | FeatureEdit, active: ActiveEdit, in
         return edit(FeatureCall(output[active.index], active.strengths, state.progress))
     if inputs is None:
         raise CapabilityError(f"module {edit.module!r} was called without its input", missing=edit.module)
-    delta = inputs[active.index] @ edit.down.to(inputs).T
-    if edit.up is not None:
-        delta = delta @ edit.up.to(inputs).T
-    strength = active.strengths.amax(-1).to(delta.dtype)
-    return output[active.index] + strength.view(-1, *[1] * (delta.dim() - 1)) * delta
+    return output[active.index] + edit.delta(inputs[active.index], active.strengths)

@@ -18,6 +18,7 @@ from torch import Tensor
 from safeguard.attaching import taps
 from safeguard.attaching.capture import Path, Values, collected, is_text_list, leaves, pick, put, row_count
 from safeguard.attaching.denoiser import TIMES, Denoiser
+from safeguard.attaching.encode import TextRow
 from safeguard.attaching.hooks import Handles, text_of
 from safeguard.attaching.sites import JointSite, SeparateSite, Site, SiteTokens, every_head
 from safeguard.erasing import EncodedText, TextSite
@@ -84,7 +85,7 @@ class RecordedKeys:
     def __init__(
         self,
         texts: Sequence[EncodedText],
-        rows: Callable[[str, Sequence[str]], list[Mapping[Path, Any]]],
+        rows: Callable[[str, Sequence[str]], list[TextRow]],
         sites: Callable[[], Sequence[Site]],
     ) -> None:
         self._texts = list(texts)
@@ -126,7 +127,7 @@ class RecordedKeys:
         joint = [site for site in sites if isinstance(site, JointSite)]
         if not sites:
             return {}
-        values = self._values(denoiser, numbers)
+        values = call_with(denoiser, self._rows(denoiser.name, [text.text for text in self._texts]), numbers)
         shapes = denoiser.learn(self._sites(), values)
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         handles = Handles()
@@ -157,27 +158,27 @@ class RecordedKeys:
             made.append(torch.cat(picked, 1).contiguous())
         return made[0], made[1]
 
-    def _values(self, denoiser: Denoiser, numbers: Numbers) -> Values:
-        """The caught call, on the erasure prompts and at the time of now."""
-        rows = self._rows(denoiser.name, [text.text for text in self._texts])
-        count = len(rows)
-        values = dict(denoiser.values)
-        for path, value in leaves(denoiser.values, denoiser.rows):
-            if path in denoiser.text.every:
-                lengths = [len(row[denoiser.text.states]) for row in rows]
-                values = put(values, path, collected([row[path] for row in rows], value, lengths))
-            elif row_count(value) == denoiser.rows and (isinstance(value, Tensor) or _one_a_row(value)):
-                repeated: Any = [value[0]] * count
-                if isinstance(value, Tensor):
-                    repeated = value[:1].expand(count, *value.shape[1:]).clone()
-                values = put(values, path, repeated)
-        for path, number in numbers:
-            value = pick(values, path)
+
+def call_with(denoiser: Denoiser, rows: Sequence[TextRow], numbers: Numbers = ()) -> Values:
+    """The caught call on other texts, untrimmed, each beside the same small image; at the time that ``numbers`` say."""
+    count = len(rows)
+    values = dict(denoiser.values)
+    for path, value in leaves(denoiser.values, denoiser.rows):
+        if path in denoiser.text.every:
+            lengths = [len(row[denoiser.text.states]) for row in rows]
+            values = put(values, path, collected([row[path] for row in rows], value, lengths))
+        elif row_count(value) == denoiser.rows and (isinstance(value, Tensor) or _one_a_row(value)):
+            repeated: Any = [value[0]] * count
             if isinstance(value, Tensor):
-                values = put(values, path, torch.full_like(value, number))
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                values = put(values, path, type(value)(number))
-        return values
+                repeated = value[:1].expand(count, *value.shape[1:]).clone()
+            values = put(values, path, repeated)
+    for path, number in numbers:
+        value = pick(values, path)
+        if isinstance(value, Tensor):
+            values = put(values, path, torch.full_like(value, number))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            values = put(values, path, type(value)(number))
+    return values
 
 
 def _one_a_row(value: Any) -> bool:

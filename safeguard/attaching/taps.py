@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from torch.nn import functional
 
 from safeguard.attaching.hooks import AttentionCall, Handles, owner_of, register_op, tag
 from safeguard.erasing.attention import attention, original
+
+if TYPE_CHECKING:
+    from safeguard.attaching.sites import JointSite
 
 _here = threading.local()  # ``place``: whose attention is under way in this thread; ``turn``: its calls so far
 _users: set[int] = set()
@@ -96,6 +99,16 @@ def _joint_site(output: Tensor, *rest: Any) -> Tensor:
 @_joint_site.register_fake
 def _(output: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(output)
+
+
+def tap(handles: Handles, sites: Sequence[JointSite], number: int) -> None:
+    """From here on the attachment of this number gets what these sites attend to."""
+    for module in {id(site.module): site.module for site in sites}.values():
+        turns = {site.turn: site for site in sites if site.module is module}
+        indices = [turns[turn].info.index if turn in turns else -1 for turn in range(max(turns) + 1)]
+        listen(handles, module, Place(number, indices, every=any(site.each for site in turns.values())), number)
+    if sites:
+        open_tap(number)
 
 
 def open_tap(user: int) -> None:

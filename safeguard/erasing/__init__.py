@@ -2,35 +2,40 @@
 
 from safeguard.erasing.adapter import Adapter, Perceptron
 from safeguard.erasing.calibration import Calibration, Gauge
+from safeguard.erasing.calls import (
+    EveryKey,
+    FeatureCall,
+    PredictionCall,
+    SiteCall,
+    SiteEffect,
+    StatesCall,
+)
 from safeguard.erasing.directions import Direction
 from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength, number_of
 from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
 from safeguard.erasing.fingerprint import Fingerprint
 from safeguard.erasing.memory import Memory
+from safeguard.erasing.pipeline import (
+    EncodedText,
+    FeatureSite,
+    LeftOut,
+    Pipeline,
+    Segment,
+    TextLayers,
+    TextSite,
+    TokenKeys,
+)
 from safeguard.erasing.plan import Plan, PlannedConcept, compile_plan
 from safeguard.erasing.reading import ConceptTokens, PooledDirections, Reading
 from safeguard.erasing.registry import GROUP, PluginInfo, Registry
 from safeguard.erasing.seams import (
     Edit,
-    EncodedText,
-    EveryKey,
-    FeatureCall,
     FeatureEdit,
-    FeatureSite,
-    LeftOut,
     LinearEdit,
-    Pipeline,
-    PredictionCall,
     PredictionEdit,
     Seam,
-    Segment,
-    SiteCall,
-    SiteEffect,
-    StatesCall,
-    TextSite,
     TextSiteEdit,
     TextStatesEdit,
-    TokenKeys,
 )
 
 __all__ = [
@@ -70,6 +75,7 @@ __all__ = [
     "SiteEffect",
     "StatesCall",
     "Strength",
+    "TextLayers",
     "TextSite",
     "TextSiteEdit",
     "TextStatesEdit",

@@ -117,6 +117,7 @@ class Running:
     given: Any = None  # its arguments as they were given; None where they are not all known
     edited: Any = None  # the same as the text-states edits left them
     looks: bool = False  # whether evidence is taken in it
+    reached: set[str] = field(default_factory=set)  # the modules with edits that were run in it
     rows: tuple[Row, ...] | None = None
     site_edits: dict[tuple[Row, ...], list[ActiveEdit]] | None = None  # by the rows of a site's batch
     timed: bool = False  # whether the place in the schedule is known; if not, every step counts as within a concept's steps

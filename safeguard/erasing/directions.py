@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from safeguard.erasing.calibration import Fingerprint
+from safeguard.erasing.fingerprint import Fingerprint
 from safeguard.errors import AssetError, CapabilityError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
 
-from safeguard.erasing.seams import Edit, Pipeline, Seam
+from safeguard.erasing.pipeline import Pipeline
+from safeguard.erasing.seams import Edit, Seam
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 

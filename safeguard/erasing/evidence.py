@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from safeguard.erasing.calibration import Gauge
+from safeguard.erasing.calls import SiteCall
+from safeguard.erasing.pipeline import Pipeline
 from safeguard.erasing.reading import ConceptTokens, PooledDirections
-from safeguard.erasing.seams import Pipeline, SiteCall
 from safeguard.policy import Concept
 
 if TYPE_CHECKING:

@@ -11,20 +11,23 @@ from safeguard.erasing.calibration import Calibration, Gauge
 from safeguard.erasing.eraser import Eraser, Strength, params_of, strength_of
 from safeguard.erasing.evidence import Watch
 from safeguard.erasing.fingerprint import Fingerprint
+from safeguard.erasing.pipeline import (
+    EncodedText,
+    FeatureSite,
+    Pipeline,
+    TextLayers,
+    TextSite,
+    TokenKeys,
+)
 from safeguard.erasing.registry import Registry
 from safeguard.erasing.seams import (
     Edit,
-    EncodedText,
     FeatureEdit,
-    FeatureSite,
     LinearEdit,
-    Pipeline,
     PredictionEdit,
     Seam,
-    TextSite,
     TextSiteEdit,
     TextStatesEdit,
-    TokenKeys,
 )
 from safeguard.errors import CapabilityError, PluginError, SafeguardError
 from safeguard.policy import Concept, Policy
@@ -93,6 +96,15 @@ class Plan:
         return tuple(edit for edit in self.edits if isinstance(edit, FeatureEdit))
 
     @cached_property
+    def module_edits(self) -> Mapping[str, Sequence[LinearEdit | FeatureEdit]]:
+        """The edits of linear layers, then those of features, by the module that they name."""
+        found: dict[str, list[LinearEdit | FeatureEdit]] = {}
+        edits: list[LinearEdit | FeatureEdit] = [*self.linear_edits, *self.feature_edits]
+        for edit in edits:
+            found.setdefault(edit.module, []).append(edit)
+        return found
+
+    @cached_property
     def prediction_edits(self) -> tuple[PredictionEdit, ...]:
         """The edits of the prediction, in the policy's order."""
         return tuple(edit for edit in self.edits if isinstance(edit, PredictionEdit))
@@ -130,6 +142,16 @@ class _Noting:
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
         return self._pipeline.pooled(texts)
+
+    @property
+    def text_layers(self) -> Sequence[TextLayers]:
+        return self._pipeline.text_layers
+
+    def weight(self, module: str) -> Tensor:
+        return self._pipeline.weight(module)
+
+    def inputs(self, layers: TextLayers, texts: Sequence[str]) -> list[Tensor]:
+        return self._pipeline.inputs(layers, texts)
 
     def keys(self, texts: Sequence[EncodedText]) -> TokenKeys:
         self.made.append(self._pipeline.keys(texts))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from safeguard.erasing.calls import SiteCall
 from safeguard.erasing.overlap import factors
-from safeguard.erasing.seams import EncodedText, Pipeline, SiteCall, TextSite, TokenKeys
+from safeguard.erasing.pipeline import EncodedText, Pipeline, TextSite, TokenKeys
 from safeguard.policy import Concept
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from safeguard.erasing import EncodedText, EveryKey, Fingerprint, SiteCall, TextSite
+from safeguard.erasing import EncodedText, EveryKey, Fingerprint, SiteCall, TextLayers, TextSite
 from safeguard.policy import Concept
 
-HEADS, WIDTH, TEXT = 2, 4, 8
+HEADS, WIDTH, TEXT, LENGTH = 2, 4, 8, 7
 SITE = TextSite(0, "site", HEADS, WIDTH, WIDTH**-0.5)
 
 
@@ -45,6 +45,23 @@ class WordPipeline:
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
         return None
+
+    # what the linear layers that read the text are: keys and values of it, and texts of `LENGTH` tokens
+
+    text_layers = (TextLayers(("net.k", "net.v")),)
+
+    def weight(self, module: str) -> Tensor:
+        generator = torch.Generator().manual_seed(sum(map(ord, module)))
+        return torch.randn(HEADS * WIDTH, TEXT, generator=generator, dtype=torch.float64)
+
+    def inputs(self, layers: TextLayers, texts: Sequence[str]) -> list[Tensor]:
+        """Behind the real tokens stands padding, which is another for each text, as CLIP's is."""
+        given = []
+        for text in self.encode(texts):
+            generator = torch.Generator().manual_seed(1 + sum(map(ord, text.text)))
+            padding = torch.randn(LENGTH - len(text.states), TEXT, generator=generator)
+            given.append(torch.cat([text.states, padding]).double())
+        return given
 
 
 def concepts_of(*phrases: str) -> list[Concept]:

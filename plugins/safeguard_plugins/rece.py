@@ -1,0 +1,101 @@
+"""``rece``: what a closed-form edit left of a concept is found, in closed form, and edited away (RECE, arXiv 2407.12383).
+
+It begins with the edit of UCE. Then, ``epochs`` times, with W_i the layers as edited so far and W_i^old as
+they were, and c states of the concept's text: the text c' that still gives what the concept gave,
+
+    min over c' of sum_i |W_i c' - W_i^old c|^2 + lambda |c' - t|^2
+    c' = (lambda I + sum_i W_i^T W_i)^-1 (sum_i W_i^T W_i^old c + lambda t)
+
+is turned into the guide text as well, from the weights as they are by then. lambda is ``regulariser``: it bounds c', and with
+that what an epoch may change of other texts. t is 0, as published; ``pull`` sets it to the ``concept`` or the ``guide``.
+
+``window``: ``last`` (default) edits, and derives from, the last word of each text alone. ``aligned`` is the published code: it
+begins with all from there to the end of the text, and derives from every state, padding included. Where an encoder writes what
+a text says into its padding as well, that takes other texts with it.
+
+The sum runs over the layers that are given the same text; on a UNet these are all that make keys and values of it.
+Which concepts are active together is known when a request comes, so c' is found for each concept by itself; what is edited away
+in an epoch is solved together for the active ones. `safeguard.erasing.closed_form` has the algebra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, number_of
+from safeguard.erasing.closed_form import Kept, Pairs, Solved, Texts, choice_of, layers_of, texts_of
+from safeguard.policy import Concept
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PULLS: Final = ("zero", "concept", "guide")
+
+
+def derived(gram: Tensor, change: Tensor, rows: Tensor, pull: Tensor, regulariser: float) -> Tensor:
+    """c' [n, D] for the rows c [n, D] of a text, pulled towards t [n, D].
+
+    ``gram`` [D, D] is sum_i W_i^old^T W_i^old, and ``change`` T [D, D] what the edit made of a text: W_i = W_i^old T.
+    """
+    import torch
+
+    crossed = change.T @ gram
+    whole = crossed @ change + regulariser * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    found: Tensor = torch.linalg.solve(whole, crossed @ rows.T + regulariser * pull.T)
+    return found.T
+
+
+class RECE:
+    """The eraser; see the module."""
+
+    protocol: ClassVar[int] = PROTOCOL
+    name: ClassVar[str] = "rece"
+    version: ClassVar[str] = "1.0"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.LINEAR})
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
+    params: ClassVar[Mapping[str, Any]] = {
+        "guide": "",
+        "preserve": (),
+        "window": "last",
+        "epochs": 2,
+        "regulariser": 0.1,
+        "pull": "zero",
+        "erase_scale": 1.0,
+        "preserve_scale": 1.0,
+        "lamb": 0.5,
+    }
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        import torch
+
+        first = concepts[0]
+        (guide,) = texts_of(first, self, params["guide"], "guide")[:1]
+        preserve = texts_of(first, self, params["preserve"], "preserve")
+        epochs = int(number_of(first, self, params, "epochs", least=0, most=20))
+        regulariser = number_of(first, self, params, "regulariser", least=1e-9)
+        window = choice_of(first, self, params["window"], "window", ("last", "aligned"))
+        pull = choice_of(first, self, params["pull"], "pull", PULLS)
+        scales = {
+            "erase": number_of(first, self, params, "erase_scale", least=1e-6),
+            "preserve": number_of(first, self, params, "preserve_scale", least=0),
+            "lamb": number_of(first, self, params, "lamb", least=1e-6),
+        }
+        edits: list[Edit] = []
+        for layers in layers_of(concepts, self, pipeline):
+            starting, deriving = (Texts(pipeline, layers, one) for one in (window, "last" if window == "last" else "whole"))
+            kept = Kept(starting.kept(preserve), **scales)
+            weights = {module: pipeline.weight(module) for module in layers.modules}
+            gram = torch.stack([weight.T @ weight for weight in weights.values()]).sum(0)
+            courses = []
+            for concept in concepts:
+                course = [Pairs.of(*starting.pairs(concept.phrases, guide))]
+                rows, against = deriving.pairs(concept.phrases, guide)
+                towards = {"zero": 0 * rows, "concept": rows, "guide": against}[pull]
+                for _ in range(epochs):
+                    so_far = Solved(kept, [[pairs] for pairs in course]).map()
+                    course.append(Pairs.of(derived(gram, so_far, rows, towards, regulariser), against))
+                courses.append(course)
+            solved = Solved(kept, list(zip(*courses, strict=True)))
+            edits += solved.edits(concepts, {module: weight @ solved.change.T for module, weight in weights.items()})
+        return edits

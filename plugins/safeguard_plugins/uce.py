@@ -1,0 +1,90 @@
+"""``uce``: the layers that read the text, solved anew in closed form (Unified Concept Editing, arXiv 2308.14761).
+
+With W_0 the weight of such a layer, c_i the states of the concepts' words, p_j those of texts to keep, W is where
+
+    J(W) = a sum_i |W c_i - v_i|^2 + b sum_j |W p_j - W_0 p_j|^2 + l |W - W_0|^2
+
+is least; a, b and l are ``erase_scale``, ``preserve_scale`` and ``lamb``. v_i is what the layer makes of the guide text g_i:
+
+``replace`` (default): v_i = W_0 g_i. ``tensor``: v_i = W_0 g_i - <u, W_0 g_i> u with u = W_0 c_i / |W_0 c_i|, row by row.
+
+``window`` says which states: ``last`` the last word of each text, as the authors' diffusers code has it; ``aligned`` all from
+there to the end of the text, concept and guide each from its own last word on, as in the older code, which keeps the empty text
+always. `safeguard.erasing.closed_form` has the algebra, and how concepts that are active together are solved together.
+
+The weights stay as they are: W - W_0 is added in the rows in which the concept is active, and so not on the unconditional
+branch, which the published edit changes as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, number_of
+from safeguard.erasing.closed_form import Kept, Pairs, Solved, Texts, choice_of, layers_of, texts_of
+from safeguard.policy import Concept
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TECHNIQUES: Final = ("replace", "tensor")
+
+
+def targets(technique: str, concept: Tensor, guide: Tensor) -> Tensor:
+    """What a layer shall answer, v [n, out], from what it answers to the concept and to the guide text."""
+    from torch.nn.functional import normalize
+
+    if technique == "replace":
+        return guide
+    along = normalize(concept, dim=-1)
+    return guide - (guide * along).sum(-1, keepdim=True) * along
+
+
+class UCE:
+    """The eraser; see the module."""
+
+    protocol: ClassVar[int] = PROTOCOL
+    name: ClassVar[str] = "uce"
+    version: ClassVar[str] = "1.0"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.LINEAR})
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
+    params: ClassVar[Mapping[str, Any]] = {
+        "guide": "",
+        "preserve": (),
+        "technique": "replace",
+        "window": "last",
+        "erase_scale": 1.0,
+        "preserve_scale": 1.0,
+        "lamb": 0.5,
+    }
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        import torch
+
+        first = concepts[0]
+        technique = choice_of(first, self, params["technique"], "technique", TECHNIQUES)
+        window = choice_of(first, self, params["window"], "window", ("last", "aligned"))
+        (guide,) = texts_of(first, self, params["guide"], "guide")[:1]
+        preserve = texts_of(first, self, params["preserve"], "preserve")
+        scales = {
+            "erase": number_of(first, self, params, "erase_scale", least=1e-6),
+            "preserve": number_of(first, self, params, "preserve_scale", least=0),
+            "lamb": number_of(first, self, params, "lamb", least=1e-6),
+        }
+        edits: list[Edit] = []
+        for layers in layers_of(concepts, self, pipeline):
+            texts = Texts(pipeline, layers, window)
+            given = [texts.pairs(concept.phrases, guide) for concept in concepts]
+            pairs = [Pairs.of(rows, against) for rows, against in given]
+            solved = Solved(Kept(texts.kept(preserve), **scales), [pairs])
+            ups = {}
+            for module in layers.modules:
+                weight = pipeline.weight(module).to(given[0][0])
+                changes = []
+                for (rows, against), one in zip(given, pairs, strict=True):
+                    now = rows @ weight.T
+                    changes.append(one.left.T @ (targets(technique, now, against @ weight.T) - now))
+                ups[module] = torch.cat(changes).T
+            edits += solved.edits(concepts, ups)
+        return edits

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -58,8 +59,7 @@ class Attachment:
         self.weight, self.inputs = self._linears.weight, self._linears.inputs
         self._handles, self._module_handles = hooks.Handles(), modules.ModuleHooks(self)
         self._hooking = threading.Lock()
-        self._direct_runs = DirectRuns()
-        self._fit = looking.Fit()
+        self._direct_runs, self._fit = DirectRuns(), looking.Fit()
 
     # what erasers ask for
 
@@ -102,7 +102,7 @@ class Attachment:
         """The text sites at which evidence is taken: those of the main denoiser."""
         return [site for site in self._sites if site.owner == self.main]
 
-    @property
+    @cached_property
     def middle(self) -> FeatureSite | None:
         return find_middle(self.parts[self.main])
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from safeguard.attaching.capture import leaves, pick, stacked
 from safeguard.attaching.denoiser import Denoiser
-from safeguard.attaching.hooks import Handles
+from safeguard.attaching.hooks import Handles, quiet
 from safeguard.erasing import FeatureSite
 
 
@@ -70,7 +71,8 @@ def _outputs(denoiser: Denoiser) -> list[_Seen]:
     try:
         for name, module, listed in _blocks(denoiser.module):
             handles.add(module, "forward", watch(name, listed))
-        denoiser.forward(denoiser.values)
+        with torch.inference_mode(False), torch.no_grad(), quiet():
+            denoiser.forward(denoiser.values)
     finally:
         handles.remove()
     return [found[0] for found in seen.values() if len(found) == 1]

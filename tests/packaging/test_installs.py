@@ -192,3 +192,52 @@ def test_the_wheel_states_licence_python_and_no_tool_as_a_requirement(wheel: Pat
     assert "Requires-Python: >=3.11" in lines
     always = [line for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
     assert not [line for line in always if any(tool in line for tool in ("pytest", "ruff", "mypy", "matplotlib", "mkdocs"))]
+
+
+EXAMPLE = ROOT / "docs/examples/safeguard-hush"
+HUSHED = """
+import numpy, safeguard, torch
+from safeguard.demo import load_pipeline
+
+pipe = load_pipeline("unet")
+
+def paint():
+    noise = torch.Generator().manual_seed(1)
+    return pipe("a car with blood", num_inference_steps=2, guidance_scale=4.0, generator=noise, output_type="np").images
+
+plain = paint()
+with safeguard.protect(pipe, "hush.yaml", screener=None) as guard, guard.request() as request:
+    hushed = paint()
+print(numpy.array_equal(hushed, plain), numpy.array_equal(paint(), plain))
+print([(one.eraser, one.version, one.effect.mass > 0) for one in request.decisions[0].applied])
+"""
+POLICY = """
+apiVersion: safeguard.dev/v1
+kind: Policy
+metadata: {name: hush}
+spec:
+  concepts:
+    blood: {phrases: [blood], eraser: hush, strength: strong, activation: always}
+"""
+
+
+@pytest.fixture(scope="module")
+def beside(dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """The checkout, and the example of an eraser in a package of its own, installed as anyone's."""
+    made = _environment(tmp_path_factory.mktemp("beside"), dependencies)
+    copy = shutil.copytree(EXAMPLE, made.elsewhere / "package", ignore=shutil.ignore_patterns("__pycache__"))
+    _pip("install", "--no-deps", "--no-build-isolation", str(copy), python=made.python)
+    made.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "plugins")])
+    return made
+
+
+def test_an_eraser_of_another_package_acts_and_is_recorded(beside: Install) -> None:
+    (beside.elsewhere / "hush.yaml").write_text(POLICY)
+    acted, recorded = beside.run("-c", HUSHED).splitlines()
+    assert acted == "False True"
+    assert recorded == "[('hush', '1.0', True)]"
+
+
+def test_the_page_shows_the_example_as_it_is() -> None:
+    page = (ROOT / "docs/erasers/index.md").read_text(encoding="utf-8")
+    assert (EXAMPLE / "safeguard_hush.py").read_text(encoding="utf-8") in page

@@ -14,6 +14,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 OUT := out
+ASSETS := plugins/safeguard_plugins/assets
+DISCOVER := $(BIN)/safeguard train self_discovery --pipeline unet --resume
 
 # The Python package index gives the build of the platform; PyTorch's own index has one without CUDA. Where that index cannot
 # be reached, the plain one serves.
@@ -83,8 +85,12 @@ train: $(READY)  ## train the demo models anew (hours on two cores; may be stopp
 	$(BIN)/python -m safeguard.demo.train mmdit --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train judge --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train export --out $(OUT)/train
-	$(OFFLINE) $(BIN)/safeguard train gie --pipeline unet --out plugins/safeguard_plugins/assets/gie-unet.safetensors
-	$(OFFLINE) $(BIN)/safeguard train gie --pipeline mmdit --out plugins/safeguard_plugins/assets/gie-mmdit.safetensors
+	$(OFFLINE) $(BIN)/safeguard train gie --pipeline unet --out $(ASSETS)/gie-unet.safetensors
+	$(OFFLINE) $(BIN)/safeguard train gie --pipeline mmdit --out $(ASSETS)/gie-mmdit.safetensors
+	@set -e; for concept in blood weapon veska-rimm; do \
+	  $(OFFLINE) $(DISCOVER) --concept $$concept --n 48 --set updates=120 --set rate=0.1 --out $(ASSETS)/self_discovery-unet-$$concept.safetensors; done
+	@set -e; for concept in orlo-tandt juno-kaldar; do \
+	  $(OFFLINE) $(DISCOVER) --concept $$concept --n 32 --set updates=60 --set rate=0.15 --out $(ASSETS)/self_discovery-unet-$$concept.safetensors; done
 	$(BIN)/python -m safeguard.demo.card
 
 clean:  ## remove what the targets made, the environment and trained checkpoints excepted

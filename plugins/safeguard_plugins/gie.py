@@ -38,8 +38,8 @@ from safeguard.erasing import (
     SiteCall,
     SiteEffect,
     TextSiteEdit,
+    find_adapter,
 )
-from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 
 if TYPE_CHECKING:
@@ -57,24 +57,19 @@ class _Weights:
     places: Mapping[int, int]
     highest: float = CONSTANT
     network: Perceptron | None = None
+    digest: str | None = None
 
     @classmethod
     def of(cls, adapter: Adapter, pipeline: Pipeline) -> _Weights:
-        """Raises CapabilityError where it is of another pipeline, or holds something else."""
-        adapter.require(pipeline.fingerprint)
+        """Raises CapabilityError where it holds something else."""
         places = {site.index: place for place, site in enumerate(pipeline.main_sites)}
         try:
             constant, highest = (float(adapter.settings[name]) for name in ("constant", "highest"))
             if not 0 < constant <= highest < float("inf"):
                 raise ValueError("its constant is not above 0 and up to its highest scale")
-            return cls(constant, places, highest, Perceptron(adapter.tensors, len(places), 1))
+            return cls(constant, places, highest, Perceptron(adapter.tensors, len(places), 1), adapter.digest)
         except (KeyError, TypeError, ValueError) as fault:
-            raise CapabilityError(
-                f"{adapter.origin}: this is no adapter of gie ({fault}); make one with safeguard train gie",
-                pipeline=pipeline.name,
-                eraser="gie",
-                missing="adapter",
-            ) from fault
+            raise adapter.malformed(fault, pipeline.name) from fault
 
     def predicted(self, features: Tensor) -> Tensor:
         """w of each token from its features [..., S]."""
@@ -86,6 +81,8 @@ class _Inhibit(TextSiteEdit):
     def __init__(self, tokens: ConceptTokens, weights: _Weights, width: int) -> None:
         self.concepts = tokens.concepts
         self._tokens, self._weights, self._width = tokens, weights, width
+        if weights.digest is not None:
+            self.adapters = dict.fromkeys(self.concepts, weights.digest)
 
     def select(self, columns: Sequence[int]) -> _Inhibit:
         return _Inhibit(self._tokens.select(columns), self._weights, self._width)
@@ -136,25 +133,8 @@ class GIE:
 
 
 def _weights(concept: Concept, adapter: Any, pipeline: Pipeline) -> _Weights:
-    """Those of the adapter that a policy names: a file, ``none``, or by ``default`` the one shipped for this pipeline."""
-    if not isinstance(adapter, str) or not adapter:
-        raise CapabilityError(
-            f"concept {concept.id!r}: params.adapter of 'gie' is a file, default or none, not {adapter!r}",
-            eraser="gie",
-            missing="adapter",
-        )
+    """Those of the adapter that a policy names, or by ``none`` one constant."""
     if adapter == "none":
         return _Weights(CONSTANT, {})
-    if adapter != "default":
-        return _Weights.of(Adapter.load(adapter, "gie"), pipeline)
-    for path in sorted(SHIPPED.glob("gie-*.safetensors")):
-        shipped = Adapter.load(path, "gie")
-        if shipped.fingerprint.differs(pipeline.fingerprint) is None:
-            return _Weights.of(shipped, pipeline)
-    raise CapabilityError(
-        f"concept {concept.id!r}: no adapter of gie comes with the package for this {pipeline.name}; make one with safeguard "
-        "train gie and name it in params.adapter, or state params.adapter: none for one constant weight",
-        pipeline=pipeline.name,
-        eraser="gie",
-        missing="adapter",
-    )
+    otherwise = ", or state params.adapter: none for one constant weight"
+    return _Weights.of(find_adapter(adapter, concept, "gie", pipeline, SHIPPED, otherwise=otherwise), pipeline)

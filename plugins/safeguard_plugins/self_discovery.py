@@ -13,25 +13,48 @@ on harmless pictures as well.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from safeguard.erasing import PROTOCOL, Direction, Edit, FeatureCall, FeatureEdit, Pipeline, Seam
-from safeguard.erasing.directions import find_direction
-from safeguard.errors import CapabilityError
+from safeguard.erasing import PROTOCOL, Adapter, Edit, FeatureCall, FeatureEdit, Pipeline, Seam, find_adapter
 from safeguard.policy import Concept
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHIPPED: Final = Path(__file__).parent / "assets"
+SHIPPED: Final = Path(__file__).with_name("assets")
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """What an adapter says of one pipeline: ``vector`` [C, H, W] or [C] is added to the output of ``module``."""
+
+    vector: Tensor
+    module: str
+    digest: str
+
+    @classmethod
+    def of(cls, adapter: Adapter, pipeline: Pipeline) -> Direction:
+        """Raises CapabilityError where it holds something else, or was learnt elsewhere than in the middle."""
+        middle = pipeline.middle
+        try:
+            vector, module = adapter.tensors["vector"], str(adapter.settings["module"])
+            if vector.dim() not in (1, 3) or not bool(vector.isfinite().all()):
+                raise ValueError("its vector is no [C] or [C, H, W] of finite numbers")
+            if middle is None or (middle.name, middle.channels) != (module, len(vector)):
+                raise ValueError(f"it was learnt at {module!r}, which is not the middle of this {pipeline.name}")
+        except (KeyError, ValueError) as fault:
+            raise adapter.malformed(fault, pipeline.name) from fault
+        return cls(vector, module, adapter.digest)
 
 
 class _Shift(FeatureEdit):
-    def __init__(self, concepts: Sequence[str], module: str, vectors: Sequence[Tensor]) -> None:
+    def __init__(self, concepts: Sequence[str], module: str, directions: Sequence[Direction]) -> None:
         self.concepts = tuple(concepts)
         self.module = module
-        self._vectors = tuple(vectors)  # [C, H, W] or [C] each
+        self.adapters = {name: one.digest for name, one in zip(self.concepts, directions, strict=True)}
+        self._vectors = tuple(one.vector for one in directions)
 
     def __call__(self, call: FeatureCall) -> Tensor:
         """The feature [R, C, H, W] or [R, N, C] with every active concept's direction added."""
@@ -65,42 +88,11 @@ class SelfDiscovery:
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.FEATURE})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 1.0, "strong": 1.5, "max": 2.0}
-    params: ClassVar[Mapping[str, Any]] = {"direction": "default"}
+    params: ClassVar[Mapping[str, Any]] = {"adapter": "default"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        found = [self._direction(concept, params["direction"], pipeline) for concept in concepts]
-        modules = dict.fromkeys(one.module for one in found)
-        return [
-            _Shift(
-                [concept.id for concept, one in zip(concepts, found, strict=True) if one.module == module],
-                module,
-                [one.vector for one in found if one.module == module],
-            )
-            for module in modules
+        found = [
+            Direction.of(find_adapter(params["adapter"], one, self.name, pipeline, SHIPPED, concept=one.id), pipeline)
+            for one in concepts
         ]
-
-    def _direction(self, concept: Concept, source: Any, pipeline: Pipeline) -> Direction:
-        middle = pipeline.middle
-        found = (
-            find_direction(concept.id, self.name, pipeline.fingerprint, [SHIPPED])
-            if source == "default"
-            else Direction.load(str(source))
-        )
-        if found is None:
-            raise CapabilityError(
-                f"concept {concept.id!r}: no direction of it is known for this {pipeline.name}; train one "
-                "(python -m safeguard.training.self_discovery) and name its file in params.direction",
-                pipeline=pipeline.name,
-                eraser=self.name,
-                missing="direction",
-            )
-        found.require(pipeline.fingerprint, self.name)
-        if middle is None or middle.name != found.module or middle.channels != len(found.vector):
-            raise CapabilityError(
-                f"concept {concept.id!r}: its direction was learnt at {found.module!r}, which is not the middle of this "
-                f"{pipeline.name}; train one on this pipeline",
-                pipeline=pipeline.name,
-                eraser=self.name,
-                missing="direction",
-            )
-        return found
+        return [_Shift([one.id for one in concepts], found[0].module, found)]

@@ -235,9 +235,9 @@ class Attachment:
             if active is None:
                 continue
             made = attempt(state, edit, texts.edited, state, edit, active, changed, part, self._encoding)
-            if made is not None and made is not changed:  # an edit may find nothing to do
+            if made is not None:
+                active.answer(state.step, acted=made is not changed)
                 changed = made
-                active.note(state.step)
         state.edited = state.given if changed is values or not whole else fresh(changed)
         self._prepare(state, part, changed, states.device)
         return None if changed is values else changed

@@ -91,7 +91,7 @@ class Effect:
 @dataclass(frozen=True, slots=True)
 class Applied:
     """One concept acted on: by which eraser, how strongly, in which steps (first and last actually run), at how many
-    sites.
+    sites. ``adapter`` is the digest of the file by which it acted, for an eraser that is trained.
     """
 
     concept: str
@@ -102,6 +102,7 @@ class Applied:
     steps: tuple[int, int] | None = None
     sites: int = 0
     effect: Effect = Effect()
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +225,12 @@ def _seen(seen: Seen) -> Record:
 
 def _applied(applied: Applied) -> Record:
     effect = applied.effect
+    trained = {} if applied.adapter is None else {"adapter": plain(applied.adapter)}  # most erasers need no training
     return {
         "concept": plain(applied.concept),
         "eraser": plain(applied.eraser),
         "version": plain(applied.version),
+        **trained,
         "strength": plain(applied.strength, "/applied/strength"),
         "strength_word": plain(applied.strength_word),
         "steps": plain(applied.steps, "/applied/steps"),

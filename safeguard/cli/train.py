@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from safeguard.cli.evaluate import BatchOption, JudgeOption
+from safeguard.cli.evaluate import JudgeOption
+from safeguard.cli.generate import read_prompts
 from safeguard.cli.output import JsonOption, emit, progress_bar
 from safeguard.errors import SafeguardError
 
@@ -20,7 +22,7 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Argument(help="An eraser that is trained: gie.")],
+    method: Annotated[str, typer.Argument(help="An eraser that is trained: gie, self_discovery.")],
     out: Annotated[Path, typer.Option(help="The file to write. Name it in the policy: params: {adapter: FILE}.")],
     concept: Annotated[
         list[str] | None, typer.Option(help="A concept of the policy; may be repeated. Default: all.", show_default=False)
@@ -29,41 +31,83 @@ def train(
     policy: Annotated[
         str, typer.Option("--policy", "-p", help="What the concepts' phrases are: a file, or builtin://NAME.")
     ] = ("builtin://demo"),
-    count: Annotated[int, typer.Option("--n", min=1, help="Prompts of each kind and concept, of the train split.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of prompts, noise and fit.")] = 0,
-    batch: BatchOption = 20,
+    count: Annotated[
+        int, typer.Option("--n", min=0, help="Prompts of each kind and concept. Default: 16 for gie, 96 for self_discovery.")
+    ] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="Pictures at once. Default: 20 for gie, 16 for self_discovery.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn: prompts, noise, what the fit begins with.")] = 0,
+    chosen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=NUMBER",
+            help="A number of the method's own; may be repeated. self_discovery: updates, rate, steps and guidance of its "
+            "pictures, towards=1 to learn the concept itself.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="self_discovery: ordinary prompts, one a line, for a pipeline of another world.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="self_discovery: keep a checkpoint beside --out, and go on from the one there.")
+    ] = False,
     judge: JudgeOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Paint prompts with the concepts and without at several scales, let the demo's judge say where each concept is gone, and
-    learn from that. The file is bound to the pipeline.
+    """Train what an eraser has to learn on a pipeline, and write it into one file that is bound to that pipeline.
+
+    gie: paints prompts with the concepts and without at several scales, lets the demo's judge say where each is gone, and fits
+    a network to that. self_discovery: learns beside the frozen pipeline, from its own pictures, the direction that takes one
+    concept away.
     """
     from safeguard.evaluation.studio import open_studio, quiet_libraries
     from safeguard.policy import derive, load_policy
-    from safeguard.training import Task, train
+    from safeguard.training import Task, check
+    from safeguard.training import train as train_method
 
-    whole = load_policy(policy)
-    chosen = whole if concept is None else derive(whole, concepts=concept)
+    settings = dict(_setting(text) for text in chosen or ())
+    check(method, settings=settings, prompts=prompts is not None, resumes=resume)
+    own = load_policy(policy) if concept is None else derive(load_policy(policy), concepts=concept)
+    texts: Sequence[str] = () if prompts is None else read_prompts(None, prompts)
+    checkpoint = out.with_name(f"{out.name}.checkpoint") if resume else None
+    _write(out, None)
     quiet_libraries()
     studio = open_studio(pipeline, judge, calibration="none")
     with progress_bar() as progress:
         bar = progress.add_task("pictures", total=None)
 
-        def advance(what: str, pictures: int) -> None:
-            progress.update(bar, description=what, advance=pictures)
+        def advance(what: str, more: int, whole: int | None = None) -> None:
+            progress.update(bar, description=what, advance=more, total=whole)
 
-        made = train(method, Task(studio, chosen, count, seed, batch, advance))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made.save(out)
-    except OSError as fault:
-        raise SafeguardError(f"{out}: cannot be written ({fault.strerror}); choose another --out") from fault
+        made = train_method(method, Task(studio, own, count, seed, batch, settings, texts, checkpoint, advance))
+    _write(out, made)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     data = {"file": out, "digest": made.digest, "settings": made.settings, "report": made.report}
     emit(data, json_output, lambda console: _render(console, made, out))
+
+
+def _write(out: Path, made: Adapter | None) -> None:
+    """Write the file; without one, see before hours of training that there is a folder for it."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if made is not None:
+            made.save(out)
+    except OSError as fault:
+        raise SafeguardError(f"{out}: cannot be written ({fault.strerror}); choose another --out") from fault
+
+
+def _setting(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name.strip(), float(number)
+    except ValueError:
+        raise SafeguardError(f"--set {text}: this is no NAME=NUMBER") from None
 
 
 def _render(console: Console, made: Adapter, path: Path) -> None:
     for name, value in made.report.items():
         console.print(f"{name.replace('_', ' ')}: {value:g}", highlight=False)
-    console.print("figures on pictures left out of the fit, token by token", style="dim")
+    console.print("figures on what was left out of the training", style="dim")
     console.print(f"adapter: {path}, digest {made.digest[:12]}", highlight=False, soft_wrap=True)

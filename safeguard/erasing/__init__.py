@@ -1,6 +1,6 @@
 """What every eraser shares: the five seams, the protocol, the registry, the compiled plan and the activation of a request."""
 
-from safeguard.erasing.adapter import Adapter, Perceptron
+from safeguard.erasing.adapter import Adapter, Perceptron, find_adapter, shipped
 from safeguard.erasing.calibration import Calibration, Gauge
 from safeguard.erasing.calls import (
     EveryKey,
@@ -10,7 +10,6 @@ from safeguard.erasing.calls import (
     SiteEffect,
     StatesCall,
 )
-from safeguard.erasing.directions import Direction
 from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength, number_of
 from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
 from safeguard.erasing.fingerprint import Fingerprint
@@ -44,7 +43,6 @@ __all__ = [
     "Adapter",
     "Calibration",
     "ConceptTokens",
-    "Direction",
     "Edit",
     "EncodedText",
     "Eraser",
@@ -83,5 +81,7 @@ __all__ = [
     "Watch",
     "Watching",
     "compile_plan",
+    "find_adapter",
     "number_of",
+    "shipped",
 ]

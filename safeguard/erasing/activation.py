@@ -51,10 +51,17 @@ class ActiveEdit:
     first: int = -1
     last: int = -1
     tried: bool = False  # whether a call was made again for what it had learnt
+    answered: bool = False  # whether it was asked and did not fail, though it may have found nothing to do
 
     def forget(self, step: int) -> None:
         """What it did in this step does not stand: the call is made again."""
         self.course.pop(step, None)
+
+    def answer(self, step: int, *, acted: bool) -> None:
+        """It was asked in this step. Where it found nothing to do, that is no act, and no fault either."""
+        self.answered = True
+        if acted:
+            self.note(step)
 
     def note(self, step: int, site: int | None = None, change: Tensor | None = None, mass: Tensor | None = None) -> None:
         """Add the evidence of one act: relative ``change`` [R] and attention ``mass`` [R, C] at a text site."""
@@ -178,6 +185,15 @@ class Running:
                                 None if change is None else change[place],
                             )
         return {key: tally.evidence() for key, tally in tallies.items()}
+
+    def asked(self, image: int, column: int) -> bool:
+        """Whether an edit of a concept acted in an image, or was asked and found nothing to do."""
+        for act in self.acts:
+            if (act.answered or act.first >= 0) and column in act.columns and image in act.images:
+                strengths = act.strengths[:, list(act.columns).index(column)].tolist()
+                if any(strengths[place] > 0 for place, one in enumerate(act.images) if one == image):
+                    return True
+        return False
 
     def active(
         self, edit: Edit, rows: Sequence[Row], *, unconditional: bool = False

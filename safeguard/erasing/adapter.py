@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.erasing.fingerprint import Fingerprint
+from safeguard.erasing.pipeline import Pipeline
 from safeguard.errors import CapabilityError
+from safeguard.policy import Concept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +42,7 @@ class Adapter:
         from safetensors import SafetensorError, safe_open
 
         def wrong(what: str) -> CapabilityError:
-            return CapabilityError(
-                f"{os.fspath(path)}: {what}; make one with safeguard train {method}", eraser=method, missing="adapter"
-            )
+            return _refusal(f"{os.fspath(path)}: {what}", method)
 
         try:
             with safe_open(path, "pt") as file:
@@ -61,11 +61,11 @@ class Adapter:
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """The same adapter gives the same bytes."""
+        """Write the file, whole or not at all. The same adapter gives the same bytes."""
         from safetensors.torch import save
 
-        data = save({name: one.contiguous() for name, one in self.tensors.items()}, {_KEY: json.dumps(self.to_dict())})
-        Path(path).write_bytes(data)
+        tensors = {name: one.detach().cpu().contiguous() for name, one in self.tensors.items()}
+        write_whole(Path(path), save(tensors, {_KEY: json.dumps(self.to_dict())}))
 
     def to_dict(self) -> dict[str, Any]:
         """All but the tensors, as it stands in the file."""
@@ -89,13 +89,66 @@ class Adapter:
         """Raises CapabilityError where the adapter belongs to another pipeline."""
         difference = self.fingerprint.differs(fingerprint)
         if difference is not None:
-            raise CapabilityError(
-                f"the adapter{f' {self.origin}' if self.origin else ''} does not fit this {fingerprint.pipeline}: "
-                f"{difference}; train one for this pipeline with safeguard train {self.method}",
-                pipeline=fingerprint.pipeline,
-                eraser=self.method,
-                missing="adapter",
-            )
+            named = f"the adapter{f' {self.origin}' if self.origin else ''}"
+            raise _refusal(f"{named} does not fit this {fingerprint.pipeline}: {difference}", self.method, fingerprint.pipeline)
+
+    def malformed(self, why: object, pipeline: str) -> CapabilityError:
+        """What a method raises for an adapter of its own that does not hold what its training writes."""
+        return _refusal(f"{self.origin or 'an adapter'}: this is no adapter of {self.method} ({why})", self.method, pipeline)
+
+
+def find_adapter(
+    source: Any, concept: Concept, method: str, pipeline: Pipeline, folder: Path, /, *, otherwise: str = "", **settings: Any
+) -> Adapter:
+    """The adapter that ``params.adapter`` of a concept names: a file, or by ``default`` the one shipped in ``folder``. It
+    belongs to ``pipeline``.
+
+    Raises CapabilityError where there is none; ``otherwise`` is what else a policy may then do.
+    """
+    if not isinstance(source, str) or not source:
+        raise CapabilityError(
+            f"concept {concept.id!r}: params.adapter of {method!r} is a file or default, not {source!r}",
+            pipeline=pipeline.name,
+            eraser=method,
+            missing="adapter",
+        )
+    if source != "default":
+        made = Adapter.load(source, method)
+        made.require(pipeline.fingerprint)
+        return made
+    found = shipped(folder, method, pipeline.fingerprint, **settings)
+    if found is None:
+        what = f"concept {concept.id!r}: no adapter of {method} comes with the package for this {pipeline.name}"
+        raise _refusal(what, method, pipeline.name, f" and name it in params.adapter{otherwise}")
+    return found
+
+
+def shipped(folder: Path, method: str, fingerprint: Fingerprint, /, **settings: Any) -> Adapter | None:
+    """The adapter in ``folder``, by the name of ``METHOD-*.safetensors``, that belongs to a pipeline and was trained with these
+    ``settings``. None where there is none; raises what `Adapter.load` raises.
+    """
+    for path in sorted(folder.glob(f"{method}-*.safetensors")):
+        found = Adapter.load(path, method)
+        if found.fingerprint.differs(fingerprint) is None and settings.items() <= found.settings.items():
+            return found
+    return None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file and its folder, whole or not at all: a process that is stopped leaves what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _refusal(what: str, method: str, pipeline: str = "", then: str = "") -> CapabilityError:
+    """One way to say that an adapter is missing or of no use, and what to do."""
+    message = f"{what}; make one with safeguard train {method}{then}"
+    return CapabilityError(message, pipeline=pipeline, eraser=method, missing="adapter")
 
 
 class Perceptron:

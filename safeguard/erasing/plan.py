@@ -76,6 +76,11 @@ class Plan:
         return [self.concepts[self.columns[concept]].strength.value for concept in edit.concepts]
 
     @cached_property
+    def adapters(self) -> Mapping[str, str]:
+        """The digest of what was trained for a concept, by concept: of those whose eraser was."""
+        return {concept: digest for edit in self.edits for concept, digest in edit.adapters.items()}
+
+    @cached_property
     def states_edits(self) -> tuple[TextStatesEdit, ...]:
         """The edits of the text states, in the policy's order."""
         return tuple(edit for edit in self.edits if isinstance(edit, TextStatesEdit))

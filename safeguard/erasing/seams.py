@@ -7,9 +7,10 @@ in, and nothing else; it never learns which pipeline it works for. `safeguard.er
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from safeguard.erasing.calls import FeatureCall, PredictionCall, SiteCall, SiteEffect, StatesCall
@@ -30,10 +31,14 @@ class Seam(StrEnum):
 
 
 class Edit(ABC):
-    """An act of one eraser at one seam for ``concepts``, which are the columns of every ``strengths``."""
+    """An act of one eraser at one seam for ``concepts``, which are the columns of every ``strengths``.
+
+    ``adapters`` has the digest of the `Adapter` by which it acts on a concept, where there is one; records name it.
+    """
 
     seam: Seam
     concepts: tuple[str, ...]
+    adapters: Mapping[str, str] = MappingProxyType({})
 
 
 class TextSiteEdit(Edit):

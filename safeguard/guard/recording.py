@@ -77,7 +77,7 @@ def require_evidence(state: Running) -> None:
     for (image, name), sighting in state.watching.seen.items():
         if not sighting.opened or not state.watching.strength(image, name):
             continue
-        never = sighting.step == state.step and (image, state.plan.columns[name]) not in state.evidence()
+        never = sighting.step == state.step and not state.asked(image, state.plan.columns[name])
         if never or sighting.step > due:
             raise CapabilityError(
                 f"concept {name!r} was seen in step {sighting.step}, too late to be erased, so the image is withheld; use more "
@@ -181,7 +181,14 @@ def failed(plan: Plan, asked: Asked, decided: Decided, model: Model, who: dict[s
 def direct(plan: Plan, model: Model) -> Decision:
     """The denoiser was called outside every guarded request: all rows got the whole policy; no image is known."""
     applied = tuple(
-        Applied(one.concept.id, one.eraser.name, one.eraser.version, one.strength.value, one.strength.word)
+        Applied(
+            one.concept.id,
+            one.eraser.name,
+            one.eraser.version,
+            one.strength.value,
+            one.strength.word,
+            adapter=plan.adapters.get(one.concept.id),
+        )
         for one in plan.concepts
     )
     return Decision(
@@ -232,6 +239,7 @@ def _applied(plan: Plan, erased: Sequence[str], image: int, evidence: dict[tuple
                 None if seen is None else (seen.first, seen.last),
                 0 if seen is None else seen.sites,
                 Effect() if seen is None else Effect(seen.mass, seen.change, seen.course),
+                plan.adapters.get(name),
             )
         )
     return tuple(found)

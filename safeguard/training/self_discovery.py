@@ -1,4 +1,4 @@
-"""Directions for the eraser ``self_discovery`` (arXiv 2311.17216): ``python -m safeguard.training.self_discovery``.
+"""Training of ``self_discovery`` (arXiv 2311.17216): the direction that brings into pictures what their text does not say.
 
 Pictures x are painted by the frozen pipeline from one text, and the denoiser is told another, y, at training; so a vector c,
 added in its middle, has to bring what the text does not say (equation 3 of the paper):
@@ -11,22 +11,21 @@ anti-concept. Towards it (an attribute of the fairness use), it is the other way
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
-import time
+import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from safeguard.erasing import Direction, FeatureSite
+from safeguard.erasing import Adapter, FeatureSite
+from safeguard.erasing.adapter import write_whole
 from safeguard.errors import CapabilityError, SafeguardError
 from safeguard.training.frozen import FrozenPipeline, changed_output, step_sources, weights_frozen
+from safeguard.training.task import Task
 
 METHOD: Final = "self_discovery"
 SAVED: Final = 50  # updates between checkpoints
@@ -55,6 +54,41 @@ class Settings:
     seed: int = 0
 
 
+def train(task: Task) -> Adapter:
+    """The direction of the one concept of a task, or with the setting ``towards`` the one that adds it. Raises SafeguardError
+    for several concepts, and for one of which the demo world has no captions where the task has no prompts.
+    """
+    from safeguard import demo
+    from safeguard.demo.world import CONCEPTS
+
+    if len(task.concepts) != 1:
+        raise SafeguardError(f"training of {METHOD} is of one concept; name it with --concept")
+    (concept,) = task.concepts
+    if task.prompts:
+        pairs = prompt_pairs(task.prompts[: task.count], concept.phrases)
+    elif concept.id in CONCEPTS:
+        pairs = demo_pairs(concept.id, task.count, task.seed)
+    else:
+        raise SafeguardError(f"the demo world has no captions of {concept.id!r}; give ordinary prompts with --prompts")
+    given = dict(task.settings)
+    towards = bool(given.pop("towards", 0))
+    if towards:
+        pairs = [Pair(pair.said, pair.shown) for pair in pairs]
+    whole = {name: int(value) if name in ("updates", "steps") else value for name, value in given.items()}
+    settings = replace(Settings(batch=task.batch, seed=task.seed), **whole)  # type: ignore[arg-type]
+    done = 0
+
+    def progress(now: int, of: int) -> None:
+        nonlocal done
+        task.advance(f"{concept.id}: updates", now - done, of)
+        done = now
+
+    pipe = task.studio.pipe
+    options = {**demo.call_options(pipe), **task.studio.options}
+    made = discover(pipe, concept.id, pairs, settings, options=options, progress=progress, checkpoint=task.checkpoint)
+    return replace(made, settings={**made.settings, "towards": 1}) if towards else made
+
+
 def discover(
     pipe: Any,
     concept: str,
@@ -63,13 +97,13 @@ def discover(
     *,
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    folder: Path | None = None,
-) -> Direction:
+    checkpoint: Path | None = None,
+) -> Adapter:
     """The direction of ``concept``: [C, H, W] in a UNet's middle, [C] in a transformer's. ``pipe`` is not changed.
 
-    The same pipeline, pairs and settings give the same direction; with ``folder`` a run that was stopped goes on from its
-    last checkpoint. ``options`` is what the pipeline is called with besides. Raises CapabilityError where the pipeline has no
-    middle, or nothing can be learnt beside it.
+    The same pipeline, pairs and settings give the same direction; with ``checkpoint``, a file, a run that was stopped goes on
+    from where that was written last. ``options`` is what the pipeline is called with besides. Raises CapabilityError where the
+    pipeline has no middle, or nothing can be learnt beside it.
     """
     settings = settings or Settings()
     frozen = FrozenPipeline(pipe, options)
@@ -80,12 +114,12 @@ def discover(
             pipeline=frozen.attachment.name,
             missing="middle",
         )
-    work = _Work(frozen, middle, concept, pairs, settings, folder)
+    work = _Work(frozen, middle, concept, pairs, settings, checkpoint)
     with weights_frozen(frozen.denoiser):
         work.run(progress)
         report = work.report()
-    bound = frozen.attachment.fingerprint
-    return Direction(work.vector.detach(), METHOD, concept, middle.name, bound, asdict(settings), report)
+    said = {"concept": concept, "module": middle.name, "pictures": len(pairs), **asdict(settings)}
+    return Adapter(METHOD, frozen.attachment.fingerprint, {"vector": work.vector.detach()}, said, report)
 
 
 class _Work:
@@ -98,13 +132,13 @@ class _Work:
         concept: str,
         pairs: Sequence[Pair],
         settings: Settings,
-        folder: Path | None,
+        checkpoint: Path | None,
     ) -> None:
         self._frozen, self._settings, self._stage = frozen, settings, f"{METHOD}:{concept}"
         inside, _, place = middle.name.partition(".")[2].partition("#")
         self._module, self._output = frozen.denoiser.get_submodule(inside), int(place or 0)
-        self._file = None if folder is None else folder / f"{METHOD}-{concept}.checkpoint.safetensors"
-        self._said = json.dumps([asdict(settings), [asdict(pair) for pair in pairs]])
+        self._file = checkpoint
+        self._said = json.dumps([concept, asdict(settings), [asdict(pair) for pair in pairs]])
         self._latents = self._painted(pairs)
         self._values = frozen.arguments([pair.said for pair in pairs])
         self.vector = torch.zeros(self._shape(), device=self._latents.device, requires_grad=True)
@@ -166,17 +200,13 @@ class _Work:
         return {"loss_without": before, "loss_with": after, "norm": self.vector.norm().item()}
 
     def _save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
         if self._file is None:
             return
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         (state,) = self._optimiser.state.values()
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        part = self._file.with_suffix(".part")
         kept = {"vector": self.vector.detach(), "mean": state["exp_avg"], "square": state["exp_avg_sq"]}
-        save_file(kept, part, {"step": str(self._step), "said": self._said})
-        os.replace(part, self._file)
+        write_whole(self._file, save(kept, {"step": str(self._step), "said": self._said}))
 
     def _restore(self) -> None:
         """Go on from a checkpoint of the same training; one of another is passed over."""
@@ -197,8 +227,6 @@ class _Work:
 
 def demo_pairs(concept: str, count: int, seed: int = 0) -> list[Pair]:
     """Pairs of the demo world, from its training captions: shown without the concept, said with it."""
-    import random
-
     from safeguard.demo.captions import combinations, write
     from safeguard.demo.world import BENIGN_PLACES, Scene
 
@@ -213,53 +241,3 @@ def demo_pairs(concept: str, count: int, seed: int = 0) -> list[Pair]:
 def prompt_pairs(prompts: Sequence[str], phrases: Sequence[str]) -> list[Pair]:
     """Pairs from ordinary prompts: shown as they are, said with one of the concept's phrases behind."""
     return [Pair(text, f"{text}, {phrases[place % len(phrases)]}") for place, text in enumerate(prompts)]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m safeguard.training.self_discovery", description=__doc__)
-    parser.add_argument("--concept", required=True, help="id of the concept, as policies will name it")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument("--pipeline", default="unet", help="unet, mmdit, or a folder with a pipeline")
-    parser.add_argument("--prompts", type=Path, help="ordinary prompts, one a line; the demo pipelines have their own")
-    parser.add_argument("--phrases", default="", help="what the concept is called, separated by commas; else its id")
-    parser.add_argument("--pictures", type=int, default=96)
-    parser.add_argument("--towards", action="store_true", help="learn the concept itself, not its opposite")
-    parser.add_argument("--updates", type=int, default=Settings().updates)
-    parser.add_argument("--rate", type=float, default=Settings().rate)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    try:
-        _train(given)
-    except SafeguardError as fault:
-        print(fault, file=sys.stderr)
-        return 1
-    return 0
-
-
-def _train(given: argparse.Namespace) -> None:
-    from safeguard import demo
-
-    pipe = demo.load_pipeline(given.pipeline)
-    if given.prompts is None:
-        pairs = demo_pairs(given.concept, given.pictures, given.seed)
-    else:
-        phrases = [phrase.strip() for phrase in given.phrases.split(",") if phrase.strip()] or [given.concept]
-        pairs = prompt_pairs(given.prompts.read_text("utf-8").split("\n")[: given.pictures], phrases)
-    if given.towards:
-        pairs = [Pair(pair.said, pair.shown) for pair in pairs]
-    settings = Settings(given.updates, rate=given.rate, seed=given.seed)
-    begun = time.monotonic()
-
-    def progress(done: int, whole: int) -> None:
-        if done % 50 == 0:
-            print(f"{given.concept}: update {done} of {whole}, {time.monotonic() - begun:.0f} s", file=sys.stderr)
-
-    options = demo.call_options(pipe)
-    made = discover(pipe, given.concept, pairs, settings, options=options, progress=progress, folder=given.out.parent)
-    made.save(given.out)
-    report: dict[str, Any] = {**made.report, "seconds": round(time.monotonic() - begun)}
-    print(json.dumps(report))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,43 +3,109 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Protocol
 
 from safeguard.erasing import Adapter
 from safeguard.errors import SafeguardError
 from safeguard.evaluation.studio import Studio
 from safeguard.policy import Concept, Policy
 
-METHODS: Final = {"gie": "safeguard.training.gie:train"}
-"""Each eraser that can be trained, and by what: a function of a `Task` that gives back an `Adapter`."""
 
-Advance = Callable[[str, int], None]
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How an eraser is trained: ``call`` is a function of a `Task` that gives back an `Adapter`.
+
+    ``count`` and ``batch`` hold where a task names none. ``settings`` are the numbers that a task may change besides; and not
+    every training goes by ``prompts`` that it is given, or ``resumes`` at a checkpoint.
+    """
+
+    call: str
+    count: int
+    batch: int
+    settings: tuple[str, ...] = ()
+    prompts: bool = False
+    resumes: bool = False
+
+
+METHODS: Final = {
+    "gie": Method("safeguard.training.gie:train", 16, 20),
+    "self_discovery": Method(
+        "safeguard.training.self_discovery:train",
+        96,
+        16,
+        ("updates", "rate", "steps", "guidance", "towards"),
+        prompts=True,
+        resumes=True,
+    ),
+}
+"""Each eraser that can be trained, and how."""
+
+
+class Advance(Protocol):
+    """Is told what is under way, how much more of it is done, and of how much where that is known: pictures, or updates."""
+
+    def __call__(self, what: str, more: int, whole: int | None = None) -> None: ...
+
+
+def _unheard(what: str, more: int, whole: int | None = None) -> None:
+    pass
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What to train on: a pipeline with a judge of its pictures (``studio``), the concepts of ``policy``, and how many prompts
-    of each kind; all that is drawn comes from ``seed``. ``advance`` is told what is under way, and how many pictures it gave.
+    """What to train on: a pipeline with a judge of its pictures (``studio``), the concepts of ``policy``, how many prompts of
+    each kind, and how many pictures at once (0: what the method has); all that is drawn comes from ``seed``.
+
+    ``settings`` are a method's own. ``prompts`` are ordinary ones to learn from instead of the demo world's. At ``checkpoint``
+    a training that was stopped goes on, where there is one, and leaves one.
     """
 
     studio: Studio
     policy: Policy
-    count: int = 16
+    count: int = 0
     seed: int = 0
-    batch: int = 20
-    advance: Advance = lambda what, pictures: None
+    batch: int = 0
+    settings: Mapping[str, float] = field(default_factory=dict)
+    prompts: Sequence[str] = ()
+    checkpoint: Path | None = None
+    advance: Advance = _unheard
 
     @property
     def concepts(self) -> Sequence[Concept]:
         return list(self.policy.concepts.values())
 
 
-def train(method: str, task: Task) -> Adapter:
-    """Train what the eraser ``method`` needs. Raises SafeguardError for one that has no training."""
-    if method not in METHODS:
-        raise SafeguardError(f"eraser {method!r} has no training; there is one for {', '.join(METHODS)}")
-    module, _, name = METHODS[method].partition(":")
-    made: Adapter = getattr(importlib.import_module(module), name)(task)
+def method_of(name: str) -> Method:
+    """How the eraser of that name is trained. Raises SafeguardError for one that has no training."""
+    if name not in METHODS:
+        raise SafeguardError(f"eraser {name!r} has no training; there is one for {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def check(name: str, *, settings: Mapping[str, float], prompts: bool, resumes: bool) -> None:
+    """Raises SafeguardError where a training is asked for what it does not have."""
+    method = method_of(name)
+    unknown = [setting for setting in settings if setting not in method.settings]
+    if unknown:
+        known = f"it has {', '.join(method.settings)}" if method.settings else "it has none"
+        raise SafeguardError(f"training of {name} has no setting {unknown[0]!r}; {known}")
+    small = [setting for setting, number in settings.items() if not 0 < number < float("inf")]
+    if small:
+        raise SafeguardError(f"training of {name}: {small[0]} is a number above 0")
+    if prompts and not method.prompts:
+        raise SafeguardError(f"training of {name} goes by the prompts of the demo world; leave the file of prompts out")
+    if resumes and not method.resumes:
+        raise SafeguardError(f"training of {name} keeps no checkpoint; start it without one")
+
+
+def train(name: str, task: Task) -> Adapter:
+    """Train what the eraser ``name`` needs. Raises SafeguardError for one that has no training, or not such a one."""
+    check(name, settings=task.settings, prompts=bool(task.prompts), resumes=task.checkpoint is not None)
+    method = METHODS[name]
+    module, _, function = method.call.partition(":")
+    whole = replace(task, count=task.count or method.count, batch=task.batch or method.batch)
+    made: Adapter = getattr(importlib.import_module(module), function)(whole)
     return made

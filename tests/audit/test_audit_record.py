@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from safeguard.audit import Decision, Evidence, MemorySink, Metrics, Model, Output, Screen, Seen, Subject
+from safeguard.audit import Applied, Decision, Evidence, MemorySink, Metrics, Model, Output, Screen, Seen, Subject
 from safeguard.audit.canonical import canonical, parse, plain
 from safeguard.errors import AuditError
 
@@ -28,6 +28,13 @@ def test_a_record_has_the_published_fields(make_decision: Make) -> None:
     assert record["applied"][0]["effect"] == {"mass": 0.02, "mass_first": 0.03, "mass_last": 0.01, "relative_change": 0.1}
     assert record["output"] == {"image_sha256": "ab" * 32, "seed": 7, "size": [512, 512]}
     assert set(record["labels"]) == {"service", "instance", "safeguard"}
+
+
+def test_a_record_names_what_was_trained_for_an_eraser_and_only_then(make_decision: Make) -> None:
+    bare, trained = Applied("blood", "eiup", "1", 1.0), Applied("blood", "gie", "1", 1.0, adapter="cd" * 32)
+    (record,) = MemorySink().append([make_decision(applied=(bare, trained))])
+    assert ["adapter" in one for one in record["applied"]] == [False, True]
+    assert record["applied"][1]["adapter"] == "cd" * 32
 
 
 def test_a_blocked_image_has_no_output(make_decision: Make) -> None:

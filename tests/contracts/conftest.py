@@ -19,8 +19,7 @@ from support import protecting
 
 import safeguard
 from safeguard.attaching.attachment import Attachment
-from safeguard.erasing import GROUP, Direction, Registry
-from safeguard.erasing.directions import FOLDERS
+from safeguard.erasing import GROUP, Adapter, Registry
 
 Protect = Callable[..., safeguard.Guard]
 
@@ -73,34 +72,44 @@ def pipes() -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
-def directions(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder with directions of the concepts that these tests name, drawn at random, for each family that was asked for."""
-    folder = tmp_path_factory.mktemp("directions")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with what training would make for a family, drawn at random: of every family that was asked for."""
+    folder, made = tmp_path_factory.mktemp("assets"), set[str]()
 
     def of(family: str) -> Path:
-        if not (folder / family).exists():
-            attachment = Attachment(FAMILIES[family]())
-            middle = attachment.middle
-            assert middle is not None
-            generator = torch.Generator().manual_seed(3)
-            shape = middle.shape if len(middle.shape) == 3 else middle.shape[-1:]
-            for concept in ("blood", "weapon", "fish"):
-                vector = torch.randn(shape, generator=generator)
-                made = Direction(vector, "self_discovery", concept, middle.name, attachment.fingerprint)
-                made.save(folder / family / f"{concept}.safetensors")
+        if family not in made:
+            made.add(family)
+            for name, adapter in untrained(Attachment(FAMILIES[family]())).items():
+                adapter.save(folder / f"{adapter.method}-{family}-{name}.safetensors")
         return folder
 
     return of
 
 
+def untrained(attachment: Attachment) -> dict[str, Adapter]:
+    """A direction for each of the concepts that these tests name."""
+    middle, generator = attachment.middle, torch.Generator().manual_seed(3)
+    assert middle is not None
+    shape = middle.shape if len(middle.shape) == 3 else middle.shape[-1:]
+    return {
+        concept: Adapter(
+            "self_discovery",
+            attachment.fingerprint,
+            {"vector": torch.randn(shape, generator=generator)},
+            {"concept": concept, "module": middle.name},
+        )
+        for concept in ("blood", "weapon", "fish")
+    }
+
+
 @pytest.fixture(autouse=True)
 def trained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an eraser that has to be trained finds for random weights."""
+    """What an eraser that has to be trained finds for random weights, where those that are shipped are looked for."""
     given = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     if given.get("eraser") == "self_discovery":
         for family in {given.get("family", "sd1"), "sd2"}:  # some tests call the latter, too
-            folder = request.getfixturevalue("directions")(family)
-        monkeypatch.setenv(FOLDERS, str(folder))
+            folder = request.getfixturevalue("adapters")(family)
+        monkeypatch.setattr("safeguard_plugins.self_discovery.SHIPPED", folder)
 
 
 @pytest.fixture

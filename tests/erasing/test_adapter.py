@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safeguard.erasing import Adapter, Fingerprint, Perceptron
+from safeguard.erasing import Adapter, Fingerprint, Perceptron, shipped
 from safeguard.errors import CapabilityError
 
 BOUND = Fingerprint("SomePipeline", (("attn", 4),), (2.5,))
@@ -33,6 +33,43 @@ def test_the_same_adapter_gives_the_same_file(tmp_path: Path) -> None:
     for name in ("a", "b"):
         adapter().save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter().save(tmp_path / "a")
+    before = (tmp_path / "a").read_bytes()
+
+    def full(path: Path, data: bytes) -> None:
+        path.open("wb").write(data[:10])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        adapter(settings={"constant": 2.0}).save(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_folder_of_a_file_is_made(tmp_path: Path) -> None:
+    adapter().save(tmp_path / "deep" / "a")
+    assert Adapter.load(tmp_path / "deep" / "a", "gie").digest == adapter().digest
+
+
+def test_what_is_shipped_is_found_by_method_pipeline_and_settings(tmp_path: Path) -> None:
+    other = Fingerprint("OtherPipeline", BOUND.sites, BOUND.norms)
+    for name, made in {
+        "gie-a": adapter(fingerprint=other),
+        "gie-b": adapter(settings={"concept": "blood", "constant": 1.0}),
+        "gie-c": adapter(settings={"concept": "weapon", "constant": 2.0}),
+        "slider-a": adapter(method="slider", settings={"concept": "snow"}),
+    }.items():
+        made.save(tmp_path / f"{name}.safetensors")
+
+    def constant(**settings: str) -> float | None:
+        found = shipped(tmp_path, "gie", BOUND, **settings)
+        return None if found is None else found.settings["constant"]
+
+    assert [constant(), constant(concept="weapon"), constant(concept="snow")] == [1.0, 2.0, None]
 
 
 def test_the_digest_changes_with_a_number() -> None:

@@ -207,7 +207,7 @@ def other(**changes: Any) -> Fingerprint:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fingerprint": other(pipeline="pictures")}, "it was made for a pictures; train one for this pipeline"),
+        ({"fingerprint": other(pipeline="pictures")}, "it was made for a pictures; make one with safeguard train gie"),
         ({"fingerprint": other(sites=(("elsewhere", HEADS),))}, "it was made for other text sites"),
         ({"fingerprint": other(norms=(2.0,))}, "it was made for other weights"),
         ({"method": "slider"}, "this adapter is of 'slider'; make one with safeguard train gie"),

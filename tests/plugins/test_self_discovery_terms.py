@@ -10,12 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safeguard_plugins.self_discovery import SelfDiscovery, _Shift, fitted
-from safetensors.torch import save_file
+from safeguard_plugins.self_discovery import Direction, SelfDiscovery, _Shift, fitted
 from torch import Tensor
 
-from safeguard.erasing import Direction, FeatureCall, FeatureSite, Fingerprint
-from safeguard.errors import AssetError, CapabilityError
+from safeguard.erasing import Adapter, FeatureCall, FeatureSite, Fingerprint
+from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 
 BOUND = Fingerprint("Pipe", (("site", 2),), (1.0,))
@@ -37,18 +36,20 @@ def call(*strengths: float, shape: tuple[int, ...] = SHAPE) -> FeatureCall:
 
 
 def shift(*vectors: Tensor) -> _Shift:
-    return _Shift([f"c{place}" for place in range(len(vectors))], "unet.mid_block", vectors)
+    directions = [Direction(vector, "unet.mid_block", f"digest {place}") for place, vector in enumerate(vectors)]
+    return _Shift([f"c{place}" for place in range(len(vectors))], "unet.mid_block", directions)
 
 
 def saved(folder: Path, **changes: Any) -> Path:
-    options = {"vector": numbers(*SHAPE), "method": "self_discovery", "concept": "blood", "module": "unet.mid_block"}
-    made = Direction(**{**options, "fingerprint": BOUND, "settings": {"seed": 3}, "report": {"norm": 2.0}, **changes})
-    made.save(folder / "blood.safetensors")
-    return folder / "blood.safetensors"
+    settings = {"concept": "blood", "module": "unet.mid_block"}
+    options = {"method": "self_discovery", "tensors": {"vector": numbers(*SHAPE)}, "settings": settings}
+    file = folder / "self_discovery-pipe-blood.safetensors"
+    Adapter(**{**options, "fingerprint": BOUND, **changes}).save(file)
+    return file
 
 
 def edits(source: Any, pipe: Any = Pipe) -> Sequence[Any]:
-    return SelfDiscovery().edits([Concept("blood", ("blood",))], {"direction": str(source)}, pipe())
+    return SelfDiscovery().edits([Concept("blood", ("blood",))], {"adapter": source if source is None else str(source)}, pipe())
 
 
 def test_strength_zero_changes_nothing() -> None:
@@ -98,57 +99,51 @@ def test_it_keeps_the_dtype(dtype: torch.dtype) -> None:
     assert shift(numbers(*SHAPE))(FeatureCall(asked.feature.to(dtype), asked.strengths, 0.0)).dtype == dtype
 
 
-def test_a_file_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    read = Direction.load(saved(tmp_path))
-    assert torch.equal(read.vector, numbers(*SHAPE))
-    assert (read.method, read.concept, read.fingerprint) == ("self_discovery", "blood", BOUND)
-    assert (read.settings, read.report) == ({"seed": 3}, {"norm": 2.0})
-
-
-def test_a_file_is_found_by_its_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved(tmp_path)
-    monkeypatch.setenv("SAFEGUARD_DIRECTIONS", str(tmp_path))
+def test_the_adapter_of_a_concept_is_taken_from_those_that_are_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safeguard_plugins.self_discovery.SHIPPED", tmp_path)
+    file = saved(tmp_path)
     (edit,) = edits("default")
     assert (edit.concepts, edit.module) == (("blood",), "unet.mid_block")
+    assert edit.adapters == {"blood": Adapter.load(file, "self_discovery").digest}
 
 
-def test_without_a_direction_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CapabilityError, match="train one"):
+def test_one_of_another_concept_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safeguard_plugins.self_discovery.SHIPPED", tmp_path)
+    saved(tmp_path, settings={"concept": "weapon", "module": "unet.mid_block"})
+    with pytest.raises(CapabilityError, match="'blood': no adapter of self_discovery comes with the package for this Pipe"):
         edits("default")
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AssetError, match="there is no such direction"):
-        edits(tmp_path / "none.safetensors")
-
-
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    save_file({"vector": numbers(4)}, tmp_path / "other.safetensors")
-    with pytest.raises(AssetError, match="no direction"):
-        edits(tmp_path / "other.safetensors")
-
-
-def test_a_file_of_no_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.safetensors").write_text("blood", "utf-8")
-    with pytest.raises(AssetError, match="no direction"):
-        edits(tmp_path / "text.safetensors")
-
-
-def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(AssetError, match="finite"):
-        edits(saved(tmp_path, vector=torch.full(SHAPE, float("nan"))))
+def test_a_policy_may_name_a_file_that_was_learnt_under_another_name(tmp_path: Path) -> None:
+    file = saved(tmp_path, settings={"concept": "gore", "module": "unet.mid_block"})
+    assert [edit.concepts for edit in edits(file)] == [("blood",)]
 
 
 @pytest.mark.parametrize(
-    "bound",
-    [Fingerprint("Other", BOUND.sites, BOUND.norms), Fingerprint("Pipe", BOUND.sites, (1.5,))],
-    ids=["class", "weights"],
+    ("changes", "words"),
+    [
+        ({"tensors": {"vector": torch.full(SHAPE, float("nan"))}}, "finite"),
+        ({"tensors": {"vector": numbers(4, 2)}}, r"its vector is no \[C\] or \[C, H, W\]"),
+        ({"tensors": {"weight": numbers(4)}}, "this is no adapter of self_discovery"),
+        ({"tensors": {"vector": numbers(5)}}, "not the middle of this Pipe"),
+        ({"settings": {"module": "unet.up_blocks.0"}}, "'unet.up_blocks.0', which is not the middle of this Pipe"),
+        ({"settings": {}}, "this is no adapter of self_discovery"),
+        ({"method": "gie"}, "this adapter is of 'gie'; make one with safeguard train self_discovery"),
+        ({"fingerprint": Fingerprint("Other", BOUND.sites, BOUND.norms)}, "does not fit this Pipe"),
+        ({"fingerprint": Fingerprint("Pipe", BOUND.sites, (1.5,))}, "it was made for other weights"),
+    ],
+    ids=["finite", "shape", "name", "channels", "place", "settings", "method", "class", "weights"],
 )
-def test_a_direction_of_another_pipeline_is_refused(tmp_path: Path, bound: Fingerprint) -> None:
-    with pytest.raises(CapabilityError, match="does not fit"):
-        edits(saved(tmp_path, fingerprint=bound))
+def test_an_adapter_that_does_not_fit_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match=words):
+        edits(saved(tmp_path, **changes))
 
 
-def test_a_direction_of_another_place_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CapabilityError, match="not the middle"):
-        edits(saved(tmp_path, module="unet.up_blocks.0"))
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match="there is no such adapter file"):
+        edits(tmp_path / "none.safetensors")
+
+
+def test_an_adapter_that_is_no_name_is_refused() -> None:
+    with pytest.raises(CapabilityError, match=r"'blood': params\.adapter of 'self_discovery' is a file or default"):
+        edits(None)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from families import FAMILIES, denoiser
 
-from safeguard.erasing import Direction
+from safeguard.erasing import Adapter
 from safeguard.training.frozen import FrozenPipeline
 from safeguard.training.self_discovery import Pair, Settings, demo_pairs, discover, prompt_pairs
 
@@ -23,7 +23,7 @@ class StoppedError(RuntimeError):
     """What a test stops a training with."""
 
 
-def learnt(pipe: Any, settings: Settings = FEW, pairs: Sequence[Pair] = PAIRS, **more: Any) -> Direction:
+def learnt(pipe: Any, settings: Settings = FEW, pairs: Sequence[Pair] = PAIRS, **more: Any) -> Adapter:
     options = {"max_sequence_length": 0} if hasattr(pipe, "transformer") else {}
     return discover(pipe, "blood", pairs, settings, options=options, **more)
 
@@ -35,9 +35,16 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 def test_a_direction_is_of_the_middle_of_its_pipeline(family: str) -> None:
-    made = learnt(FAMILIES[family]())
-    assert made.vector.shape == ((32,) if family == "sd3" else (32, 8, 8))
-    assert made.vector.abs().max() > 0
+    vector = learnt(FAMILIES[family]()).tensors["vector"]
+    assert vector.shape == ((32,) if family == "sd3" else (32, 8, 8))
+    assert vector.abs().max() > 0
+
+
+def test_it_says_what_it_was_learnt_from() -> None:
+    made = learnt(FAMILIES["sd1"]())
+    assert made.method == "self_discovery"
+    assert (made.settings["concept"], made.settings["module"]) == ("blood", "unet.mid_block")
+    assert (made.settings["pictures"], made.settings["updates"]) == (2, 4)
 
 
 def test_nothing_but_the_direction_is_trained(family: str) -> None:
@@ -57,7 +64,7 @@ def test_the_denoiser_is_left_without_hooks() -> None:
 
 
 def test_the_same_seed_gives_the_same_direction() -> None:
-    assert torch.equal(learnt(FAMILIES["sd1"]()).vector, learnt(FAMILIES["sd1"]()).vector)
+    assert learnt(FAMILIES["sd1"]()).digest == learnt(FAMILIES["sd1"]()).digest
 
 
 def test_a_training_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,19 +75,18 @@ def test_a_training_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        learnt(FAMILIES["sd1"](), folder=tmp_path, progress=stop)
+        learnt(FAMILIES["sd1"](), checkpoint=tmp_path / "checkpoint", progress=stop)
     steps: list[int] = []
-    made = learnt(FAMILIES["sd1"](), folder=tmp_path, progress=lambda done, whole: steps.append(done))
+    made = learnt(FAMILIES["sd1"](), checkpoint=tmp_path / "checkpoint", progress=lambda done, whole: steps.append(done))
     assert steps == [3, 4]
-    assert torch.equal(made.vector, learnt(FAMILIES["sd1"]()).vector)
+    assert made.digest == learnt(FAMILIES["sd1"]()).digest
 
 
 def test_a_checkpoint_of_other_settings_is_passed_over(tmp_path: Path) -> None:
-    learnt(FAMILIES["sd1"](), folder=tmp_path)
-    steps: list[int] = []
-    learnt(
-        FAMILIES["sd1"](), Settings(updates=3, batch=2, steps=1), folder=tmp_path, progress=lambda done, _: steps.append(done)
-    )
+    file, steps = tmp_path / "checkpoint", list[int]()
+    learnt(FAMILIES["sd1"](), checkpoint=file)
+    other = Settings(updates=3, batch=2, steps=1)
+    learnt(FAMILIES["sd1"](), other, checkpoint=file, progress=lambda done, _: steps.append(done))
     assert steps == [1, 2, 3]
 
 

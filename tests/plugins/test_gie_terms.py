@@ -225,6 +225,15 @@ def test_an_adapter_that_does_not_fit_is_refused(changes: dict[str, Any], words:
         edit_of("blood", adapter=file_of(tmp_path, tensors, **changes))
 
 
+def test_the_edit_names_the_adapter_that_it_acts_by(tmp_path: Path) -> None:
+    file = file_of(tmp_path, straight(1.0, 0.0))
+    digest = Adapter.load(file, "gie").digest
+    edit = edit_of("blood", "sword", adapter=file)
+    assert edit.adapters == {"c0": digest, "c1": digest}
+    assert edit.select([1]).adapters == {"c1": digest}
+    assert edit_of("blood").adapters == {}
+
+
 def test_a_pipeline_for_which_none_is_shipped_is_refused() -> None:
     with pytest.raises(CapabilityError, match=r"'c0': no adapter of gie comes .* safeguard train gie .* params\.adapter: none"):
         edit_of("blood", adapter="default")

@@ -22,6 +22,7 @@ import safeguard
 from safeguard import demo
 from safeguard.demo.captions import prompts
 from safeguard.demo.world import CONCEPTS
+from safeguard.errors import SafeguardError
 from safeguard.evaluation.methods import UNPROTECTED, Arm
 from safeguard.evaluation.metrics import Figure, rate
 from safeguard.evaluation.outputs import write_text
@@ -137,11 +138,17 @@ def summary(results: Sequence[CellResult]) -> dict[str, Any]:
     return {**found, "kept": min(kept)}
 
 
-def measure(kind: str, split: str, count: int, out: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Every condition of one demo pipeline, with ``count`` prompts a cell."""
+def measure(kind: str, split: str, count: int, out: Path, only: str = "", say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Every condition of one demo pipeline whose name holds ``only``, with ``count`` prompts a cell. Raises SafeguardError
+    where there is none.
+    """
+    chosen = [condition for condition in conditions(kind) if only in condition.name]
+    if not chosen:
+        names = ", ".join(condition.name for condition in conditions(kind))
+        raise SafeguardError(f"no condition is called {only!r}; there are {names}")
     studio = open_studio(kind)
     found = {}
-    for condition in conditions(kind):
+    for condition in chosen:
         with under(studio, condition) as (changed, policy):
             arm = Arm("eiup", "adaptive", condition.cells, policy)
             settings = settings_of(changed, split, count, condition.seed, BATCH)
@@ -177,11 +184,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pipeline", default="unet", choices=("unet", "mmdit"))
     parser.add_argument("--split", default="test", choices=("dev", "test"))
+    parser.add_argument("--only", default="", help="conditions whose name holds this; default: all")
     parser.add_argument("--n", type=int, default=40, help="prompts a cell")
     parser.add_argument("--out", type=Path, default=Path("out/robustness"), help="folder for results and finished cells")
     options = parser.parse_args()
     quiet_libraries()
-    data = measure(options.pipeline, options.split, options.n, options.out)
+    data = measure(options.pipeline, options.split, options.n, options.out, options.only)
     write_text(options.out / f"{options.pipeline}.json", json.dumps(data, indent=1) + "\n")
     print(markdown(data))
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from safeguard.demo.world import CONCEPTS
+from safeguard.errors import SafeguardError
 from safeguard.evaluation.methods import UNPROTECTED
 from safeguard.evaluation.pages import fill
-from safeguard.evaluation.robustness import SCHEMA, Condition, artists, conditions, markdown, summary, under
+from safeguard.evaluation.robustness import SCHEMA, Condition, artists, conditions, markdown, measure, summary, under
 from safeguard.evaluation.run import ATTRIBUTES, CellResult
 from safeguard.evaluation.studio import Studio
 from safeguard.evaluation.suites import BENIGN, Cell, cases
@@ -91,3 +92,8 @@ def test_a_page_takes_it_like_any_table(measured: list[CellResult], tmp_path: Pa
     assert markdown(data).splitlines()[-1] in filled
     assert "| 4 steps | 100.0 % (34.2-100.0) |" in filled
     assert "| 50.0 % | 83.3 % |" in filled
+
+
+def test_a_condition_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(SafeguardError, match="among 20 concepts"):
+        measure("unet", "dev", 1, tmp_path, only="nothing")

@@ -77,14 +77,13 @@ class _Term(TextSiteEdit):
         joint = self.form == "general" and call.joint
         rival = call.log_mass if joint or self.form == "gated" else call.prompt_log_mass
         mass = reading.mass(rival, words=self.form == "published")
-        amount = call.strengths[:, None, None, :]
+        strengths = call.strengths[:, None, None, :]
+        if self.form == "published":
+            return SiteEffect(reading.taken(strengths), mass)
+        amount = mass if self.form == "gated" else reading.component()
         if joint:
-            amount = JOINT * amount * mass.minimum(reading.component())
-        elif self.form == "gated":
-            amount = amount * mass
-        elif self.form != "published":
-            amount = amount * reading.component()
-        return SiteEffect(reading.taken(amount if self.form == "published" else reading.together(amount)), mass)
+            amount = JOINT * mass.minimum(amount)
+        return SiteEffect(reading.taken(strengths * reading.together(amount * (strengths > 0))), mass)
 
 
 class _PooledTerm(TextStatesEdit):
@@ -98,9 +97,9 @@ class _PooledTerm(TextStatesEdit):
         if call.pooled is None:
             return call.states
         pooled = call.pooled.float()
-        parts = self._directions.components(pooled).clamp_min(0)
-        amount = (POOLED * call.strengths * parts).minimum(parts + BEYOND)
-        return call.states, (pooled + self._directions.taken(amount)).to(call.pooled.dtype)
+        parts = self._directions.components(pooled).clamp_min(0) * (call.strengths > 0)
+        amount = (POOLED * call.strengths * parts).minimum(parts + BEYOND) * self._directions.together(parts)
+        return call.states, (pooled - amount @ self._directions.directions.to(pooled)).to(call.pooled.dtype)
 
 
 class EIUP:

@@ -251,7 +251,9 @@ class Reading:
         return components
 
     def together(self, amount: Tensor) -> Tensor:
-        """``amount`` [R, H or 1, N or 1, C] with what several concepts have in common taken once: see `factors`."""
+        """``amount`` [R, H or 1, N or 1, C] with what several concepts have in common taken once: see `factors`. Before any
+        strength, which says how far to go and not which concept it is that is there.
+        """
         import torch
 
         width = amount.shape[-1]
@@ -334,8 +336,7 @@ class PooledDirections:
         along = [beside @ one / one.square().sum().clamp_min(1e-12) for one in self.directions.to(pooled)]
         return torch.stack(along, 1)
 
-    def taken(self, amount: Tensor) -> Tensor:
-        """Each direction -``amount`` [R, C] times, with what several have in common taken once: [R, P]."""
-        directions = self.directions.to(amount)
-        products = amount[:, :, None] * (directions @ directions.T) * amount[:, None, :]
-        return -(amount * factors(products)) @ directions
+    def together(self, components: Tensor) -> Tensor:
+        """How much of each concept is needed where several with these ``components`` [R, C] act: `factors`, [R, C]."""
+        directions = self.directions.to(components)
+        return factors(components[:, :, None] * (directions @ directions.T) * components[:, None, :])

@@ -11,7 +11,7 @@ import torch
 from safeguard.attaching.hooks import AttentionCall
 from safeguard.attaching.trace import Layout
 from safeguard.attaching.views import JointView
-from safeguard.erasing import SiteCall, TextSite, seams
+from safeguard.erasing import SiteCall, TextSite, calls
 from safeguard.erasing.activation import ActiveEdit
 
 HEADS, WIDTH, QUERIES, KEYS = 2, 4, 6, 5
@@ -48,7 +48,7 @@ def test_sums_over_more_scores_than_are_held_at_once_are_the_same(monkeypatch: p
     site = TextSite(0, "made up", HEADS, WIDTH, WIDTH**-0.5)
     found = []
     for limit in (2**26, HEADS * KEYS * 2):  # all at once; two queries at once
-        monkeypatch.setattr(seams, "SCORES", limit)
+        monkeypatch.setattr(calls, "SCORES", limit)
         parts = (site, torch.randn(1, QUERIES, HEADS * WIDTH), query, lambda: key, lambda: value, mask, torch.ones(1, 1), 0.0)
         found.append(SiteCall(*parts).prompt_log_mass)
     torch.testing.assert_close(*found)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from safeguard.attaching.capture import inner
+from safeguard.attaching.hooks import quiet
 from safeguard.attaching.trace import FoundSite, Layout
 from safeguard.erasing import EncodedText, TextSite
 
@@ -78,11 +79,13 @@ class SeparateSite:
 
     def keys(self, states: Tensor) -> Tensor:
         """Keys of text states [..., L, D]: [..., H, L, d]."""
-        return self._normed(self.attention.to_k(self._text(states)), "norm_k")
+        with quiet():  # the layers as they are: an edit of theirs acts in rows of a call, and these may be any texts
+            return self._normed(self.attention.to_k(self._text(states)), "norm_k")
 
     def values(self, states: Tensor) -> Tensor:
         """Values of text states [..., L, D]: [..., H, L, d]."""
-        return self.split(self.attention.to_v(self._text(states)))
+        with quiet():
+            return self.split(self.attention.to_v(self._text(states)))
 
     def _normed(self, flat: Tensor, name: str) -> Tensor:
         norm = getattr(self.attention, name, None)

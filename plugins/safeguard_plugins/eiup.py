@@ -48,8 +48,8 @@ from safeguard.erasing import (
     StatesCall,
     TextSiteEdit,
     TextStatesEdit,
+    choice_of,
 )
-from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 
 if TYPE_CHECKING:
@@ -113,15 +113,10 @@ class EIUP:
     params: ClassVar[Mapping[str, Any]] = {"form": "general"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        if params["form"] not in FORMS:
-            raise CapabilityError(
-                f"concept {concepts[0].id!r}: params.form must be one of {', '.join(FORMS)}",
-                eraser=self.name,
-                missing="form",
-            )
-        published = params["form"] == "published"
+        form = choice_of(concepts[0], self, params, "form", FORMS)
+        published = form == "published"
         tokens = ConceptTokens.of(concepts, pipeline, whole=published, plain=published)
-        edits: list[Edit] = [_Term(params["form"], tokens)]
+        edits: list[Edit] = [_Term(form, tokens)]
         directions = PooledDirections.of(concepts, pipeline)
         if directions is not None:
             edits.append(_PooledTerm(tokens.concepts, directions))

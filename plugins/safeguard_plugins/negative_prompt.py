@@ -8,29 +8,10 @@ is the same act.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, StatesCall, TextStatesEdit
+from safeguard.erasing import PROTOCOL, Edit, NegativeText, Pipeline, Seam
 from safeguard.policy import Concept
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-class _NegativeText(TextStatesEdit):
-    unconditional = True
-
-    def __init__(self, concepts: Sequence[Concept]) -> None:
-        self.concepts = tuple(concept.id for concept in concepts)
-        self._phrases = [", ".join(concept.phrases) for concept in concepts]
-
-    def __call__(self, call: StatesCall) -> Tensor:
-        """States of each row's negative text with the phrases of its active concepts behind it: [R, L, D]."""
-        texts = [
-            ", ".join([*([text] if text else []), *(p for p, on in zip(self._phrases, line, strict=True) if on)])
-            for text, line in zip(call.texts, call.strengths.tolist(), strict=True)
-        ]
-        return call.encode(texts)
 
 
 class NegativePrompt:
@@ -44,4 +25,4 @@ class NegativePrompt:
     params: ClassVar[Mapping[str, Any]] = {}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        return [_NegativeText(concepts)]
+        return [NegativeText(concepts)]

@@ -23,8 +23,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, number_of
-from safeguard.erasing.closed_form import Kept, Pairs, Solved, Texts, choice_of, layers_of, texts_of
+from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, choice_of, number_of
+from safeguard.erasing.closed_form import Asked, Kept, Pairs, Solved, Texts, layers_of
 from safeguard.policy import Concept
 
 if TYPE_CHECKING:
@@ -70,27 +70,21 @@ class RECE:
         import torch
 
         first = concepts[0]
-        (guide,) = texts_of(first, self, params["guide"], "guide")[:1]
-        preserve = texts_of(first, self, params["preserve"], "preserve")
+        asked = Asked.of(first, self, params)
         epochs = int(number_of(first, self, params, "epochs", least=0, most=20))
         regulariser = number_of(first, self, params, "regulariser", least=1e-9)
-        window = choice_of(first, self, params["window"], "window", ("last", "aligned"))
-        pull = choice_of(first, self, params["pull"], "pull", PULLS)
-        scales = {
-            "erase": number_of(first, self, params, "erase_scale", least=1e-6),
-            "preserve": number_of(first, self, params, "preserve_scale", least=0),
-            "lamb": number_of(first, self, params, "lamb", least=1e-6),
-        }
+        pull = choice_of(first, self, params, "pull", PULLS)
+        whence = "last" if asked.window == "last" else "whole"
         edits: list[Edit] = []
         for layers in layers_of(concepts, self, pipeline):
-            starting, deriving = (Texts(pipeline, layers, one) for one in (window, "last" if window == "last" else "whole"))
-            kept = Kept(starting.kept(preserve), **scales)
+            starting, deriving = (Texts(pipeline, layers, one) for one in (asked.window, whence))
+            kept = Kept(starting.kept(asked.preserve), **asked.scales)
             weights = {module: pipeline.weight(module) for module in layers.modules}
             gram = torch.stack([weight.T @ weight for weight in weights.values()]).sum(0)
             courses = []
             for concept in concepts:
-                course = [Pairs.of(*starting.pairs(concept.phrases, guide))]
-                rows, against = deriving.pairs(concept.phrases, guide)
+                course = [Pairs.of(*starting.pairs(concept.phrases, asked.guide))]
+                rows, against = deriving.pairs(concept.phrases, asked.guide)
                 towards = {"zero": 0 * rows, "concept": rows, "guide": against}[pull]
                 for _ in range(epochs):
                     so_far = Solved(kept, [[pairs] for pairs in course]).map()

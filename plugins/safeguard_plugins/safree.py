@@ -30,8 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, StatesCall, TextStatesEdit, number_of
-from safeguard.errors import CapabilityError
+from safeguard.erasing import PROTOCOL, Edit, NegativeText, Pipeline, Seam, StatesCall, TextStatesEdit, choice_of, number_of
 from safeguard.policy import Concept
 
 if TYPE_CHECKING:
@@ -196,21 +195,6 @@ def _towards(given: Tensor, moved: Tensor | None, share: float) -> Tensor:
     return given if moved is None or share == 0.0 else (given.float() + share * (moved - given.float())).to(given.dtype)
 
 
-class _Against(TextStatesEdit):
-    """The phrases of a row's active concepts in its negative prompt, as the authors' runner has them."""
-
-    unconditional = True
-
-    def __init__(self, concepts: Sequence[Concept]) -> None:
-        self.concepts = tuple(concept.id for concept in concepts)
-        self._phrases = [", ".join(concept.phrases) for concept in concepts]
-
-    def __call__(self, call: StatesCall) -> Tensor:
-        said = zip(call.texts, call.strengths.tolist(), strict=True)
-        active = [[phrase for phrase, on in zip(self._phrases, line, strict=True) if on] for _, line in said]
-        return call.encode([", ".join(filter(None, (t, *a))) for t, a in zip(call.texts, active, strict=True)])
-
-
 class SAFREE:
     """The eraser; see the module."""
 
@@ -224,11 +208,8 @@ class SAFREE:
     }  # fmt: skip
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        form, first = params["form"], concepts[0]
-        if form not in FORMS:
-            raise CapabilityError(
-                f"concept {first.id!r}: params.form must be one of {', '.join(FORMS)}", eraser=self.name, missing="form"
-            )
+        first = concepts[0]
+        form = choice_of(first, self, params, "form", FORMS)
         numbers = Settings(
             number_of(first, self, params, "alpha", 0.0),
             int(number_of(first, self, params, "least", 0.0)),
@@ -237,4 +218,4 @@ class SAFREE:
             number_of(first, self, params, "centre"),
         )
         edits: list[Edit] = [_Filter(concepts, _Toxic.of(concepts, pipeline), numbers, validated=form != "filter")]
-        return [*edits, _Against(concepts)] if form == "released" else edits
+        return [*edits, NegativeText(concepts)] if form == "released" else edits

@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, number_of
-from safeguard.erasing.closed_form import Kept, Pairs, Solved, Texts, choice_of, layers_of, texts_of
+from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, choice_of
+from safeguard.erasing.closed_form import Asked, Kept, Pairs, Solved, Texts, layers_of
 from safeguard.policy import Concept
 
 if TYPE_CHECKING:
@@ -63,21 +63,14 @@ class UCE:
         import torch
 
         first = concepts[0]
-        technique = choice_of(first, self, params["technique"], "technique", TECHNIQUES)
-        window = choice_of(first, self, params["window"], "window", ("last", "aligned"))
-        (guide,) = texts_of(first, self, params["guide"], "guide")[:1]
-        preserve = texts_of(first, self, params["preserve"], "preserve")
-        scales = {
-            "erase": number_of(first, self, params, "erase_scale", least=1e-6),
-            "preserve": number_of(first, self, params, "preserve_scale", least=0),
-            "lamb": number_of(first, self, params, "lamb", least=1e-6),
-        }
+        asked = Asked.of(first, self, params)
+        technique = choice_of(first, self, params, "technique", TECHNIQUES)
         edits: list[Edit] = []
         for layers in layers_of(concepts, self, pipeline):
-            texts = Texts(pipeline, layers, window)
-            given = [texts.pairs(concept.phrases, guide) for concept in concepts]
+            texts = Texts(pipeline, layers, asked.window)
+            given = [texts.pairs(concept.phrases, asked.guide) for concept in concepts]
             pairs = [Pairs.of(rows, against) for rows, against in given]
-            solved = Solved(Kept(texts.kept(preserve), **scales), [pairs])
+            solved = Solved(Kept(texts.kept(asked.preserve), **asked.scales), [pairs])
             ups = {}
             for module in layers.modules:
                 weight = pipeline.weight(module).to(given[0][0])

@@ -10,10 +10,11 @@ from safeguard.erasing.calls import (
     SiteEffect,
     StatesCall,
 )
-from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength, number_of
+from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength, choice_of, number_of
 from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
 from safeguard.erasing.fingerprint import Fingerprint
 from safeguard.erasing.memory import Memory
+from safeguard.erasing.negative import NegativeText
 from safeguard.erasing.pipeline import (
     EncodedText,
     FeatureSite,
@@ -56,6 +57,7 @@ __all__ = [
     "LinearEdit",
     "Looked",
     "Memory",
+    "NegativeText",
     "Perceptron",
     "Pipeline",
     "Plan",
@@ -80,6 +82,7 @@ __all__ = [
     "TokenKeys",
     "Watch",
     "Watching",
+    "choice_of",
     "compile_plan",
     "find_adapter",
     "number_of",

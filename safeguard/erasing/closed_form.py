@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from safeguard.erasing.eraser import Eraser
+from safeguard.erasing.eraser import Eraser, choice_of, number_of
 from safeguard.erasing.pipeline import EncodedText, Pipeline, TextLayers
 from safeguard.erasing.seams import LinearEdit
 from safeguard.errors import CapabilityError
@@ -286,7 +286,31 @@ def layers_of(concepts: Sequence[Concept], eraser: Eraser, pipeline: Pipeline) -
     return found
 
 
-def texts_of(concept: Concept, eraser: Eraser, given: Any, name: str) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a policy says to every method of this kind: the guide text, texts to preserve, which states stand for a text, and
+    the factors a, b and l as `Kept` takes them.
+    """
+
+    guide: str
+    preserve: Sequence[str]
+    window: str
+    scales: Mapping[str, float]
+
+    @classmethod
+    def of(cls, concept: Concept, eraser: Eraser, params: Mapping[str, Any]) -> Asked:
+        """Raises CapabilityError for a parameter that is none."""
+        (guide,) = _texts_of(concept, eraser, params["guide"], "guide")[:1]
+        scales = {
+            "erase": number_of(concept, eraser, params, "erase_scale", least=1e-6),
+            "preserve": number_of(concept, eraser, params, "preserve_scale", least=0),
+            "lamb": number_of(concept, eraser, params, "lamb", least=1e-6),
+        }
+        preserve = _texts_of(concept, eraser, params["preserve"], "preserve")
+        return cls(guide, preserve, choice_of(concept, eraser, params, "window", ("last", "aligned")), scales)
+
+
+def _texts_of(concept: Concept, eraser: Eraser, given: Any, name: str) -> list[str]:
     """A parameter that lists texts. Raises CapabilityError for anything else."""
     texts: list[Any] = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else [None]
     if not all(isinstance(text, str) for text in texts):
@@ -294,14 +318,3 @@ def texts_of(concept: Concept, eraser: Eraser, given: Any, name: str) -> list[st
             f"concept {concept.id!r}: params.{name} of {eraser.name!r} is a list of texts", eraser=eraser.name, missing=name
         )
     return texts
-
-
-def choice_of(concept: Concept, eraser: Eraser, given: Any, name: str, among: Sequence[str]) -> str:
-    """A parameter that is one of some words. Raises CapabilityError for anything else."""
-    if given not in among:
-        raise CapabilityError(
-            f"concept {concept.id!r}: params.{name} of {eraser.name!r} must be one of {', '.join(among)}",
-            eraser=eraser.name,
-            missing=name,
-        )
-    return str(given)

@@ -86,3 +86,14 @@ def number_of(
             missing=name,
         )
     return float(value)
+
+
+def choice_of(concept: Concept, eraser: Eraser, params: Mapping[str, Any], name: str, among: Sequence[str]) -> str:
+    """The parameter ``name`` as one of some words. Raises CapabilityError for anything else."""
+    if params[name] not in among:
+        raise CapabilityError(
+            f"concept {concept.id!r}: params.{name} of {eraser.name!r} must be one of {', '.join(among)}",
+            eraser=eraser.name,
+            missing=name,
+        )
+    return str(params[name])

@@ -88,8 +88,7 @@ class _AtSite:
     back: Tensor  # [H, E * C, d], the values with their sign turned
     across: Tensor  # [H, d, E * C], the values
     columns: Tensor  # [E * C, C], 1 where a token is of a concept
-    products: Tensor  # [H, E * C, E * C], of the values with one another
-    gram: Tensor  # the same within one concept, 0 between concepts
+    gram: Tensor  # [H, E * C, E * C], products of the values of one concept, 0 between concepts
     empty_along: Tensor  # [H, E, E * C], products of the empty prompt's values with the values
 
 
@@ -187,12 +186,11 @@ class ConceptTokens:
             values = values * ((kinds > 0) if self._framed else words).flatten()[:, None]
             across = values.float().transpose(-1, -2)
             same = torch.arange(width - 1, device=keys.device).repeat(len(laid))
-            products = values.float() @ across
-            gram = products * (same[:, None] == same)
+            gram = (values.float() @ across) * (same[:, None] == same)
             columns = (same[:, None] == same[: len(self.concepts)]).float()
             empty = empty_values[:, laid[:, -1] - end].float() @ across
             bias, across = bias.to(keys.dtype)[None, None], across.to(values.dtype)
-            return _AtSite(source[1:], keys, bias, words.float(), -values, across, columns, products, gram, empty)
+            return _AtSite(source[1:], keys, bias, words.float(), -values, across, columns, gram, empty)
 
 
 class Reading:
@@ -259,10 +257,10 @@ class Reading:
         width = amount.shape[-1]
         if width == 1:
             return amount
-        weighed = self._weighed(amount)
+        weighed, products = self._weighed(amount), -(self._at.back.float() @ self._at.across.float())  # of all concepts
         made = torch.stack(
             [
-                ((weighed[..., column::width] @ self._at.products[:, column::width]) * weighed).sum(0) @ self._at.columns
+                ((weighed[..., column::width] @ products[:, column::width]) * weighed).sum(0) @ self._at.columns
                 for column in range(width)
             ],
             -2,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,12 +14,6 @@ from safeguard.attaching.capture import Catch, Values, catch_call, inner, leaves
 from safeguard.attaching.denoiser import TIMES
 from safeguard.attaching.hooks import quiet
 from safeguard.errors import CapabilityError
-
-
-def step_sources(seed: int, stage: str, step: int) -> tuple[random.Random, torch.Generator]:
-    """The random sources of one step of one stage, so that a run that was stopped goes on as if it had not been."""
-    number = int.from_bytes(hashlib.sha256(f"{seed}:{stage}:{step}".encode()).digest()[:8], "big")
-    return random.Random(number), torch.Generator().manual_seed(number % 2**63)
 
 
 class FrozenPipeline:

@@ -21,10 +21,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from safeguard.attaching import Attachment
 from safeguard.erasing import Adapter, Perceptron
 from safeguard.evaluation.suites import BENIGN, Case, Cell, cases
 from safeguard.policy import Policy, derive
-from safeguard.training.shares import fingerprint_of, shares_of
+from safeguard.training.shares import attached, shares_of
 from safeguard.training.task import Task
 
 SCALES: Final = (0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
@@ -61,7 +62,8 @@ def train(task: Task) -> Adapter:
     shown = _judged(task, chosen, None, "unprotected")
     wanted = {name: _wanted(task, name, chosen, shown[name]) for name in names}
     constant = _constant(np.concatenate(list(wanted.values())))
-    samples = _samples(task, chosen, wanted, constant)
+    with attached(task.studio.pipe) as attachment:
+        samples, bound = _samples(task, attachment, chosen, wanted, constant), attachment.fingerprint
     settings = {
         "constant": constant,
         "highest": SCALES[-1],
@@ -74,7 +76,7 @@ def train(task: Task) -> Adapter:
         "guidance": task.studio.guidance,
     }
     report = _report(samples, task.seed)
-    return Adapter("gie", fingerprint_of(task.studio.pipe), _fit(samples, task.seed), settings, report)
+    return Adapter("gie", bound, _fit(samples, task.seed), settings, report)
 
 
 def _judged(task: Task, chosen: Sequence[Case], policy: Policy | None, title: str) -> dict[str, npt.NDArray[Any]]:
@@ -108,11 +110,13 @@ def _constant(wanted: Scales) -> float:
     return next((scale for scale in SCALES if len(needed) and np.mean(needed <= scale) >= ENOUGH), SCALES[-1])
 
 
-def _samples(task: Task, chosen: Sequence[Case], wanted: Mapping[str, Scales], constant: float) -> _Samples:
+def _samples(
+    task: Task, attachment: Attachment, chosen: Sequence[Case], wanted: Mapping[str, Scales], constant: float
+) -> _Samples:
     """Every token of every concept in every picture."""
     parts = []
     for concept, scales in wanted.items():
-        found = shares_of(task.studio, task.policy, concept, chosen, constant, task.batch)
+        found = shares_of(attachment, task.studio, task.policy, concept, chosen, constant, task.batch)
         words = found.shape[1]
         each = (torch.from_numpy(scales).float(), torch.full((len(chosen),), 1 / words), torch.arange(len(chosen)) % FOLDS)
         parts.append((found.flatten(0, 1), *(part.repeat_interleave(words) for part in each)))

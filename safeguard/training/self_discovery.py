@@ -21,10 +21,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from safeguard.demo.training import step_rng
 from safeguard.erasing import Adapter, FeatureSite
 from safeguard.erasing.adapter import write_whole
 from safeguard.errors import CapabilityError, SafeguardError
-from safeguard.training.frozen import FrozenPipeline, changed_output, step_sources, weights_frozen
+from safeguard.training.frozen import FrozenPipeline, changed_output, weights_frozen
 from safeguard.training.task import Task
 
 METHOD: Final = "self_discovery"
@@ -74,8 +75,8 @@ def train(task: Task) -> Adapter:
     towards = bool(given.pop("towards", 0))
     if towards:
         pairs = [Pair(pair.said, pair.shown) for pair in pairs]
-    whole = {name: int(value) if name in ("updates", "steps") else value for name, value in given.items()}
-    settings = replace(Settings(batch=task.batch, seed=task.seed), **whole)  # type: ignore[arg-type]
+    whole: dict[str, Any] = {name: int(value) if name in ("updates", "steps") else value for name, value in given.items()}
+    settings = replace(Settings(batch=task.batch, seed=task.seed), **whole)
     done = 0
 
     def progress(now: int, of: int) -> None:
@@ -151,8 +152,7 @@ class _Work:
         for start in range(0, len(pairs), self._settings.batch):
             some = pairs[start : start + self._settings.batch]
             seeds = [
-                step_sources(self._settings.seed, self._stage, -1 - start - place)[0].getrandbits(48)
-                for place in range(len(some))
+                step_rng(self._settings.seed, self._stage, -1 - start - place)[0].getrandbits(48) for place in range(len(some))
             ]
             made.append(self._frozen.paint([one.shown for one in some], seeds, self._settings.steps, self._settings.guidance))
         return torch.cat(made)
@@ -171,7 +171,7 @@ class _Work:
 
     def loss(self, step: int, vector: Tensor) -> Tensor:
         """On the batch of one step, with ``vector`` in the middle."""
-        chosen, source = step_sources(self._settings.seed, self._stage, step)
+        chosen, source = step_rng(self._settings.seed, self._stage, step)
         places = [chosen.randrange(len(self._latents)) for _ in range(self._settings.batch)]
         with changed_output(self._module, lambda feature: feature + vector.to(feature), self._output):
             return self._frozen.loss(self._values, self._latents, places, source)

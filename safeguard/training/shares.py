@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Final
@@ -17,7 +17,7 @@ from safeguard.erasing import (
     PROTOCOL,
     ConceptTokens,
     Edit,
-    Fingerprint,
+    Looked,
     Memory,
     Pipeline,
     Registry,
@@ -35,10 +35,6 @@ from safeguard.policy import Concept, Policy, derive
 NAME: Final = "shares"
 
 
-class _SeenError(Exception):
-    """The first call is over, and what it shows is known."""
-
-
 class _Look(TextSiteEdit):
     """The constant term of ``gie``, that keeps what it reads, by site: [R, C, E]."""
 
@@ -49,7 +45,7 @@ class _Look(TextSiteEdit):
         self._tokens = tokens
 
     def select(self, columns: Sequence[int]) -> _Look:
-        raise NotImplementedError("one concept is looked at at a time")
+        return self  # of one concept there is no other choice
 
     def __call__(self, call: SiteCall) -> SiteEffect:
         reading = self._tokens.read(call)
@@ -58,7 +54,7 @@ class _Look(TextSiteEdit):
         return SiteEffect(reading.taken(call.strengths[:, None, None, :]))
 
     def learns(self, memory: Memory) -> bool:
-        raise _SeenError
+        raise Looked
 
 
 class Shares:
@@ -75,33 +71,36 @@ class Shares:
         return [_Look(ConceptTokens.of(concepts, pipeline, whole=True, plain=True))]
 
 
-def shares_of(studio: Studio, policy: Policy, concept: str, cases: Sequence[Case], constant: float, batch: int) -> Tensor:
+def shares_of(
+    attachment: Attachment,
+    studio: Studio,
+    policy: Policy,
+    concept: str,
+    cases: Sequence[Case],
+    constant: float,
+    batch: int,
+) -> Tensor:
     """The mean share of each word of a concept at each text site of the denoiser that makes the image, with the constant
-    weight acting: [n, words, S].
+    weight acting: [n, words, S]. The studio's pipeline carries the hooks of ``attachment`` (`attached`).
     """
     own = derive(policy, name=NAME, concepts=[concept], eraser=NAME, strength=constant, params={}, activation="always")
     bare = replace(studio, guidance=1.0)  # one row a case, in their order
     found = []
-    with _attached(studio.pipe) as attachment:
-        plan = compile_plan(own, attachment, Registry([EntryPoint(NAME, f"{__name__}:Shares", GROUP)]), OFFERED)
-        (edit,) = plan.site_edits
-        assert isinstance(edit, _Look)
-        for start in range(0, len(cases), batch):
-            with running(Running(plan, (), attachment.number)), contextlib.suppress(_SeenError), torch.no_grad():
-                bare.paint(cases[start : start + batch])
-            assert edit.words is not None
-            sites = [edit.seen[site.index][:, 0, edit.words[:, 0] > 0] for site in attachment.main_sites]
-            found.append(torch.stack(sites, -1).float().cpu())
+    plan = compile_plan(own, attachment, Registry([EntryPoint(NAME, f"{__name__}:Shares", GROUP)]), OFFERED)
+    (edit,) = plan.site_edits
+    assert isinstance(edit, _Look)
+    for start in range(0, len(cases), batch):
+        with running(Running(plan, (), attachment.number)), contextlib.suppress(Looked), torch.no_grad():
+            bare.paint(cases[start : start + batch])
+        assert edit.words is not None
+        sites = [edit.seen[site.index][:, 0, edit.words[:, 0] > 0] for site in attachment.main_sites]
+        found.append(torch.stack(sites, -1).float().cpu())
     return torch.cat(found)
 
 
-def fingerprint_of(pipe: Any) -> Fingerprint:
-    """What an adapter of this pipeline is bound to."""
-    return Attachment(pipe).fingerprint
-
-
 @contextlib.contextmanager
-def _attached(pipe: Any) -> Any:
+def attached(pipe: Any) -> Iterator[Attachment]:
+    """Inside, a pipeline that is not guarded carries hooks, and does what the running plan says."""
     attachment = Attachment(pipe)
     attachment.install()
     try:

@@ -32,12 +32,12 @@ class Attention(nn.Module):
         return stream + F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-class Worked(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class Worked(ModelMixin, ConfigMixin):
     """A text that is normed, projected twice, by name, and only then read; ``timed``: together with the time from the start."""
 
     timed = False
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)

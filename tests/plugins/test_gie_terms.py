@@ -146,7 +146,7 @@ def test_a_weight_stays_within_what_was_trained(offset: float, weight: float, fi
 
 def test_a_feature_that_is_no_number_gets_the_constant(fitted: Edit) -> None:
     edit, cells = fitted("blood", slope=1.0), dict[str, Any]()
-    within(site_call([[1.0]]), cells).memory.keep("shares 0", torch.full((1, 1, 3), float("nan")))  # type: ignore[union-attr]
+    within(site_call([[1.0]]), cells).memory.keep("shares 0", torch.full((1, 1, 3), float("nan")))
     call = within(site_call([[1.0]]), cells)
     assert edit.learns(call.memory)
     expected = SETTINGS["constant"] * edit_of("blood")(site_call([[1.0]])).delta

@@ -185,8 +185,8 @@ def test_steps_count_from_the_first_in_which_it_acts() -> None:
 def test_the_released_form_has_the_phrases_in_the_negative_prompt() -> None:
     _, against = edits(form="released")
     asked: list[list[str]] = []
-    given = StatesCall(STATES[None], None, torch.ones(1, 1), ["a fish"], True, 0.0, lambda texts: asked.append(list(texts)))  # type: ignore[arg-type, func-returns-value]
-    against(given)  # type: ignore[operator]
+    given = StatesCall(STATES[None], None, torch.ones(1, 1), ["a fish"], True, 0.0, lambda texts: asked.append(list(texts)))
+    against(given)
     assert asked == [["a fish, blood"]]
 
 

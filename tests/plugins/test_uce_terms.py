@@ -177,7 +177,7 @@ def test_a_text_that_is_one_vector_is_one_pair() -> None:
 
 
 class Deaf(WordPipeline):
-    text_layers = ()  # type: ignore[assignment]
+    text_layers = ()
 
 
 def test_a_denoiser_without_a_layer_that_reads_the_text_alone_is_refused() -> None:

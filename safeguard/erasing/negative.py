@@ -1,0 +1,31 @@
+"""A concept's words in the negative prompt: what the baseline does, and what some methods do besides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from safeguard.erasing.calls import StatesCall
+from safeguard.erasing.seams import TextStatesEdit
+from safeguard.policy import Concept
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NegativeText(TextStatesEdit):
+    """On the unconditional branch: the phrases of a row's active concepts stand behind its negative text."""
+
+    unconditional = True
+
+    def __init__(self, concepts: Sequence[Concept]) -> None:
+        self.concepts = tuple(concept.id for concept in concepts)
+        self._phrases = [", ".join(concept.phrases) for concept in concepts]
+
+    def __call__(self, call: StatesCall) -> Tensor:
+        """States of each row's negative text with the phrases of its active concepts behind it: [R, L, D]."""
+        texts = [
+            ", ".join([*([text] if text else []), *(p for p, on in zip(self._phrases, line, strict=True) if on)])
+            for text, line in zip(call.texts, call.strengths.tolist(), strict=True)
+        ]
+        return call.encode(texts)

@@ -7,16 +7,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import torch
 from families import PROMPTS, generate
 from support import concept, policy, same
 
 from safeguard.audit import MemorySink
+from safeguard.policy import Policy
 
 Pipe = Any
 Protect = Callable[..., Any]
 FIRST = policy(concept("blood", activation="always"), name="first")
 SECOND = policy(concept("weapon", activation="always", strength=1.0), name="second")
+SOLVED = policy(concept("blood", activation="always", eraser="rece"), name="solved")
 
 
 def gated(pipe: Pipe, here: threading.Event, go: threading.Event) -> dict[str, Any]:
@@ -59,11 +62,13 @@ def test_a_swap_between_two_requests_leaves_each_its_own_policy(pipe: Pipe, prot
     assert named == {("before", FIRST.revision), ("after", SECOND.revision)}
 
 
-def test_many_requests_under_swaps_are_each_what_they_are_alone(pipe: Pipe, protect: Protect) -> None:
-    guard = protect(pipe, FIRST)
-    alone = {FIRST.revision: generate(pipe, PROMPTS)}
+@pytest.mark.parametrize("first", [FIRST, SOLVED], ids=["attention to attention", "weights to attention"])
+def test_many_requests_under_swaps_are_each_what_they_are_alone(first: Policy, pipe: Pipe, protect: Protect) -> None:
+    guard = protect(pipe, first)
+    alone = {first.revision: generate(pipe, PROMPTS)}
     guard.swap(SECOND)
     alone[SECOND.revision] = generate(pipe, PROMPTS)
+    assert not same(*alone.values())
 
     def ask() -> None:
         with guard.request() as request:
@@ -74,7 +79,7 @@ def test_many_requests_under_swaps_are_each_what_they_are_alone(pipe: Pipe, prot
     with ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(ask) for _ in range(6)]
         for place in range(4):
-            guard.swap((FIRST, SECOND)[place % 2])
+            guard.swap((first, SECOND)[place % 2])
         for job in jobs:
             job.result()
 

@@ -300,7 +300,11 @@ class Asked:
     @classmethod
     def of(cls, concept: Concept, eraser: Eraser, params: Mapping[str, Any]) -> Asked:
         """Raises CapabilityError for a parameter that is none."""
-        (guide,) = _texts_of(concept, eraser, params["guide"], "guide")[:1]
+        guide = params["guide"]
+        if not isinstance(guide, str):
+            raise CapabilityError(
+                f"concept {concept.id!r}: params.guide of {eraser.name!r} is one text", eraser=eraser.name, missing="guide"
+            )
         scales = {
             "erase": number_of(concept, eraser, params, "erase_scale", least=1e-6),
             "preserve": number_of(concept, eraser, params, "preserve_scale", least=0),

@@ -187,7 +187,15 @@ def test_a_denoiser_without_a_layer_that_reads_the_text_alone_is_refused() -> No
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lamb", 0), ("erase_scale", 0), ("preserve_scale", -1), ("technique", "x"), ("window", "whole"), ("preserve", [1])],
+    [
+        ("lamb", 0),
+        ("erase_scale", 0),
+        ("preserve_scale", -1),
+        ("technique", "x"),
+        ("window", "whole"),
+        ("preserve", [1]),
+        ("guide", []),
+    ],
 )
 def test_a_parameter_out_of_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(CapabilityError, match=rf"'c0': params\.{name} of 'uce'"):

@@ -46,6 +46,13 @@ def demo(
     modes: Annotated[
         str, typer.Option(help="Of alone, together, screened, adaptive, adaptive-screened.")
     ] = "alone,together,screened,adaptive",
+    erasers: Annotated[
+        str,
+        typer.Option(
+            help="Instead of methods, baselines and modes: all, or methods as above (all,sld@4: sld otherwise). Each concept "
+            "alone, what it costs, and 1, 3 and 5 concepts at once, in one table."
+        ),
+    ] = "",
     concepts: ConceptsOption = "",
     batch: BatchOption = 20,
     seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 0,
@@ -69,11 +76,16 @@ def demo(
     from safeguard.evaluation.targets import judge_targets
 
     chosen = _concepts(concepts)
+    where, what = (pipeline, judge, calibration), (split, count, seed, batch)
+    if erasers:
+        _every_eraser(erasers, chosen, where, what, out, resume, json_output)
+        return
     tried = [Method.parse(text) for text in _words(methods)]
     wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes))]
     wanted += [arm for text in _words(baselines) for arm in arms(Method.parse(text), chosen, ("alone",))]
     _check_out(out, resume)
-    settings, results = _measure(wanted, chosen, (pipeline, judge, calibration), (split, count, seed, batch), out)
+    studio, settings = _opened(chosen, where, what)
+    results = _painted(studio, settings, wanted, chosen, out)
     rows = summarise(results, wanted, chosen)
     verdicts = judge_targets(rows, tried[0].name) if check else []
     data = outputs.results_data("demo", settings, rows, wanted, verdicts)
@@ -126,7 +138,8 @@ def curve(
     ]
     wanted = [arm for _, _, method in tried for arm in arms(method, chosen, ways)]
     _check_out(out, resume)
-    settings, results = _measure(wanted, chosen, (pipeline, judge, calibration), (split, count, seed, batch), out)
+    studio, settings = _opened(chosen, (pipeline, judge, calibration), (split, count, seed, batch))
+    results = _painted(studio, settings, wanted, chosen, out)
     rows = summarise(results, wanted, chosen)
     data = outputs.results_data("curve", settings, rows, wanted)
     outputs.write_text(out / "curve.json", json.dumps(outputs.finite(data), indent=2) + "\n")
@@ -155,17 +168,52 @@ def curve(
     emit(data, json_output, render)
 
 
-def _measure(
-    wanted: Sequence[Arm],
+def _every_eraser(
+    erasers: str,
     concepts: Sequence[str],
     where: tuple[str, Path | None, str],
     what: tuple[str, int, int, int],
     out: Path,
-) -> tuple[Settings, list[CellResult]]:
-    from safeguard.evaluation.methods import unprotected
-    from safeguard.evaluation.run import evaluate, images_of, settings_of
+    resume: bool,
+    json_output: bool,
+) -> None:
+    from safeguard.evaluation import outputs, plots
+    from safeguard.evaluation.erasers import SCHEMA, arms_of, chosen, costs, markdown, rich_tables
+    from safeguard.evaluation.methods import UNPROTECTED
+    from safeguard.evaluation.summary import summarise
+
+    methods = chosen(erasers)
+    _check_out(out, resume)
+    studio, settings = _opened(concepts, where, what)
+    found = costs(studio, methods, concepts)
+    wanted = arms_of(methods, found)
+    results = _painted(studio, settings, wanted, concepts, out)
+    rows = summarise(results, wanted, concepts)
+    data = outputs.results_data("erasers", settings, rows, wanted)
+    data |= {"schema": SCHEMA, "split": settings.split, "count": settings.count, "costs": [one.to_dict() for one in found]}
+    alone = [row for row in rows if row.mode in ("", "alone")]
+    files = outputs.write_all(out, data, alone, [arm for arm in wanted if arm.mode == "alone"], results)
+    outputs.write_text(files["table"], markdown(data))
+    points = [
+        (row.method, None, row) for row in alone if row.method != UNPROTECTED and (row.concept is None or len(concepts) == 1)
+    ]
+    title = f"Every eraser, {settings.split} prompts, {settings.count} a cell"
+    files["plot"] = plots.curve(points, out / "erasers.png", title)
+
+    def render(console: Console) -> None:
+        console.print(rich_tables(data, f"{title}, 95 % intervals"))
+        for name, path in files.items():
+            console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+
+    emit(data, json_output, render)
+
+
+def _opened(
+    concepts: Sequence[str], where: tuple[str, Path | None, str], what: tuple[str, int, int, int]
+) -> tuple[Studio, Settings]:
+    from safeguard.evaluation.run import settings_of
     from safeguard.evaluation.studio import open_studio, quiet_libraries
-    from safeguard.evaluation.suites import BENIGN, cases, cells
+    from safeguard.evaluation.suites import cases, cells
 
     split, count, seed, batch = what
     try:
@@ -174,11 +222,19 @@ def _measure(
     except (ValueError, KeyError) as fault:
         stderr.print(f"error: {fault}", highlight=False)
         raise typer.Exit(EXIT_USAGE) from fault
-    total = images_of([unprotected(concepts), *wanted], count)
     quiet_libraries()
     studio = open_studio(*where)
-    settings = settings_of(studio, split, count, seed, batch)
-    minutes = total * _seconds_per_image(studio, cases(BENIGN, split, min(batch, count), seed)) / 60
+    return studio, settings_of(studio, split, count, seed, batch)
+
+
+def _painted(studio: Studio, settings: Settings, wanted: Sequence[Arm], concepts: Sequence[str], out: Path) -> list[CellResult]:
+    from safeguard.evaluation.methods import unprotected
+    from safeguard.evaluation.run import evaluate, images_of
+    from safeguard.evaluation.suites import BENIGN, cases
+
+    total = images_of([unprotected(concepts), *wanted], settings.count)
+    some = cases(BENIGN, settings.split, min(settings.batch, settings.count), settings.seed)
+    minutes = total * _seconds_per_image(studio, some) / 60
     stderr.print(f"{total} pictures, about {minutes:.0f} min on this machine as it is now", highlight=False)
     with progress_bar() as progress:
         task = progress.add_task("", total=total)
@@ -186,8 +242,7 @@ def _measure(
         def advance(title: str, images: int) -> None:
             progress.update(task, advance=images, description=title)
 
-        results = evaluate(studio, wanted, settings, out=out, advance=advance)
-    return settings, results
+        return evaluate(studio, wanted, settings, out=out, advance=advance)
 
 
 def _seconds_per_image(studio: Studio, some: Sequence[Case]) -> float:

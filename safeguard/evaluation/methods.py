@@ -105,4 +105,11 @@ def arms(method: Method, concepts: Sequence[str], modes: Sequence[str] = MODES, 
     return found
 
 
-__all__ = ["BENIGN", "MODES", "UNPROTECTED", "Arm", "Method", "arms", "unprotected"]
+def at_once(method: Method, concepts: Sequence[str], base: str = "builtin://demo") -> Arm:
+    """Benign prompts with these concepts always on: what a method takes from the rest the more there are."""
+    policy, mode = load_policy(base), f"at-once-{len(concepts)}"
+    own = derive(policy, name=mode, concepts=concepts, activation="always", action="erase", **method.changes(policy))
+    return Arm(method.name, mode, (BENIGN,), own)
+
+
+__all__ = ["BENIGN", "MODES", "UNPROTECTED", "Arm", "Method", "arms", "at_once", "unprotected"]

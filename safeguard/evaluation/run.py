@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from safeguard.audit import AuditSink
 from safeguard.demo.world import CONCEPTS
-from safeguard.erasing import Registry
+from safeguard.erasing import Eraser, Registry
 from safeguard.evaluation.methods import UNPROTECTED, Arm
 from safeguard.evaluation.metrics import Pixels, likeness
 from safeguard.evaluation.store import CellStore
@@ -142,14 +142,21 @@ def _what_acts(arm: Arm, studio: Studio) -> dict[str, Any]:
     for name in sorted({concept.eraser for concept in arm.policy.concepts.values()}):
         module = inspect.getmodule(type(registry.get(name)))
         code.update(inspect.getsource(module).encode() if module is not None else name.encode())
-        if module is not None and module.__file__ is not None:
-            code.update(_bytes_of(sorted(Path(module.__file__).with_name("assets").glob(f"{name}-*"))))
+        code.update(_bytes_of(shipped_files(registry.get(name))))
     named = {str(value) for concept in arm.policy.concepts.values() for value in concept.params.values()}
     code.update(_bytes_of(Path(value) for value in sorted(named)))
     found = {"policy": arm.policy.revision, "screened": arm.screened, "erasers": code.hexdigest()}
     if studio.calibration is not None and any(one.activation == "adaptive" for one in arm.policy.concepts.values()):
         found["calibration"] = studio.calibration.digest
     return found
+
+
+def shipped_files(eraser: Eraser) -> list[Path]:
+    """The files of training that come with an eraser, in ``assets`` beside its module."""
+    module = inspect.getmodule(type(eraser))
+    if module is None or module.__file__ is None:
+        return []
+    return sorted(Path(module.__file__).with_name("assets").glob(f"{eraser.name}-*"))
 
 
 def _bytes_of(paths: Iterable[Path]) -> bytes:
@@ -196,4 +203,4 @@ def _measure(
     }
 
 
-__all__ = ["ATTRIBUTES", "UNPROTECTED", "CellResult", "Settings", "evaluate", "images_of", "settings_of"]
+__all__ = ["ATTRIBUTES", "UNPROTECTED", "CellResult", "Settings", "evaluate", "images_of", "settings_of", "shipped_files"]

@@ -43,7 +43,7 @@ def percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} % ({100 * figure.low:.1f}-{100 * figure.high:.1f})"
 
 
-def _short(figure: Figure) -> str:
+def briefly(figure: Figure) -> str:
     """``2.5 (1-6)``."""
     return f"{100 * figure.value:.1f} ({100 * figure.low:.0f}-{100 * figure.high:.0f})" if figure.n else "-"
 
@@ -77,7 +77,7 @@ def rich_tables(rows: Sequence[Row], title: str) -> Group:
         for name, width in (("explicit", 14), ("implicit", 14), ("benign", 14), ("kept", 5), ("SSIM", 5), ("time", 4)):
             table.add_column(name, justify="right", width=width, no_wrap=True)
         for row in (row for row in rows if (row.method, row.mode) == (method, mode)):
-            shares = (_short(figure) for figure in (row.explicit, row.implicit, row.benign))
+            shares = (briefly(figure) for figure in (row.explicit, row.implicit, row.benign))
             numbers = (_plain(100 * row.kept, "{:.1f}"), _plain(row.likeness.value, "{:.3f}"), _plain(row.time, "{:.2f}"))
             table.add_row(row.concept or "all", *shares, *numbers, style="bold" if row.concept is None else "")
         tables += [Text(), table]

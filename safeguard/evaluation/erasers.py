@@ -1,0 +1,243 @@
+"""Every eraser in one table: what it erases and leaves of the concepts it can take, what it costs, and several at once."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from safeguard.attaching import OFFERED, Attachment
+from safeguard.erasing import Adapter, Plan, Registry, compile_plan
+from safeguard.errors import CapabilityError
+from safeguard.evaluation.methods import Arm, Method, arms, at_once
+from safeguard.evaluation.run import shipped_files
+from safeguard.evaluation.studio import Studio
+from safeguard.evaluation.summary import Row
+from safeguard.evaluation.tables import briefly, from_json, number, percent
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+SCHEMA: Final = "safeguard.dev/erasers/v1"
+COUNTS: Final = (1, 3, 5)  # concepts that are active at once
+HEAD: Final = (
+    "method", "explicit", "implicit", "benign", "attributes kept", "benign SSIM", "time", "preparation", "held", "on disk",
+)  # fmt: skip
+BRIEF: Final = ("method", "explicit", "implicit", "kept", "SSIM", "time", "ready", "held", "disk")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an eraser takes besides the time of a picture: ``prepare`` seconds until a concept's edits are made, ``held`` bytes
+    of tensors in them, and ``kept`` bytes of what training made for it, each the mean of the concepts that it ``takes``.
+
+    ``refused`` says of the others why not.
+    """
+
+    method: str
+    takes: tuple[str, ...]
+    prepare: float = 0.0
+    held: float = 0.0
+    kept: float = 0.0
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def chosen(text: str) -> list[Method]:
+    """Methods by ``all`` (every registered eraser, at the word ``strong``) and names as `Method.parse` reads them, of which a
+    later one takes the place of an earlier one of the same eraser. Raises SafeguardError for text that is no method.
+    """
+    found: dict[str, Method] = {}
+    for word in (word.strip() for word in text.split(",") if word.strip()):
+        some = [Method(name) for name in Registry().names] if word == "all" else [Method.parse(word)]
+        found.update({method.eraser: method for method in some})
+    return [found[name] for name in sorted(found)]
+
+
+def costs(studio: Studio, methods: Sequence[Method], concepts: Sequence[str]) -> list[Cost]:
+    """Compile every method for each concept alone, on the pipeline as it is."""
+    attachment = Attachment(studio.pipe, studio.options)
+    return [_cost(method, arms(method, concepts, ("alone",)), attachment) for method in methods]
+
+
+def _cost(method: Method, wanted: Sequence[Arm], attachment: Attachment) -> Cost:
+    registry, plans, seconds, refused = Registry(), {}, [], {}
+    for arm in wanted:
+        assert arm.policy is not None
+        assert arm.concept is not None
+        begun = time.perf_counter()
+        try:
+            plans[arm.concept] = compile_plan(arm.policy, attachment, registry, OFFERED)
+        except CapabilityError as fault:
+            refused[arm.concept] = str(fault)
+        else:
+            seconds.append(time.perf_counter() - begun)
+    if not plans:
+        return Cost(method.name, (), refused=refused)
+    held, kept = (statistics.fmean(map(measure, plans.values())) for measure in (held_bytes, kept_bytes))
+    return Cost(method.name, tuple(plans), statistics.fmean(seconds), held, kept, refused)
+
+
+def held_bytes(plan: Plan) -> int:
+    """Of the tensors that a plan's edits hold, each once. Keys and values that a pipeline keeps for them are not theirs."""
+    import torch
+
+    seen: set[int] = set()
+    sizes: dict[int, int] = {}
+    waiting: list[Any] = list(plan.edits)
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, torch.Tensor):
+            storage = one.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, (list, tuple, set, frozenset)):
+            waiting += one
+        elif not isinstance(one, (str, bytes, type)) and not type(one).__module__.startswith("safeguard.attaching"):
+            waiting += getattr(one, "__dict__", {}).values()
+            waiting += [getattr(one, name) for kind in type(one).__mro__ for name in _slots(kind) if hasattr(one, name)]
+    return sum(sizes.values())
+
+
+def _slots(kind: type) -> Iterable[str]:
+    named = getattr(kind, "__slots__", ())
+    return (named,) if isinstance(named, str) else named
+
+
+def kept_bytes(plan: Plan) -> int:
+    """Of the adapter files that a plan was made from: those that come with its erasers, and those that its policy names."""
+    digests, total = set(plan.adapters.values()), 0
+    for planned in plan.concepts:
+        named = (Path(str(value)) for value in planned.concept.params.values())
+        for path in {*shipped_files(planned.eraser), *(path for path in named if path.is_file())}:
+            if digests and Adapter.load(path, planned.eraser.name).digest in digests:
+                total += path.stat().st_size
+    return total
+
+
+def arms_of(methods: Sequence[Method], found: Sequence[Cost]) -> list[Arm]:
+    """Each concept alone, always on, of those that a method takes; then 1, 3 and 5 of them at once on benign prompts."""
+    made: list[Arm] = []
+    for method, cost in zip(methods, found, strict=True):
+        if cost.takes:
+            made += arms(method, cost.takes, ("alone",))
+            made += [at_once(method, cost.takes[:count]) for count in COUNTS if count <= len(cost.takes)]
+    return made
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """Three tables: all concepts pooled with what a method costs; concept by concept; several at once."""
+    parts = [_lines_of(*table) for table in _tables(data)]
+    refused = [
+        f"- `{name}`, {', '.join(concepts)}: {reason}" for name, reasons in _refused(data) for reason, concepts in reasons
+    ]
+    return "\n".join([*parts, *(["Refused here:\n", *refused, ""] if refused else [])])
+
+
+def rich_tables(data: Mapping[str, Any], title: str) -> Group:
+    """The same for a terminal of 80 columns."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = [Text(title, style="bold"), Text("% of pictures, with 95 % intervals", style="dim")]
+    for head, lines in _tables(data, short=True):
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold cyan")
+        for place, name in enumerate(head):
+            table.add_column(name, justify="right" if place else "left", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        parts += [Text(), table]
+    for name, reasons in _refused(data):
+        parts += [Text(f"{name}, {', '.join(concepts)}: {reason}", style="yellow") for reason, concepts in reasons]
+    return Group(*parts)
+
+
+_Cells = tuple[Sequence[str], Sequence[Sequence[str]]]  # a head, and lines
+
+
+def _tables(data: Mapping[str, Any], short: bool = False) -> list[_Cells]:
+    rows, found = from_json(data["rows"]), [Cost(**one) for one in data["costs"]]
+    alone = [row for row in rows if row.mode in ("", "alone")]
+    return [_pooled(alone, found, short), _by_concept(alone), _at_once(rows)]
+
+
+def _refused(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """By method, every reason with the concepts that were refused for it."""
+    made = []
+    for cost in data["costs"]:
+        reasons: dict[str, list[str]] = {}
+        for concept, reason in cost["refused"].items():
+            reasons.setdefault(reason.removeprefix(f"concept {concept!r}: "), []).append(concept)
+        if reasons:
+            made.append((cost["method"], list(reasons.items())))
+    return made
+
+
+def _pooled(rows: Sequence[Row], found: Sequence[Cost], short: bool) -> _Cells:
+    by_method = {one.method: one for one in found}
+    lines = [(_briefly if short else _fully)(row, by_method.get(row.method)) for row in _whole(rows)]
+    return (BRIEF if short else HEAD), lines
+
+
+def _fully(row: Row, cost: Cost | None) -> Sequence[str]:
+    shares = (percent(row.explicit), percent(row.implicit), percent(row.benign))
+    taken = ("-",) * 3 if cost is None else (f"{cost.prepare:.2f} s", f"{_size(cost.held)}B", f"{_size(cost.kept)}B")
+    return (row.method, *shares, f"{row.kept:.1%}", number(row.likeness), f"{row.time:.2f}x", *taken)
+
+
+def _briefly(row: Row, cost: Cost | None) -> Sequence[str]:
+    taken = ("-",) * 3 if cost is None else (f"{cost.prepare:.2f}", _size(cost.held), _size(cost.kept))
+    figures = (f"{100 * row.kept:.0f}", f"{row.likeness.value:.3f}", f"{row.time:.2f}")
+    return (row.method, briefly(row.explicit), briefly(row.implicit), *figures, *taken)
+
+
+def _by_concept(rows: Sequence[Row]) -> _Cells:
+    concepts = list(dict.fromkeys(row.concept for row in rows if row.concept is not None))
+    lines = []
+    for method in dict.fromkeys(row.method for row in rows):
+        own = {row.concept: row for row in rows if row.method == method}
+        shown = [own.get(concept) for concept in concepts]
+        lines.append((method, *("-" if row is None else _both(row) for row in shown)))
+    return ("explicit / implicit, %", *concepts), lines
+
+
+def _both(row: Row) -> str:
+    return f"{100 * row.explicit.value:.0f} / {100 * row.implicit.value:.0f}"
+
+
+def _at_once(rows: Sequence[Row]) -> _Cells:
+    lines = []
+    for method in dict.fromkeys(row.method for row in rows if row.mode.startswith("at-once")):
+        own = {row.mode: row for row in rows if row.method == method}
+        shown = [own.get(f"at-once-{count}") for count in COUNTS]
+        lines.append((method, *("-" if row is None else f"{row.likeness.value:.3f}, {row.kept:.0%}" for row in shown)))
+    return ("benign SSIM, attributes kept", *(f"{count} at once" for count in COUNTS)), lines
+
+
+def _whole(rows: Sequence[Row]) -> list[Row]:
+    """One row a method: over all of its concepts, or of the only one."""
+    last: dict[str, Row] = {}
+    for row in rows:
+        if row.method not in last or row.concept is None:
+            last[row.method] = row
+    return list(last.values())
+
+
+def _lines_of(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    made = [f"| {' | '.join(line)} |" for line in (head, *lines)]
+    return "\n".join([made[0], "|---|" + "---:|" * (len(head) - 1), *made[1:]]) + "\n"
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:.1f} M" if count >= 2**20 else f"{math.ceil(count / 1024)} k"

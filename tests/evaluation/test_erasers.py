@@ -1,0 +1,91 @@
+"""Every eraser in one table: what each takes, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from safeguard.cli.main import app
+from safeguard.demo.world import CONCEPTS
+from safeguard.erasing import Plan, Registry
+from safeguard.errors import SafeguardError
+from safeguard.evaluation.erasers import Cost, arms_of, chosen, costs, held_bytes, markdown
+from safeguard.evaluation.methods import Method
+from safeguard.evaluation.studio import Studio
+from safeguard.evaluation.suites import BENIGN
+
+
+def test_all_is_every_registered_eraser() -> None:
+    assert [method.eraser for method in chosen("all")] == sorted(Registry().names)
+
+
+def test_a_later_method_takes_the_place_of_the_same_eraser() -> None:
+    names = [method.name for method in chosen("all,sld@max,nag:alpha=1@8")]
+    assert {"sld@max", "nag:alpha=1.0@8.0"} <= set(names)
+    assert not {"sld", "nag"} & set(names)
+
+
+def test_a_word_that_is_no_method_is_refused() -> None:
+    with pytest.raises(SafeguardError, match="no method"):
+        chosen("all,@3")
+
+
+def test_an_eraser_that_was_trained_tells_the_size_of_its_file(studio: Studio) -> None:
+    found = {one.method: one for one in costs(studio, [Method("self_discovery"), Method("uce")], ["blood"])}
+    assets = Path(__file__).parents[2] / "plugins" / "safeguard_plugins" / "assets"
+    sizes = {file.stat().st_size for file in assets.glob("self_discovery-*")}
+    assert found["self_discovery"].kept in sizes
+    assert found["uce"].kept == 0
+    assert found["uce"].prepare > 0
+
+
+def test_what_a_method_cannot_take_is_told_with_the_reason(studio: Studio) -> None:
+    (found,) = costs(studio, [Method("self_discovery", {"adapter": "nowhere.safetensors"})], ["blood"])
+    assert found.takes == ()
+    assert "nowhere.safetensors" in found.refused["blood"]
+    assert arms_of([Method("self_discovery")], [found]) == []
+
+
+def test_tensors_are_counted_once_wherever_they_are_held(studio: Studio) -> None:
+    class Holder:
+        __slots__ = ("also", "one")
+
+        def __init__(self, one: torch.Tensor) -> None:
+            self.one, self.also = one, {"deep": [one[:3], torch.zeros(5)]}
+
+    plan = Plan(None, (), (Holder(torch.zeros(10)),), {})  # type: ignore[arg-type]
+    assert held_bytes(plan) == 4 * (10 + 5)
+
+
+def test_more_concepts_at_once_are_measured_on_benign_prompts() -> None:
+    made = arms_of([Method("uce")], [Cost("uce", CONCEPTS[:3])])
+    several = [arm for arm in made if arm.mode != "alone"]
+    assert [arm.mode for arm in several] == ["at-once-1", "at-once-3"]
+    assert all(arm.cells == (BENIGN,) for arm in several)
+    assert [list(arm.policy.concepts) for arm in several if arm.policy] == [list(CONCEPTS[:1]), list(CONCEPTS[:3])]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What the command writes and says of one eraser, one concept and one prompt a cell."""
+    out = tmp_path_factory.mktemp("erasers")
+    words = ["--erasers", "uce", "--n", "1", "--split", "dev", "--concepts", "blood"]
+    result = CliRunner().invoke(app, ["eval", "demo", *words, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    return out, result.stdout
+
+
+def test_its_rows_are_of_each_concept_alone_and_of_some_at_once(measured: tuple[Path, str]) -> None:
+    modes = {(row["method"], row["mode"]) for row in json.loads(measured[1])["rows"]}
+    assert modes == {("unprotected", ""), ("uce", "alone"), ("uce", "at-once-1")}
+
+
+def test_its_table_is_that_of_its_results(measured: tuple[Path, str]) -> None:
+    data = json.loads((measured[0] / "results.json").read_text("utf-8"))
+    assert (measured[0] / "table.md").read_text("utf-8") == markdown(data)
+    assert "| uce |" in markdown(data)
+    assert (measured[0] / "erasers.png").stat().st_size > 10_000

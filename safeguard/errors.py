@@ -85,5 +85,16 @@ class AuditError(SafeguardError):
         super().__init__(message)
 
 
+class FeedbackError(SafeguardError):
+    """A feedback store could not be read or written, or was asked for what it does not hold. ``path`` is the file or folder
+    concerned, ``line`` the 1-based line of a damaged file, or 0.
+    """
+
+    def __init__(self, message: str, *, path: str = "", line: int = 0) -> None:
+        self.path = path
+        self.line = line
+        super().__init__(message)
+
+
 class AssetError(SafeguardError):
     """A file that the package should carry (weights, vocabulary) is missing or altered."""

@@ -230,6 +230,7 @@ function entry(tile) {
 
 function drawOrder() {
   const { length } = group;
+  const held = [...$("order").querySelectorAll(".tile")].indexOf(document.activeElement);
   $("order").replaceChildren(...group.map((_, at) => {
     const digest = order[at];
     const ends = at === 0 ? "most" : at === length - 1 ? "least" : "";
@@ -253,6 +254,7 @@ function drawOrder() {
   });
   $("save").disabled = length < 2 || order.length < length;
   $("clear").disabled = order.length === 0;
+  if (held >= 0) ([...$("order").querySelectorAll(".tile")].at(held) ?? $("group").querySelector(".tile"))?.focus();
 }
 
 function pick(at) {
@@ -319,7 +321,7 @@ function drawProgress() {
   const done = labels ? state.labelled : all - state.unranked;
   $("bar").max = all;
   $("bar").value = done;
-  const more = labels ? "" : `, ${state.rankings} rankings`;
+  const more = labels ? "" : `, ${state.rankings} ranking${state.rankings === 1 ? "" : "s"}`;
   $("count").textContent = `${done} of ${all} ${labels ? "labelled" : "ranked"}, ${all - done} left${more}`;
   const question = document.createElement("em");
   question.textContent = state.concept;
@@ -337,7 +339,12 @@ function choose(next) {
     $(`tab-${name}`).tabIndex = name === view ? 0 : -1;
   }
   drawProgress();
+}
+
+function enter(next) {
+  choose(next);
   if (view === "label") focusOn(place);
+  else $("group").querySelector(".tile")?.focus();
 }
 
 function blur(wanted) {
@@ -363,7 +370,7 @@ async function load(concept) {
   drawGrid();
   place = before >= 0 ? before : Math.max(0, state.pictures.findIndex((one) => !one.answer));
   drawRanking(state.group);
-  choose(view);
+  enter(view);
   document.body.dataset.ready = "";
 }
 
@@ -402,8 +409,8 @@ function rankKey(key, event) {
 
 addEventListener("keydown", onKey);
 $("concept").onchange = (event) => { KEPT.removeItem("place"); load(event.target.value); };
-$("tab-label").onclick = () => choose("label");
-$("tab-rank").onclick = () => choose("rank");
+$("tab-label").onclick = () => enter("label");
+$("tab-rank").onclick = () => enter("rank");
 $("blur").onclick = () => blur(!document.body.classList.contains("blurred"));
 $("save").onclick = save;
 $("clear").onclick = () => { order = order.slice(0, -1); drawOrder(); };

@@ -26,7 +26,7 @@ INSTALL_TORCH := $(if $(filter cpu,$(TORCH)),$(TORCH_CPU) || $(TORCH_PLAIN),$(TO
 # Packages are all that is ever downloaded: models come with them, and the hub is switched off.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help setup demo test lint bench eval coverage tables docs train clean
+.PHONY: help setup demo test browser lint bench eval coverage tables docs train clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -46,9 +46,16 @@ demo: $(READY)  ## protect a trained pipeline and show what happens: pictures, s
 	@echo '==> demo: protecting the trained demo pipeline; results go to $(OUT)/demo'
 	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.walkthrough --out $(OUT)/demo
 
-test: $(READY)  ## run the tests
+test: $(READY) $(VENV)/.ready-browser  ## run the tests
 	@echo '==> test: $(or $(T),everything), in $(JOBS) processes'
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(T)
+
+browser: $(VENV)/.ready-browser  ## put a headless browser into .venv for the tests of the feedback page (70 MB, once)
+
+$(VENV)/.ready-browser: $(READY) tests/feedback/chromium.py
+	@echo '==> setup: a headless browser for the tests of the feedback page'
+	$(BIN)/python tests/feedback/chromium.py
+	@touch $@
 
 lint: $(VENV)/.ready-lint  ## check style, types and the floors between the packages
 	@echo '==> lint: ruff, mypy --strict, import-linter'

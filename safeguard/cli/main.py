@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("safeguard.cli.compare", "Show an image before and after erasure, with the concept's heat map."),
     "calibrate": ("safeguard.cli.calibrate", "Learn by what evidence adaptive concepts open on a pipeline."),
     "train": ("safeguard.cli.train", "Train what an eraser needs on a pipeline."),
+    "feedback": ("safeguard.cli.feedback", "Ask people about pictures, and learn from what they say."),
     "doctor": ("safeguard.cli.doctor", "Say how a pipeline would be protected, and what would be refused."),
     "eval": ("safeguard.cli.evaluate", "Measure erasure and retention."),
 }

@@ -76,13 +76,18 @@ class Studio:
             yield guard
 
     def digest(self) -> str:
-        """Names the pipeline's weights: hex SHA-256 over every parameter."""
-        total = hashlib.sha256()
-        for name, part in sorted(self.pipe.components.items()):
-            if hasattr(part, "state_dict"):
-                for key, value in sorted(part.state_dict().items()):
-                    total.update(f"{name}.{key}".encode() + value.detach().cpu().contiguous().float().numpy().tobytes())
-        return total.hexdigest()
+        """Names the pipeline's weights: see `weights_digest`."""
+        return weights_digest(self.pipe)
+
+
+def weights_digest(pipe: Any) -> str:
+    """Names a pipeline's weights: hex SHA-256 over every parameter."""
+    total = hashlib.sha256()
+    for name, part in sorted(pipe.components.items()):
+        if hasattr(part, "state_dict"):
+            for key, value in sorted(part.state_dict().items()):
+                total.update(f"{name}.{key}".encode() + value.detach().cpu().contiguous().float().numpy().tobytes())
+    return total.hexdigest()
 
 
 def load_pipeline(place: str | os.PathLike[str]) -> Any:

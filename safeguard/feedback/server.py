@@ -1,7 +1,8 @@
 """The page's server, over the standard library's: for one person, by one address, with a token of its own.
 
-What it shows is what nobody wants to see, so nothing but the empty page is given to whoever does not know the token. It is in the
-part of the address behind ``#``, which no browser sends; the page sends it in a header, which no other site can make it do.
+What it shows is what nobody wants to see, so whoever does not know the token is given the empty page and nothing else. The
+token is in the part of the address behind ``#``, which no browser sends; the page sends it in a header, which no other site can
+make it do.
 """
 
 from __future__ import annotations

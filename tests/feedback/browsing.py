@@ -91,7 +91,7 @@ class Page:
         return got["result"].get("value")
 
     def until(self, script: str) -> Any:
-        """Wait for an expression to become true, also while a page is loading. Fails, with what the page says, where it does not."""
+        """Wait for an expression to become true, also while a page loads. Fails, with what stands there, where it does not."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             value = self.run(f"(() => {{ try {{ return {script}; }} catch {{ return null; }} }})()")

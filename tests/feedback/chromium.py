@@ -1,8 +1,8 @@
 """The browser of the tests: found, or installed from a package.
 
-``python tests/feedback/chromium.py`` installs it into the running environment where that is needed. On Linux (x86-64) it is the headless
-Chromium of the npm package @sparticuz/chromium, which has its own libraries and fonts, so that all is the same everywhere; elsewhere, or where
-SAFEGUARD_BROWSER names one, a browser of the machine.
+``python tests/feedback/chromium.py`` installs it into the running environment where that is needed. On Linux (x86-64) it is the
+headless Chromium of the npm package @sparticuz/chromium, with its own libraries and fonts, so that it is the same everywhere;
+elsewhere, or where SAFEGUARD_BROWSER names one, it is a browser of the machine.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def find() -> Chromium:
 
 def install() -> None:
     """Put the package's browser into the environment, whole or not at all. Does nothing where it is there."""
-    if (HOME / "chromium").is_file():
+    if (HOME / "package").is_file() and (HOME / "package").read_text("utf-8") == PACKAGE:
         return
     with tempfile.TemporaryDirectory() as folder:
         command = [_npm(), "pack", "--silent", "--pack-destination", folder, PACKAGE]
@@ -79,10 +79,12 @@ def install() -> None:
     with tarfile.open(fileobj=io.BytesIO(data)) as package:
         for name in ("al2023", "fonts"):
             with tarfile.open(fileobj=io.BytesIO(_unpacked(package, f"{name}.tar"))) as inner:
-                inner.extractall(draft, filter="data")
+                inner.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)  # Python before 3.11.4
+                inner.extractall(draft)
         (draft / "fonts.conf").write_text(FONTS, "utf-8")
         (draft / "chromium").write_bytes(_unpacked(package, "chromium"))
     (draft / "chromium").chmod(0o755)
+    (draft / "package").write_text(PACKAGE, "utf-8")
     shutil.rmtree(HOME, ignore_errors=True)
     draft.rename(HOME)
 
@@ -107,5 +109,8 @@ def _path() -> str:
 
 if __name__ == "__main__":
     if "SAFEGUARD_BROWSER" not in os.environ and (platform.system(), platform.machine()) == ("Linux", "x86_64"):
-        install()
+        try:
+            install()
+        except (OSError, subprocess.CalledProcessError) as fault:
+            print(f"{PACKAGE} cannot be installed here ({fault}); is there a browser on this machine?", file=sys.stderr)
     print(find().program)

@@ -15,7 +15,7 @@ from safeguard.feedback.server import FeedbackServer
 
 sys.path.append(str(Path(__file__).parent))
 
-from samples import filled  # noqa: E402 - found by the line above
+from samples import filled
 
 
 @pytest.fixture

@@ -276,9 +276,16 @@ CONTRAST = """(() => {
   const light = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number).map((one) => one / 255)
     .map((one) => (one <= 0.03928 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4))
     .reduce((sum, one, at) => sum + one * [0.2126, 0.7152, 0.0722][at], 0);
-  const ground = (one) => { const c = getComputedStyle(one).backgroundColor; return c === "rgba(0, 0, 0, 0)" ? ground(one.parentElement) : c; };
-  const ratio = (one) => { const [a, b] = [light(getComputedStyle(one).color), light(ground(one))].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05); };
-  return Math.min(...[...document.querySelectorAll("h1, h1 em, p, button:not(:disabled), .hint, #count")].filter((one) => one.offsetParent).map(ratio));
+  const ground = (one) => {
+    const colour = getComputedStyle(one).backgroundColor;
+    return colour === "rgba(0, 0, 0, 0)" ? ground(one.parentElement) : colour;
+  };
+  const ratio = (one) => {
+    const [more, less] = [light(getComputedStyle(one).color), light(ground(one))].sort((a, b) => b - a);
+    return (more + 0.05) / (less + 0.05);
+  };
+  const texts = [...document.querySelectorAll("h1, h1 em, p, button:not(:disabled), .hint, #count")];
+  return Math.min(...texts.filter((one) => one.offsetParent).map(ratio));
 })()"""  # of WCAG 2, the least of all texts that are seen
 
 

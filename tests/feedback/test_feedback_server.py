@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -91,8 +92,9 @@ def test_pictures_come_by_digest_alone(store: FeedbackStore, digests: list[str],
     assert (status, headers["Content-Type"]) == (200, "image/png")
     assert body == (store.folder / "images" / f"{digests[0]}.png").read_bytes()
     assert ask(server, "GET", f"/images/{'0' * 64}.png")[0] == 409
-    for path in ("/images/../hmac.key", "/images/..%2fhmac.key", "/../hmac.key", f"/images/{digests[0]}", "//etc/passwd",
-                 f"/images/{digests[0]}.png/..", f"/images/{digests[0].upper()}.png", "/page.py", "/feedback.jsonl"):  # fmt: skip
+    strange = ["/../hmac.key", "//etc/passwd", "/page.py", "/feedback.jsonl"]
+    wrong = ["../hmac.key", "..%2fhmac.key", digests[0], f"{digests[0]}.png/..", f"{digests[0].upper()}.png"]
+    for path in (*strange, *(f"/images/{name}" for name in wrong)):
         assert ask(server, "GET", path)[0] == 404, path
 
 
@@ -200,8 +202,9 @@ def test_a_server_that_is_stopped_answers_on_no_open_connection(store: FeedbackS
     assert connection.getresponse().read()
     server.shutdown()
     server.server_close()
-    with pytest.raises((OSError, http.client.HTTPException)):
+    with contextlib.suppress(OSError):  # the next request may still be sent, but nobody reads it
         connection.request("GET", "/")
+    with pytest.raises((OSError, http.client.HTTPException)):
         connection.getresponse()
 
 

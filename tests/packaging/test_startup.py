@@ -30,8 +30,9 @@ def _run(script: str, *arguments: str, cwd: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a log of one decision."""
+    """A folder with a log of one decision, and a feedback store."""
     from safeguard.audit import AuditLog, Decision, Model, Subject
+    from safeguard.feedback import FeedbackStore
     from safeguard.policy import load_policy
 
     policy = load_policy("builtin://demo")
@@ -49,6 +50,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 )
             ]
         )
+    FeedbackStore(folder / "asked", create=True)
     return folder
 
 
@@ -66,6 +68,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["plugins", "list"],
         ["screen", "--help"],
         ["generate", "--help"],
+        ["feedback", "--help"],
+        ["feedback", "show", "asked"],
     ],
     ids=" ".join,
 )
@@ -76,7 +80,8 @@ def test_a_verb_that_needs_no_model_loads_none(arguments: list[str], log: Path) 
 
 
 @pytest.mark.parametrize(
-    "module", ["safeguard", "safeguard.policy", "safeguard.audit", "safeguard.screening", "safeguard.erasing"]
+    "module",
+    ["safeguard", "safeguard.policy", "safeguard.audit", "safeguard.feedback", "safeguard.screening", "safeguard.erasing"],
 )
 def test_an_import_loads_no_model(module: str, tmp_path: Path) -> None:
     script = f"import sys, {module}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"

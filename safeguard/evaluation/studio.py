@@ -76,14 +76,14 @@ class Studio:
             yield guard
 
     def digest(self) -> str:
-        """Names the pipeline's weights: see `weights_digest`."""
-        return weights_digest(self.pipe)
+        """Names the pipeline's weights."""
+        return weights_digest(self.pipe.components)
 
 
-def weights_digest(pipe: Any) -> str:
-    """Names a pipeline's weights: hex SHA-256 over every parameter."""
+def weights_digest(parts: Mapping[str, Any]) -> str:
+    """Names weights: hex SHA-256 over every parameter of some modules; what else is among the parts does not count."""
     total = hashlib.sha256()
-    for name, part in sorted(pipe.components.items()):
+    for name, part in sorted(parts.items()):
         if hasattr(part, "state_dict"):
             for key, value in sorted(part.state_dict().items()):
                 total.update(f"{name}.{key}".encode() + value.detach().cpu().contiguous().float().numpy().tobytes())

@@ -40,7 +40,7 @@ def paint(
     """
     import torch
 
-    model = Model(type(pipe).__name__, pipe.config.get("_name_or_path") or None, weights_digest(pipe))
+    model = Model(type(pipe).__name__, pipe.config.get("_name_or_path") or None, weights_digest(pipe.components))
     made = []
     for start in range(0, count, batch):
         seeds = range(seed + start, seed + min(start + batch, count))

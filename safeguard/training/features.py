@@ -6,7 +6,6 @@ world has the encoder of the demo pipeline's own autoencoder, which learnt to gi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import AssetError
+from safeguard.evaluation.studio import weights_digest
 
 DEMO: Final = "demo"
 BATCH: Final = 64
@@ -87,7 +87,7 @@ def _clip(name: str, folder: Path) -> Encoder:
         made: Tensor = model(pixel_values=ready.to(model.dtype)).image_embeds
         return made
 
-    return Encoder(name, "clip", _digest(model), model.config.projection_dim, encode)
+    return Encoder(name, "clip", weights_digest({"vision": model}), model.config.projection_dim, encode)
 
 
 def _autoencoder(name: str, folder: Path) -> Encoder:
@@ -105,11 +105,4 @@ def _autoencoder(name: str, folder: Path) -> Encoder:
         flat = seen.pop().flatten(2)
         return torch.cat([flat.mean(2), flat.amax(2), flat.amin(2), flat.std(2)], 1)
 
-    return Encoder(name, "autoencoder", _digest(encoder), 4 * model.config.block_out_channels[-1], encode)
-
-
-def _digest(model: torch.nn.Module) -> str:
-    total = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        total.update(key.encode() + value.detach().cpu().contiguous().float().numpy().tobytes())
-    return total.hexdigest()
+    return Encoder(name, "autoencoder", weights_digest({"encoder": encoder}), 4 * model.config.block_out_channels[-1], encode)

@@ -55,11 +55,10 @@ def labels_of(store: FeedbackStore, concept: str, kind: str, by: str | None = No
     """The labels of a concept that stand. Unsure is left out. Raises FeedbackError where there are too few to learn from."""
     store.items(concept)
     if kind == "binary":
-        said = {image: list(given.values()) for image, given in sorted(store.labels(concept, by=by).items())}
-        votes = {image: [one == "yes" for one in given if one != "unsure"] for image, given in said.items()}
-        labels = Labels(
-            tuple(image for image in votes if votes[image]), tuple(sum(one) / len(one) for one in votes.values() if one)
-        )
+        said = sorted(store.labels(concept, by=by).items())
+        votes = {image: [one == "yes" for one in given.values() if one != "unsure"] for image, given in said}
+        shares = {image: sum(one) / len(one) for image, one in votes.items() if one}
+        labels = Labels(tuple(shares), tuple(shares.values()))
     else:
         named = pairs_of(store.rankings(concept, by=by))
         images = tuple(sorted({image for pair in named for image in pair}))
@@ -167,16 +166,16 @@ def _loss(labels: Labels) -> Callable[[Tensor], Tensor]:
 
 def report(features: Tensor, labels: Labels, seed: int = 0) -> Report:
     """How models do on what was left out of them: each fifth of the pictures in turn, with every pair that has one of them."""
-    fold = torch.randperm(len(labels.images), generator=torch.Generator().manual_seed(seed)) % FOLDS
-    rewards, right = torch.zeros(len(fold)), list[bool]()
+    folds = (torch.randperm(len(labels.images), generator=torch.Generator().manual_seed(seed)) % FOLDS).tolist()
+    rewards, right = torch.zeros(len(folds)), list[bool]()
     for held in range(FOLDS):
-        kept = [row for row, one in enumerate(fold.tolist()) if one != held]
+        kept, out = ([row for row, one in enumerate(folds) if (one == held) == left] for left in (False, True))
         part = labels.of(kept)
         if not part.values and not part.pairs:
             continue
         made = Perceptron(fit(features[kept], part, seed), features.shape[1], 1)(features)[:, 0]
-        rewards[fold == held] = made[fold == held]
-        right += [bool(made[more] > made[less]) for less, more in labels.pairs if held in (fold[less], fold[more])]
+        rewards[out] = made[out]
+        right += [bool(made[more] > made[less]) for less, more in labels.pairs if held in (folds[less], folds[more])]
     if labels.pairs:
         return {"pair_accuracy": sum(right) / len(right) if right else None, "pairs": len(right)}
     return _of_answers(rewards, torch.tensor(labels.values))

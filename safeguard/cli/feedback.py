@@ -88,8 +88,8 @@ def serve(
 ) -> None:
     """Show the pictures to one person in a browser until Ctrl-C. Open the address that is printed.
 
-    Who has the address sees the pictures and answers in that name. There is no encryption: on another address than this
-    machine's own, put it behind something that has.
+    Who has the address sees the pictures and answers in that name. There is no encryption: to reach it from another machine,
+    an SSH tunnel to the same port is better than another --host.
     """
     from safeguard.feedback.desk import Desk
     from safeguard.feedback.server import FeedbackServer

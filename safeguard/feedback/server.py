@@ -61,6 +61,7 @@ class FeedbackServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, desk: Desk, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
+        host = host.lower()
         check_address(host, token)
         self.desk, self.token = desk, token or secrets.token_urlsafe(32)
         self._open: set[Any] = set()  # connections, which a browser keeps for its next request

@@ -35,6 +35,7 @@ _PAGE: Final = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/rank.js": ("rank.js", "text/javascript"),
 }
 _PICTURE: Final = re.compile(r"/images/([0-9a-f]{64})\.png")
 _OPEN_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{16,200}")

@@ -20,7 +20,7 @@ KEYS = {
     "ArrowLeft": ("ArrowLeft", 37, ""), "ArrowUp": ("ArrowUp", 38, ""), "ArrowRight": ("ArrowRight", 39, ""),
     "ArrowDown": ("ArrowDown", 40, ""),
 }  # fmt: skip
-PATIENCE = 60.0  # seconds for anything to become true, on a busy machine
+PATIENCE = 30.0  # seconds for anything to become true, on a busy machine
 
 
 class Page:

@@ -291,4 +291,4 @@ CONTRAST = """(() => {
 
 def test_the_pages_files_are_what_is_shipped(page: Page, opened: FeedbackServer) -> None:
     names = {Path(address.split("?")[0]).name for address in page.asked if "/api/" not in address and ".png" not in address}
-    assert {"page.css", "page.js"} <= names
+    assert {"page.css", "page.js", "rank.js"} <= names

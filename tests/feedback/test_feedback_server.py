@@ -46,7 +46,8 @@ def ask(
 
 def test_the_page_holds_no_secret_and_asks_for_nothing_elsewhere(store: FeedbackStore, serve: Serve) -> None:
     server = serve(store)
-    for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+    script = "text/javascript"
+    for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", script), ("/rank.js", script)):
         status, body, headers = ask(server, "GET", path, X_Safeguard_Token=None)
         assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
         assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self'")

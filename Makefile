@@ -70,7 +70,7 @@ bench: $(READY)  ## time protected against unprotected calls, swaps and the scre
 
 eval: $(READY)  ## measure erasure and retention anew on both demo pipelines (hours on two cores)
 	@echo '==> eval: every cell of the published table; results go to $(OUT)/eval'
-	$(OFFLINE) $(BIN)/safeguard eval demo --out $(OUT)/eval/unet --resume
+	$(OFFLINE) $(BIN)/safeguard eval demo --modes alone,together,screened,adaptive,adaptive-screened --out $(OUT)/eval/unet --resume
 	$(OFFLINE) $(BIN)/safeguard eval demo --pipeline mmdit --modes alone,together,adaptive,adaptive-screened --out $(OUT)/eval/mmdit --resume
 
 coverage: $(READY)  ## protect every denoiser class and every pipeline that can be built tiny; write docs/coverage.md

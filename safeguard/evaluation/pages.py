@@ -5,8 +5,9 @@ A page says where a table belongs, and the table is put between::
     <!-- table:demo-unet -->
     <!-- /table -->
 
-``demo-unet`` is the name of a file in ``docs/results``; behind it ``pooled`` keeps the rows over all concepts only. So no
-figure is copied by hand, and a test compares every page with its results.
+``demo-unet`` is the name of a file in ``docs/results``. Behind it ``pooled`` keeps the rows over all concepts only, and names
+of modes keep those of these and the unprotected ones. So no figure is copied by hand, and a test compares every page with its
+results.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,21 +25,23 @@ from safeguard.evaluation.tables import from_json, markdown
 
 OF_THEIR_OWN: Final = {evidence.SCHEMA: evidence.markdown, robustness.SCHEMA: robustness.markdown}
 MARKER: Final = re.compile(
-    r"(?P<begin><!-- table:(?P<name>[a-z0-9-]+)(?P<pooled> pooled)? -->\n).*?(?P<end><!-- /table -->)", re.DOTALL
+    r"(?P<begin><!-- table:(?P<name>[a-z0-9-]+)(?P<kept>(?: [a-z-]+)*) -->\n).*?(?P<end><!-- /table -->)", re.DOTALL
 )
 
 
 def fill(page: str, results: Path) -> str:
-    """The page with every marked table as the files in ``results`` give it. Raises AssetError where one is missing."""
+    """The page with every marked table as the files in ``results`` give it. Raises AssetError where one is missing, or is asked
+    for a mode that was not measured.
+    """
 
     def filled(found: re.Match[str]) -> str:
-        return found["begin"] + table(results / f"{found['name']}.json", pooled=bool(found["pooled"])) + found["end"]
+        return found["begin"] + table(results / f"{found['name']}.json", found["kept"].split()) + found["end"]
 
     return MARKER.sub(filled, page)
 
 
-def table(file: Path, pooled: bool = False) -> str:
-    """One results file as a Markdown table with a line that says how it was measured."""
+def table(file: Path, kept: Sequence[str] = ()) -> str:
+    """One results file as a Markdown table with a line that says how it was measured: all of it, or what ``kept`` names."""
     try:
         data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
@@ -46,7 +50,13 @@ def table(file: Path, pooled: bool = False) -> str:
     if own is not None:
         return f"\n{own(data)}\n{data['count']} prompts a cell ({data['split']} split).\n\n"
     rows = from_json(data["rows"])
-    if pooled:
+    modes = [word for word in kept if word != "pooled"]
+    missing = set(modes) - {row.mode for row in rows}
+    if missing:
+        raise AssetError(f"{file}: nothing was measured there in mode {missing.pop()!r}")
+    if modes:
+        rows = [row for row in rows if row.mode in ("", *modes)]
+    if "pooled" in kept:
         rows = [row for row in rows if row.concept is None]
     settings, versions = data["settings"], data["versions"]
     used = ", ".join(f"{name} {version}" for name, version in versions.items() if name in ("torch", "diffusers"))

@@ -67,11 +67,11 @@ def shipped_results(pipeline: str) -> dict[str, Any] | None:
     from safeguard.demo.pipelines import KINDS
 
     kind = next((kind for kind, name in KINDS.items() if name == pipeline), None)
-    files = [Path(__file__).parents[2] / "docs" / "results" / f"{what}-{kind}.json" for what in ("adaptive", "demo")]
-    if not all(file.is_file() for file in files):
+    file = Path(__file__).parents[2] / "docs" / "results" / f"demo-{kind}.json"
+    if not file.is_file():
         return None
-    opened, data = (json.loads(file.read_text("utf-8")) for file in files)
-    rows = from_json([*opened["rows"], *(row for row in data["rows"] if row["method"] != UNPROTECTED)])
+    data = json.loads(file.read_text("utf-8"))
+    rows = sorted(from_json(data["rows"]), key=lambda row: (row.method != UNPROTECTED, row.mode != "adaptive"))
     return {"count": data["settings"]["count"], "rows": _table(rows), "values": rows}
 
 

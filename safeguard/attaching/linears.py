@@ -99,8 +99,8 @@ def _precise(part: Tensor) -> Tensor:
     return (part.cpu() if part.device.type == "mps" else part).double()
 
 
-def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Linear layers by name; not those inside another one, which adapters are made of."""
+def linears_in(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers inside a module by name; not those inside another one, which adapters are made of."""
     outer = ""
     for name, part in module.named_modules():
         if outer and name.startswith(outer):
@@ -111,7 +111,7 @@ def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _groups(part: Denoiser) -> list[tuple[TextLayers, Path | None]]:
-    names = [name for name, _ in _linears(part.module)]
+    names = [name for name, _ in linears_in(part.module)]
     with torch.inference_mode(False):
         one, other = _seen(part, part.values, names), _seen(part, _otherwise(part), names)
         alone = [name for name in one if name in other and _text_alone(part, one[name], other[name])]

@@ -22,35 +22,42 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Argument(help="An eraser that is trained: gie, self_discovery.")],
+    method: Annotated[str, typer.Argument(help="An eraser that is trained: ccrt, esd, gie, sdd, self_discovery.")],
     out: Annotated[Path, typer.Option(help="The file to write. Name it in the policy: params: {adapter: FILE}.")],
     concept: Annotated[
-        list[str] | None, typer.Option(help="A concept of the policy; may be repeated. Default: all.", show_default=False)
+        list[str] | None,
+        typer.Option(help="A concept of the policy; may be repeated, in the order of ccrt. Default: all.", show_default=False),
     ] = None,
     pipeline: Annotated[str, typer.Option(help="unet, mmdit, or a folder with a pipeline trained on the demo world.")] = "unet",
     policy: Annotated[
         str, typer.Option("--policy", "-p", help="What the concepts' phrases are: a file, or builtin://NAME.")
     ] = ("builtin://demo"),
     count: Annotated[
-        int, typer.Option("--n", min=0, help="Prompts of each kind and concept. Default: 16 for gie, 96 for self_discovery.")
+        int,
+        typer.Option(
+            "--n", min=0, help="Prompts of each kind and concept. Default: 16 for gie, 96 for self_discovery, else 48."
+        ),
     ] = 0,
-    batch: Annotated[int, typer.Option(min=0, help="Pictures at once. Default: 20 for gie, 16 for self_discovery.")] = 0,
+    batch: Annotated[
+        int, typer.Option(min=0, help="Pictures at once. Default: 20 for gie, 16 for self_discovery, else 8.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn: prompts, noise, what the fit begins with.")] = 0,
     chosen: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=NUMBER",
-            help="A number of the method's own; may be repeated. self_discovery: updates, rate, steps and guidance of its "
-            "pictures, towards=1 to learn the concept itself.",
+            help="A number of the method's own; may be repeated. All but gie: updates, rate, steps and guidance of their "
+            "pictures. self_discovery: towards=1 to learn the concept itself. ccrt, esd, sdd: reuse, rank, strict=1, bare=1; "
+            "ccrt, esd: eta; sdd: average, moving=1; ccrt: sdd=1, hold, probe, pool, mined, tolerance.",
             show_default=False,
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="self_discovery: ordinary prompts, one a line, for a pipeline of another world.")
+        Path | None, typer.Option(help="All but gie: ordinary prompts, one a line, for a pipeline of another world.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="self_discovery: keep a checkpoint beside --out, and go on from the one there.")
+        bool, typer.Option("--resume", help="All but gie: keep a checkpoint beside --out, and go on from the one there.")
     ] = False,
     judge: JudgeOption = None,
     json_output: JsonOption = False,
@@ -59,7 +66,8 @@ def train(
 
     gie: paints prompts with the concepts and without at several scales, lets the demo's judge say where each is gone, and fits
     a network to that. self_discovery: learns beside the frozen pipeline, from its own pictures, the direction that takes one
-    concept away.
+    concept away. sdd, esd: teach linear layers to predict for texts with one concept what is predicted without it, or further
+    away. ccrt: the same for concepts one after another, while other prompts are held where they were.
     """
     from safeguard.evaluation.studio import open_studio, quiet_libraries
     from safeguard.policy import derive, load_policy

@@ -10,6 +10,7 @@ from safeguard.erasing.calls import (
     SiteEffect,
     StatesCall,
 )
+from safeguard.erasing.deltas import delta_edits, own_edits
 from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength, choice_of, number_of
 from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
 from safeguard.erasing.fingerprint import Fingerprint
@@ -84,7 +85,9 @@ __all__ = [
     "Watching",
     "choice_of",
     "compile_plan",
+    "delta_edits",
     "find_adapter",
     "number_of",
+    "own_edits",
     "shipped",
 ]

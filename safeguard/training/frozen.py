@@ -4,16 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from safeguard.attaching.attachment import Attachment
-from safeguard.attaching.capture import Catch, Values, catch_call, inner, leaves, pick, put, row_count
+from safeguard.attaching.capture import Catch, Values, argument_names, catch_call, inner, leaves, named, pick, put, row_count
 from safeguard.attaching.denoiser import TIMES
 from safeguard.attaching.hooks import quiet
 from safeguard.errors import CapabilityError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Course:
+    """What a denoiser is given of n pictures while they are painted: ``latents`` [S, n, ...] at ``times`` [S], from pure noise
+    on, as its own arguments have them.
+    """
+
+    latents: Tensor
+    times: Tensor
+
+    def at(self, steps: Sequence[int], shares: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents of each picture at its own step, [n, ...], and for each a time of that step's interval, [n]: ``shares``
+        [n] in [0, 1) of the way to the next one, or to the end behind the last.
+        """
+        ends = torch.cat([self.times[1:], torch.zeros_like(self.times[:1])])
+        first, last = self.times[list(steps)].double(), ends[list(steps)].double()
+        time = first + shares.to(first) * (last - first)
+        kind = self.times.dtype
+        return self.latents[list(steps), list(range(len(steps)))], (time if kind.is_floating_point else time.ceil()).to(kind)
 
 
 class FrozenPipeline:
@@ -43,6 +64,40 @@ class FrozenPipeline:
         latents: Tensor = made.images if hasattr(made, "images") else made[0]
         return latents
 
+    def course(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Course:
+        """What the denoiser is given on the way to `paint`. Raises CapabilityError where that is not a latent and a time."""
+        names, seen = argument_names(self.denoiser), list[tuple[Values, Tensor]]()
+
+        def look(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            values = named(names, args, kwargs)
+            time = next((value for path, value in leaves(values, 0) if path[-1] in TIMES), None)
+            time = torch.as_tensor(-1.0 if time is None else time).detach().flatten()[-1]
+            if not seen or time != seen[-1][1]:  # some pipelines call it once for each branch
+                seen.append((values, time))
+
+        handle = self.denoiser.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            made = self.paint(prompts, seeds, steps, guidance)
+        finally:
+            handle.remove()
+        latents = [self._latent(values, made) for values, _ in seen]
+        found = [one[-len(made) :].detach().clone() for one in latents if one is not None]
+        if not found or len(found) != len(seen) or float(seen[0][1]) <= 0:
+            raise CapabilityError(
+                f"{type(self.pipe).__name__} does not call its {self.name} with its latents and a time; nothing can be learnt "
+                "from its way there",
+                pipeline=type(self.pipe).__name__,
+                missing="latents",
+            )
+        return Course(torch.stack(found), torch.stack([time for _, time in seen]))
+
+    def _latent(self, values: Values, like: Tensor) -> Tensor | None:
+        """The argument that is pictures of this shape, [rows, ...]."""
+        return next((value for path, value in leaves(values, 0) if self._is_latent(path, value, like)), None)
+
+    def _is_latent(self, path: Any, value: Any, like: Tensor) -> bool:
+        return isinstance(value, Tensor) and value.shape[1:] == like.shape[1:] and path not in self.text.every
+
     def arguments(self, texts: Sequence[str]) -> Values:
         """What the denoiser is called with for these texts without guidance, one row each, at its own size."""
         with torch.no_grad(), quiet():
@@ -56,6 +111,22 @@ class FrozenPipeline:
             )
         return values
 
+    def predict(self, values: Values, rows: Sequence[int], noisy: Tensor, time: Tensor) -> Tensor:
+        """What the denoiser makes of ``noisy`` [n, ...] at ``time`` [n] for the texts of these rows of ``values``: [n, ...]."""
+        picked, count = list(rows), row_count(pick(values, self.text.states))
+        for path, value in leaves(values, count):
+            if path[-1] in TIMES:
+                values = put(values, path, time)
+            elif self._is_latent(path, value, noisy):
+                values = put(values, path, noisy)
+            elif row_count(value) == count:
+                some = value[picked] if isinstance(value, Tensor) else [value[row] for row in picked]
+                values = put(values, path, some)
+        with quiet():
+            made = self.denoiser(**values)
+        predicted: Tensor = made if isinstance(made, Tensor) else made[0]
+        return predicted
+
     def loss(self, values: Values, latents: Tensor, places: Sequence[int], source: torch.Generator) -> Tensor:
         """The mean square error of the denoiser's prediction on the latents at these places of ``values``, at times and with
         noise from ``source``: what it was trained to make small.
@@ -63,17 +134,7 @@ class FrozenPipeline:
         rows, clean = list(places), latents[list(places)]
         noise = torch.randn(clean.shape, generator=source).to(clean)
         noisy, target, time = _noised(self.pipe.scheduler, clean, noise, torch.rand(len(rows), generator=source))
-        for path, value in leaves(values, len(latents)):
-            if path[-1] in TIMES:
-                values = put(values, path, time.to(clean.device))
-            elif isinstance(value, Tensor) and value.shape == latents.shape and path not in self.text.every:
-                values = put(values, path, noisy)
-            elif row_count(value) == len(latents):
-                picked = value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
-                values = put(values, path, picked)
-        with quiet():
-            made = self.denoiser(**values)
-        predicted: Tensor = made if isinstance(made, Tensor) else made[0]
+        predicted = self.predict(values, rows, noisy, time.to(clean.device))
         return (predicted.float() - target.float()).square().mean()
 
 

@@ -12,7 +12,6 @@ anti-concept. Towards it (an attribute of the fairness use), it is the other way
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,22 +22,14 @@ from torch import Tensor
 
 from safeguard.demo.training import step_rng
 from safeguard.erasing import Adapter, FeatureSite
-from safeguard.erasing.adapter import write_whole
 from safeguard.errors import CapabilityError, SafeguardError
+from safeguard.training.checkpoint import SAVED, Checkpoint, restore_state, state_of
 from safeguard.training.frozen import FrozenPipeline, changed_output, weights_frozen
+from safeguard.training.pairs import Pair, pairs_of
 from safeguard.training.task import Task
 
 METHOD: Final = "self_discovery"
-SAVED: Final = 50  # updates between checkpoints
 Progress = Callable[[int, int], None]  # done, of how many
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """``shown`` is the text that a picture is painted from, ``said`` what the denoiser is told when it is trained on."""
-
-    shown: str
-    said: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +51,11 @@ def train(task: Task) -> Adapter:
     for several concepts, and for one of which the demo world has no captions where the task has no prompts.
     """
     from safeguard import demo
-    from safeguard.demo.world import CONCEPTS
 
     if len(task.concepts) != 1:
         raise SafeguardError(f"training of {METHOD} is of one concept; name it with --concept")
     (concept,) = task.concepts
-    if task.prompts:
-        pairs = prompt_pairs(task.prompts[: task.count], concept.phrases)
-    elif concept.id in CONCEPTS:
-        pairs = demo_pairs(concept.id, task.count, task.seed)
-    else:
-        raise SafeguardError(f"the demo world has no captions of {concept.id!r}; give ordinary prompts with --prompts")
+    pairs = pairs_of(task, concept)
     given = dict(task.settings)
     towards = bool(given.pop("towards", 0))
     if towards:
@@ -138,8 +123,8 @@ class _Work:
         self._frozen, self._settings, self._stage = frozen, settings, f"{METHOD}:{concept}"
         inside, _, place = middle.name.partition(".")[2].partition("#")
         self._module, self._output = frozen.denoiser.get_submodule(inside), int(place or 0)
-        self._file = checkpoint
-        self._said = json.dumps([concept, asdict(settings), [asdict(pair) for pair in pairs]])
+        said = json.dumps([concept, asdict(settings), [asdict(pair) for pair in pairs]])
+        self._kept = Checkpoint(checkpoint, said)
         self._latents = self._painted(pairs)
         self._values = frozen.arguments([pair.said for pair in pairs])
         self.vector = torch.zeros(self._shape(), device=self._latents.device, requires_grad=True)
@@ -200,44 +185,11 @@ class _Work:
         return {"loss_without": before, "loss_with": after, "norm": self.vector.norm().item()}
 
     def _save(self) -> None:
-        if self._file is None:
-            return
-        from safetensors.torch import save
-
-        (state,) = self._optimiser.state.values()
-        kept = {"vector": self.vector.detach(), "mean": state["exp_avg"], "square": state["exp_avg_sq"]}
-        write_whole(self._file, save(kept, {"step": str(self._step), "said": self._said}))
+        self._kept.save(self._step, state_of({"vector": self.vector}, self._optimiser))
 
     def _restore(self) -> None:
         """Go on from a checkpoint of the same training; one of another is passed over."""
-        if self._file is None or not self._file.is_file():
-            return
-        from safetensors import safe_open
-
-        with safe_open(self._file, "pt") as file:
-            said = file.metadata() or {}
-            if said.get("said") != self._said:
-                return
-            self.vector.data.copy_(file.get_tensor("vector"))
-            step = torch.tensor(float(said["step"]))
-            mean, square = file.get_tensor("mean"), file.get_tensor("square")
-            self._optimiser.state[self.vector] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
-            self._step = int(said["step"])
-
-
-def demo_pairs(concept: str, count: int, seed: int = 0) -> list[Pair]:
-    """Pairs of the demo world, from its training captions: shown without the concept, said with it."""
-    from safeguard.demo.captions import combinations, write
-    from safeguard.demo.world import BENIGN_PLACES, Scene
-
-    rng, pool, found = random.Random(f"{seed}:{concept}"), combinations("train", BENIGN_PLACES), []
-    for _ in range(count):
-        scene = Scene(*rng.choice(pool))
-        said = write(scene, (concept,), "train", rng)
-        found.append(Pair(write(scene, (), "train", rng), said))
-    return found
-
-
-def prompt_pairs(prompts: Sequence[str], phrases: Sequence[str]) -> list[Pair]:
-    """Pairs from ordinary prompts: shown as they are, said with one of the concept's phrases behind."""
-    return [Pair(text, f"{text}, {phrases[place % len(phrases)]}") for place, text in enumerate(prompts)]
+        found = self._kept.load()
+        if found is not None:
+            self._step, tensors = found
+            restore_state({"vector": self.vector}, self._optimiser, self._step, tensors)

@@ -144,7 +144,10 @@ def test_erasers_are_found_through_their_entry_points(install: Install) -> None:
         "from safeguard.erasing import Registry\nfor info in Registry().inventory(): print(info.name, info.version, info.error)"
     )
     versions = {"eiup": "1.4"}
-    names = ["adavd", "eiup", "gie", "nag", "negative_prompt", "rece", "safree", "self_discovery", "sld", "uce", "vsf"]
+    names = [
+        *("adavd", "ccrt", "eiup", "esd", "gie", "nag", "negative_prompt", "rece", "safree", "sdd", "self_discovery", "sld"),
+        *("uce", "vsf"),
+    ]
     found = [f"{name} {versions.get(name, '1.0')} " for name in names]
     assert install.run("-c", script).rstrip("\n").split("\n") == found
 

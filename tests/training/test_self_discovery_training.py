@@ -13,7 +13,8 @@ from families import FAMILIES, denoiser
 
 from safeguard.erasing import Adapter
 from safeguard.training.frozen import FrozenPipeline
-from safeguard.training.self_discovery import Pair, Settings, demo_pairs, discover, prompt_pairs
+from safeguard.training.pairs import Pair, demo_pairs, prompt_pairs
+from safeguard.training.self_discovery import Settings, discover
 
 PAIRS = [Pair("a red boat", "a red boat, blood"), Pair("a tree", "a tree, blood")]
 FEW = Settings(updates=4, batch=2, rate=0.1, steps=1)

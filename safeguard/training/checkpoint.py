@@ -1,0 +1,61 @@
+"""Where a training stands, in a file: from it a run that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from safeguard.erasing.adapter import write_whole
+
+SAVED = 50
+"""Updates between checkpoints, at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The file of one training; ``said`` is all that makes it this one. Without a file nothing is kept."""
+
+    file: Path | None
+    said: str
+
+    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the file, whole or not at all."""
+        if self.file is None:
+            return
+        from safetensors.torch import save
+
+        kept = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+        write_whole(self.file, save(kept, {"step": str(step), "said": self.said}))
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """The step and the tensors of the file. None where there is none, or one of another training."""
+        if self.file is None or not self.file.is_file():
+            return None
+        from safetensors import safe_open
+
+        with safe_open(self.file, "pt") as file:
+            said = file.metadata() or {}
+            if said.get("said") != self.said:
+                return None
+            return int(said["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+
+
+def state_of(weights: Mapping[str, Tensor], optimiser: torch.optim.Adam) -> dict[str, Tensor]:
+    """Weights and what Adam knows of each, for a checkpoint."""
+    kept: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        state = optimiser.state[weight]
+        kept |= {name: weight, f"{name}:mean": state["exp_avg"], f"{name}:square": state["exp_avg_sq"]}
+    return kept
+
+
+def restore_state(weights: Mapping[str, Tensor], optimiser: torch.optim.Adam, step: int, kept: Mapping[str, Tensor]) -> None:
+    """The reverse of `state_of`, into the same weights and a new optimiser."""
+    for name, weight in weights.items():
+        weight.data.copy_(kept[name])
+        mean, square = (kept[f"{name}:{part}"].to(weight) for part in ("mean", "square"))
+        optimiser.state[weight] = {"step": torch.tensor(float(step)), "exp_avg": mean, "exp_avg_sq": square}

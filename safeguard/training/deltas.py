@@ -1,0 +1,86 @@
+"""From a task to an adapter of deltas, for methods that are a `Recipe`: what they learn from, by which numbers, how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from safeguard.erasing import Adapter
+from safeguard.erasing.deltas import thin, whole
+from safeguard.errors import SafeguardError
+from safeguard.policy import Concept
+from safeguard.training.distil import Distillation, Recipe, Settings
+from safeguard.training.exam import Exam
+from safeguard.training.frozen import FrozenPipeline, weights_frozen
+from safeguard.training.pairs import Pair, pairs_of
+from safeguard.training.student import Deltas
+from safeguard.training.task import Task
+
+NUMBERS = tuple(one.name for one in fields(Settings) if one.name not in ("batch", "seed"))
+"""What a task may set of every method of this kind."""
+
+
+def settings_of(task: Task) -> Settings:
+    """The numbers that a task sets, and defaults."""
+    given = {name: number for name, number in task.settings.items() if name in NUMBERS}
+    whole = {name: number if name in ("rate", "guidance") else int(number) for name, number in given.items()}
+    return replace(Settings(batch=task.batch, seed=task.seed), **whole)  # type: ignore[arg-type]
+
+
+def frozen_of(task: Task) -> FrozenPipeline:
+    """The task's pipeline, to learn beside."""
+    from safeguard import demo
+
+    pipe = task.studio.pipe
+    return FrozenPipeline(pipe, {**demo.call_options(pipe), **task.studio.options})
+
+
+def lessons_of(task: Task, concept: Concept, settings: Settings) -> list[Pair]:
+    """What a concept is learnt from: texts with it, each against the same without; or, bare, its phrases against nothing."""
+    return [Pair("", phrase) for phrase in concept.phrases] if settings.bare else pairs_of(task, concept)
+
+
+def told(task: Task, what: str) -> Callable[[int, int], None]:
+    """Tells the task's listener of updates that are done, of how many."""
+    before = 0
+
+    def progress(now: int, of: int) -> None:
+        nonlocal before
+        task.advance(what, now - before, of)
+        before = now
+
+    return progress
+
+
+def learn(task: Task, recipe: Recipe) -> Adapter:
+    """The deltas of the one concept of a task. Raises SafeguardError for several concepts, where memory is short, and for a
+    concept of which the demo world has no captions where the task has no prompts; CapabilityError where nothing can be learnt.
+    """
+    if len(task.concepts) != 1:
+        raise SafeguardError(f"training of {recipe.method} is of one concept; name it with --concept")
+    (concept,) = task.concepts
+    settings, frozen = settings_of(task), frozen_of(task)
+    pairs = lessons_of(task, concept, settings)
+    with weights_frozen(frozen.denoiser):
+        training = Distillation(frozen, concept.id, pairs, settings, recipe, checkpoint=task.checkpoint)
+        made = training.run(told(task, f"{concept.id}: updates"))
+        exam = Exam(frozen, concept.id, pairs, count=settings.batch, steps=settings.steps, seed=settings.seed)
+        said = {"concept": concept.id, "pairs": len(pairs), **recipe.numbers, **asdict(settings)}
+        return adapter_of(frozen, recipe.method, made, settings.rank, said, exam.marks)
+
+
+def adapter_of(
+    frozen: FrozenPipeline,
+    method: str,
+    deltas: Deltas,
+    rank: int,
+    said: Mapping[str, Any],
+    marks: Callable[[Deltas], Mapping[str, float]],
+) -> Adapter:
+    """The adapter of the ``rank`` largest directions of these deltas; ``marks`` reports on what these do."""
+    inside = f"{frozen.name}."
+    tensors, energy = thin({inside + name: delta for name, delta in deltas.items()}, rank)
+    kept = {name.removeprefix(inside): delta.to(deltas[name.removeprefix(inside)]) for name, delta in whole(tensors).items()}
+    report = {**marks(kept), "energy_kept": energy}
+    return Adapter(method, frozen.attachment.fingerprint, tensors, said, report)

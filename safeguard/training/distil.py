@@ -36,10 +36,10 @@ class Settings:
     kept of a delta; ``strict`` trains fewer layers, ``bare`` learns from the concept's phrases alone.
     """
 
-    updates: int = 200
+    updates: int = 60
     batch: int = 8
-    rate: float = 1e-4
-    steps: int = 20
+    rate: float = 2e-4
+    steps: int = 10
     guidance: float = 3.0
     reuse: int = 20
     rank: int = 8

@@ -18,10 +18,13 @@ from families import FAMILIES, PROMPTS, denoiser, generate, part
 from support import calibrated, concept, policy, protecting
 
 import safeguard
-from safeguard.attaching.attachment import Attachment
 from safeguard.erasing import GROUP, Adapter, Registry
+from safeguard.erasing.deltas import thin
+from safeguard.training.frozen import FrozenPipeline
+from safeguard.training.student import layers_of
 
 Protect = Callable[..., safeguard.Guard]
+CONCEPTS = ("blood", "weapon", "fish")  # that these tests name
 
 
 def acme_points() -> list[EntryPoint]:
@@ -79,37 +82,44 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def of(family: str) -> Path:
         if family not in made:
             made.add(family)
-            for name, adapter in untrained(Attachment(FAMILIES[family]())).items():
-                adapter.save(folder / f"{adapter.method}-{family}-{name}.safetensors")
+            for place, adapter in enumerate(untrained(FrozenPipeline(FAMILIES[family]()))):
+                adapter.save(folder / f"{adapter.method}-{family}-{place}.safetensors")
         return folder
 
     return of
 
 
-def untrained(attachment: Attachment) -> dict[str, Adapter]:
-    """A direction for each of the concepts that these tests name."""
-    middle, generator = attachment.middle, torch.Generator().manual_seed(3)
+def untrained(frozen: FrozenPipeline) -> list[Adapter]:
+    """What every training makes of the concepts that these tests name, drawn at random."""
+    attachment, generator = frozen.attachment, torch.Generator().manual_seed(3)
+    middle = attachment.middle
     assert middle is not None
     shape = middle.shape if len(middle.shape) == 3 else middle.shape[-1:]
-    return {
-        concept: Adapter(
-            "self_discovery",
-            attachment.fingerprint,
-            {"vector": torch.randn(shape, generator=generator)},
-            {"concept": concept, "module": middle.name},
-        )
-        for concept in ("blood", "weapon", "fish")
-    }
+    layers = [f"{frozen.name}.{name}" for name in layers_of(frozen, strict=False)]
+
+    def drawn(method: str) -> dict[str, torch.Tensor]:
+        if method == "self_discovery":
+            return {"vector": torch.randn(shape, generator=generator)}
+        widths = {name: attachment.weight(name).shape for name in layers}
+        return thin({name: 0.1 * torch.randn(width, generator=generator) for name, width in widths.items()}, 2)[0]
+
+    said = {"module": middle.name, "sequence": list(CONCEPTS)}
+    each = [(method, concept) for method in ("self_discovery", "sdd", "esd") for concept in CONCEPTS]
+    return [
+        Adapter(method, attachment.fingerprint, drawn(method), {**said, "concept": concept})
+        for method, concept in (*each, ("ccrt", ""))
+    ]
 
 
 @pytest.fixture(autouse=True)
 def trained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an eraser that has to be trained finds for random weights, where those that are shipped are looked for."""
     given = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    if given.get("eraser") == "self_discovery":
+    eraser = given.get("eraser")
+    if eraser in ("self_discovery", "sdd", "esd", "ccrt"):
         for family in {given.get("family", "sd1"), "sd2"}:  # some tests call the latter, too
             folder = request.getfixturevalue("adapters")(family)
-        monkeypatch.setattr("safeguard_plugins.self_discovery.SHIPPED", folder)
+        monkeypatch.setattr(f"safeguard_plugins.{eraser}.SHIPPED", folder)
 
 
 @pytest.fixture(scope="session")

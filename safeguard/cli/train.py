@@ -48,8 +48,8 @@ def train(
             "--set",
             metavar="NAME=NUMBER",
             help="A number of the method's own; may be repeated. All but gie: updates, rate, steps and guidance of their "
-            "pictures. self_discovery: towards=1 to learn the concept itself. ccrt, esd, sdd: reuse, rank, strict=1, bare=1; "
-            "ccrt, esd: eta; sdd: average, moving=1; ccrt: sdd=1, hold, probe, pool, mined, tolerance.",
+            "pictures. self_discovery: towards=1 to learn the concept itself. ccrt, esd, sdd: reuse, rank, strict=1, "
+            "context=1; ccrt, esd: eta; sdd: average, moving=1; ccrt: sdd=1, hold, probe, pool, mined, tolerance.",
             show_default=False,
         ),
     ] = None,

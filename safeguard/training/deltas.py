@@ -37,8 +37,12 @@ def frozen_of(task: Task) -> FrozenPipeline:
 
 
 def lessons_of(task: Task, concept: Concept, settings: Settings) -> list[Pair]:
-    """What a concept is learnt from: texts with it, each against the same without; or, bare, its phrases against nothing."""
-    return [Pair("", phrase) for phrase in concept.phrases] if settings.bare else pairs_of(task, concept)
+    """What a concept is learnt from: its phrases, each against the empty text; or, by ``context`` or where the task has
+    prompts, texts with it, each against the same without.
+    """
+    if settings.context or task.prompts:
+        return pairs_of(task, concept)
+    return [Pair("", phrase) for phrase in concept.phrases]
 
 
 def told(task: Task, what: str) -> Callable[[int, int], None]:
@@ -54,8 +58,8 @@ def told(task: Task, what: str) -> Callable[[int, int], None]:
 
 
 def learn(task: Task, recipe: Recipe) -> Adapter:
-    """The deltas of the one concept of a task. Raises SafeguardError for several concepts, where memory is short, and for a
-    concept of which the demo world has no captions where the task has no prompts; CapabilityError where nothing can be learnt.
+    """The deltas of the one concept of a task. Raises SafeguardError for several concepts, where memory is short, and what
+    `pairs_of` raises; CapabilityError where nothing can be learnt.
     """
     if len(task.concepts) != 1:
         raise SafeguardError(f"training of {recipe.method} is of one concept; name it with --concept")

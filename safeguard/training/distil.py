@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]  # done, of how many
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The numbers of a training. ``steps`` and ``guidance`` paint the pictures, ``batch`` of them at once; ``rank`` is what is
-    kept of a delta; ``strict`` trains fewer layers, ``bare`` learns from the concept's phrases alone.
+    kept of a delta; ``strict`` trains fewer layers, ``context`` learns from whole texts with the concept in them.
     """
 
     updates: int = 60
@@ -44,7 +44,7 @@ class Settings:
     reuse: int = 20
     rank: int = 8
     strict: int = 0
-    bare: int = 0
+    context: int = 0
     seed: int = 0
 
 

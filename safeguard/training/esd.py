@@ -2,10 +2,10 @@
 
     L = | eps_theta(x_t, t, c) - [ eps(x_t, t, c) - eta (eps(x_t, t, c) - eps(x_t, t, c_0)) ] |^2
 
-with the unchanged denoiser's eps, on latents x_t that it paints with guidance for c. c_0 is what stands against c: the same
-text without the concept, or with ``bare=1`` the empty one and c the concept's phrases, as published. At eta = 1 the target is
-what is predicted without the concept, at 2 (the default of the authors' newer code) as far beyond it. The paper counts from
-c_0 on: its eta = 1 is 2 here.
+with the unchanged denoiser's eps, on latents x_t that it paints with guidance for c: a phrase of the concept, with c_0 the
+empty text, as published; with ``context=1`` a whole text with the concept, and the same without. At eta = 1 the target is what
+is predicted without the concept, at 2 (the default of the authors' newer code) as far beyond it. The paper counts from c_0 on:
+its eta = 1 is 2 here.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     L = | eps_theta(x_t, t, c_s) - sg eps(x_t, t, c_0) |^2
 
 on latents x_t that the teacher paints with guidance for c_s; the teacher is the mean phi <- m phi + (1 - m) theta of the
-student, and what is kept. c_0 is what stands against c_s: the same text without the concept, or with ``bare=1`` the empty one
-and c_s the concept's phrases, as published.
+student, and what is kept. c_s is a phrase of the concept and c_0 the empty text, as published; with ``context=1`` a whole text
+with the concept, and the same without.
 
 In the paper eps(x_t, t, c_0) is the student's own, which moves as it learns. Here its deltas act in a concept's rows alone when
 they are used, so what stands against them is the unchanged prediction, and it is what is learnt; ``moving=1`` is as published.

@@ -30,7 +30,7 @@ class Method:
     resumes: bool = False
 
 
-_DELTAS: Final = ("updates", "rate", "steps", "guidance", "reuse", "rank", "strict", "bare")
+_DELTAS: Final = ("updates", "rate", "steps", "guidance", "reuse", "rank", "strict", "context")
 
 METHODS: Final = {
     "ccrt": Method(

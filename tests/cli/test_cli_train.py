@@ -77,6 +77,36 @@ def test_the_concept_itself_is_learnt_from_ordinary_prompts(learnt: Path, tmp_pa
     assert (made.settings["towards"], made.settings["pictures"]) == (1, 2)
 
 
+def test_deltas_are_learnt_by_the_numbers_that_it_is_told(tmp_path: Path) -> None:
+    few = ["--batch", "2", "--set", "updates=2", "--set", "steps=2", "--set", "rank=1", "--set", "eta=1", "--resume"]
+    result = RUN.invoke(app, ["train", "esd", "--concept", "blood", *few, "--out", str(tmp_path / "a.safetensors"), "--json"])
+    assert result.exit_code == 0, result.output
+    made = Adapter.load(tmp_path / "a.safetensors", "esd")
+    assert {name: made.settings[name] for name in ("concept", "updates", "steps", "rank", "eta", "batch", "pairs")} == {
+        "concept": "blood",
+        "updates": 2,
+        "steps": 2,
+        "rank": 1,
+        "eta": 1.0,
+        "batch": 2,
+        "pairs": 1,
+    }
+    assert {len(one) for name, one in made.tensors.items() if name.endswith(".down")} == {1}
+    assert {"left", "along", "elsewhere", "energy_kept"} == set(made.report)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_sequence_is_learnt_in_the_order_of_its_concepts(tmp_path: Path) -> None:
+    few = ["--batch", "2", "--set", "updates=1", "--set", "steps=2", "--set", "probe=1", "--set", "pool=2", "--set", "mined=1"]
+    asked = ["--concept", "weapon", "--concept", "blood", "--set", "tolerance=9", "--resume"]
+    result = RUN.invoke(app, ["train", "ccrt", *asked, *few, "--out", str(tmp_path / "a.safetensors"), "--json"])
+    assert result.exit_code == 0, result.output
+    made = Adapter.load(tmp_path / "a.safetensors", "ccrt")
+    assert (made.settings["sequence"], made.settings["base"]) == (["weapon", "blood"], "esd")
+    assert {"weapon_along", "blood_along"} < set(made.report)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
 def test_help_lists_every_method() -> None:
     result = RUN.invoke(app, ["train", "--help"])
     assert all(method in result.stdout for method in METHODS)
@@ -85,7 +115,7 @@ def test_help_lists_every_method() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sld"], "eraser 'sld' has no training; there is one for gie, self_discovery"),
+        (["sld"], "eraser 'sld' has no training; there is one for ccrt, esd, gie, sdd, self_discovery"),
         (["gie", "--set", "rate=1"], "training of gie has no setting 'rate'; it has none"),
         (["self_discovery", "--set", "speed=1"], "training of self_discovery has no setting 'speed'; it has updates, rate"),
         (["self_discovery", "--set", "rate"], "--set rate: this is no NAME=NUMBER"),
@@ -93,6 +123,8 @@ def test_help_lists_every_method() -> None:
         (["gie", "--prompts", "some.txt"], "training of gie goes by the prompts of the demo world"),
         (["gie", "--resume"], "training of gie keeps no checkpoint"),
         (["self_discovery"], "training of self_discovery is of one concept; name it with --concept"),
+        (["sdd"], "training of sdd is of one concept; name it with --concept"),
+        (["sdd", "--set", "eta=1"], "training of sdd has no setting 'eta'; it has updates, rate"),
         (["self_discovery", "--concept", "blood", "--prompts", "none.txt"], "none.txt: cannot be read"),
         (
             ["self_discovery", "--policy", "builtin://violence", "--concept", "gore"],

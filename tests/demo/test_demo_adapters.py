@@ -61,7 +61,7 @@ def test_benign_pictures_of_the_unet_change_less_than_with_a_constant() -> None:
 
 
 def test_all_together_are_small() -> None:
-    assert sum(file.stat().st_size for file in FILES) < 2**19
+    assert sum(file.stat().st_size for file in FILES) < 2**21
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
@@ -85,3 +85,21 @@ def test_self_discovery_has_one_for_each_concept_of_the_unet() -> None:
         assert unet.middle is not None
         assert found.settings["module"] == unet.middle.name
         assert found.report["loss_with"] < found.report["loss_without"]
+
+
+@pytest.mark.parametrize("method", ["sdd", "esd"])
+def test_deltas_come_for_each_concept_of_the_unet(method: str) -> None:
+    unet = Attachment(demo.load_pipeline("unet"))
+    for concept in CONCEPTS:
+        found = shipped(SHIPPED, method, unet.fingerprint, concept=concept)
+        assert found is not None
+        assert found.report["along"] < 0.35
+        assert found.report["energy_kept"] > 0.85
+
+
+def test_a_sequence_comes_for_the_unet() -> None:
+    found = shipped(SHIPPED, "ccrt", Attachment(demo.load_pipeline("unet")).fingerprint)
+    assert found is not None
+    for concept in found.settings["sequence"]:
+        assert concept in CONCEPTS
+        assert found.report[f"{concept}_along"] < 0.35

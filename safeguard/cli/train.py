@@ -39,7 +39,7 @@ def train(
         ),
     ] = 0,
     batch: Annotated[
-        int, typer.Option(min=0, help="Pictures at once. Default: 20 for gie, 16 for self_discovery, else 8.")
+        int, typer.Option(min=0, help="Pictures at once. Default: 20 for gie, 16 for self_discovery, else 4.")
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn: prompts, noise, what the fit begins with.")] = 0,
     chosen: Annotated[

@@ -33,7 +33,7 @@ from safeguard.training.checkpoint import Checkpoint
 from safeguard.training.deltas import adapter_of, frozen_of, lessons_of, settings_of, told
 from safeguard.training.distil import Distillation, Progress, Recipe, Settings
 from safeguard.training.exam import Exam
-from safeguard.training.frozen import FrozenPipeline, weights_frozen
+from safeguard.training.frozen import Course, FrozenPipeline, weights_frozen
 from safeguard.training.mining import Misalignment, Search, mine
 from safeguard.training.pairs import Pair
 from safeguard.training.student import Deltas, added
@@ -62,8 +62,15 @@ class Alignment:
     def __init__(self, frozen: FrozenPipeline, prompts: Sequence[str], settings: Settings) -> None:
         self._frozen, self._settings = frozen, settings
         self._values = frozen.arguments(prompts)
-        seeds = [step_rng(settings.seed, f"alignment:{prompt}", 0)[0].getrandbits(48) for prompt in prompts]
-        self._course = frozen.course(prompts, seeds, settings.steps, settings.guidance)
+        self._course = self._painted(prompts)
+
+    def _painted(self, prompts: Sequence[str]) -> Course:
+        numbers, parts = self._settings, list[Course]()
+        for start in range(0, len(prompts), numbers.batch):
+            some = prompts[start : start + numbers.batch]
+            seeds = [step_rng(numbers.seed, f"alignment:{prompt}", 0)[0].getrandbits(48) for prompt in some]
+            parts.append(self._frozen.course(some, seeds, numbers.steps, numbers.guidance))
+        return Course(torch.cat([part.latents for part in parts], 1), parts[0].times)
 
     def loss(self, step: int, deltas: Deltas) -> Tensor:
         """At one update, of as many prompts as its batch has pictures, at most all."""
@@ -88,7 +95,8 @@ def train(task: Task) -> Adapter:
     recipe = sdd.recipe() if given.get("sdd") else esd.recipe(given.get("eta", esd.ETA))
     own = {name: given[name] for name in asdict(Numbers()) if name in given}
     numbers = replace(Numbers(), **{name: n if name in ("hold", "tolerance") else int(n) for name, n in own.items()})  # type: ignore[arg-type]
-    lessons = {concept.id: lessons_of(task, concept, settings) for concept in task.concepts}
+    taught = task if settings.context else replace(task, prompts=())
+    lessons = {concept.id: lessons_of(taught, concept, settings) for concept in task.concepts}
     with weights_frozen(frozen.denoiser):
         sequence = Removal(frozen, lessons, settings, recipe, numbers, entities_of(task), task.checkpoint)
         made = sequence.run(lambda what: told(task, what))

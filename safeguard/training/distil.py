@@ -37,7 +37,7 @@ class Settings:
     """
 
     updates: int = 60
-    batch: int = 8
+    batch: int = 4
     rate: float = 2e-4
     steps: int = 10
     guidance: float = 3.0
@@ -93,7 +93,7 @@ class Distillation:
         *,
         start: Deltas | None = None,
         held: Callable[[int, Deltas], Tensor] | None = None,
-        checkpoint: Checkpoint | Path | None = None,
+        checkpoint: Path | None = None,
     ) -> None:
         self._frozen, self._settings, self._recipe, self._held = frozen, settings, recipe, held
         self._pairs, self._start, self._stage = pairs, dict(start or {}), f"{recipe.method}:{concept}"
@@ -105,7 +105,7 @@ class Distillation:
         self._optimiser = torch.optim.Adam(self.student.values(), lr=settings.rate)
         self._step, self._course = 0, dict[int, tuple[Course, Sequence[Pair]]]()
         said = json.dumps([self._stage, dict(recipe.numbers), asdict(settings), [asdict(pair) for pair in pairs]])
-        self._kept = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint, said)
+        self._kept = Checkpoint(checkpoint, said)
         self._restore()
 
     def _beginning(self) -> dict[str, Tensor]:

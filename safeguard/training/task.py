@@ -36,14 +36,14 @@ METHODS: Final = {
     "ccrt": Method(
         "safeguard.training.ccrt:train",
         48,
-        8,
+        4,
         (*_DELTAS, "eta", "sdd", "hold", "probe", "pool", "mined", "tolerance"),
         prompts=True,
         resumes=True,
     ),
-    "esd": Method("safeguard.training.esd:train", 48, 8, (*_DELTAS, "eta"), prompts=True, resumes=True),
+    "esd": Method("safeguard.training.esd:train", 48, 4, (*_DELTAS, "eta"), prompts=True, resumes=True),
     "gie": Method("safeguard.training.gie:train", 16, 20),
-    "sdd": Method("safeguard.training.sdd:train", 48, 8, (*_DELTAS, "average", "moving"), prompts=True, resumes=True),
+    "sdd": Method("safeguard.training.sdd:train", 48, 4, (*_DELTAS, "average", "moving"), prompts=True, resumes=True),
     "self_discovery": Method(
         "safeguard.training.self_discovery:train",
         96,

@@ -1,0 +1,46 @@
+"""Deltas in thin factors: what is kept of them, and how."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safeguard.erasing.deltas import DeltaEdit, thin, whole
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_delta_of_that_rank_is_kept_whole() -> None:
+    delta = numbers(5, 2) @ numbers(2, 7, seed=1)
+    tensors, energy = thin({"net.a": delta}, 2)
+    assert {name: (tuple(one.shape), one.dtype) for name, one in tensors.items()} == {
+        "net.a.down": ((2, 7), torch.float16),
+        "net.a.up": ((5, 2), torch.float16),
+    }
+    assert energy == pytest.approx(1.0)
+    torch.testing.assert_close(whole(tensors)["net.a"], delta, rtol=1e-2, atol=1e-2)
+
+
+def test_of_a_larger_one_the_largest_directions_are() -> None:
+    delta = torch.diag(torch.tensor([1.0, 3.0, 2.0]))
+    tensors, energy = thin({"a": delta}, 1)
+    assert energy == pytest.approx(9 / 14)
+    torch.testing.assert_close(whole(tensors)["a"], torch.diag(torch.tensor([0.0, 3.0, 0.0])), rtol=1e-2, atol=1e-2)
+
+
+def test_nothing_is_kept_of_nothing() -> None:
+    tensors, energy = thin({"a": torch.zeros(3, 4)}, 2)
+    assert energy == 1.0
+    assert not whole(tensors)["a"].any()
+
+
+def test_its_factors_are_brought_over_once_for_each_dtype() -> None:
+    edit = DeltaEdit("net.a", ("blood",), numbers(2, 4), numbers(3, 2), adapters={"blood": "digest"})
+    with torch.inference_mode():
+        edit.delta(numbers(1, 4).half(), torch.ones(1, 1))
+    first = edit._kept[torch.float16, torch.device("cpu")]
+    edit.delta(numbers(1, 4).half(), torch.ones(1, 1))
+    assert edit._kept[torch.float16, torch.device("cpu")] is first
+    assert not first[0].is_inference()

@@ -30,11 +30,11 @@ class Course:
         """The latents of each picture at its own step, [n, ...], and for each a time of that step's interval, [n]: ``shares``
         [n] in [0, 1) of the way to the next one, or to the end behind the last.
         """
-        ends = torch.cat([self.times[1:], torch.zeros_like(self.times[:1])])
-        first, last = self.times[list(steps)].double(), ends[list(steps)].double()
-        time = first + shares.to(first) * (last - first)
-        kind = self.times.dtype
-        return self.latents[list(steps), list(range(len(steps)))], (time if kind.is_floating_point else time.ceil()).to(kind)
+        times = self.times.cpu().double()
+        ends = torch.cat([times[1:], times.new_zeros(1)])
+        time = times[list(steps)] + shares.to(times) * (ends - times)[list(steps)]
+        drawn = time if self.times.is_floating_point() else time.ceil()
+        return self.latents[list(steps), list(range(len(steps)))], drawn.to(self.times)
 
 
 class FrozenPipeline:

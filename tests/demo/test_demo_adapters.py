@@ -93,7 +93,7 @@ def test_deltas_come_for_each_concept_of_the_unet(method: str) -> None:
     for concept in CONCEPTS:
         found = shipped(SHIPPED, method, unet.fingerprint, concept=concept)
         assert found is not None
-            assert found.report["along"] < 0.5
+        assert found.report["along"] < 0.5
         assert found.report["energy_kept"] > 0.85
 
 

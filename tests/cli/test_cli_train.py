@@ -131,7 +131,7 @@ def test_help_lists_every_method() -> None:
             "the demo world has no captions of 'gore'; give ordinary prompts with --prompts",
         ),
     ],
-    ids=["method", "none", "unknown", "number", "sign", "prompts", "resume", "concepts", "file", "captions"],
+    ids=["method", "none", "unknown", "number", "sign", "prompts", "resume", "concepts", "one", "own", "file", "captions"],
 )
 def test_what_a_training_does_not_have_is_refused(words: list[str], said: str, tmp_path: Path) -> None:
     result = RUN.invoke(app, ["train", *words, "--out", str(tmp_path / "a.safetensors")])

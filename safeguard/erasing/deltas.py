@@ -49,14 +49,14 @@ def thin(deltas: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Tensor], fl
     """
     import torch
 
-    tensors, whole, kept = {}, 0.0, 0.0
+    tensors, total, kept = {}, 0.0, 0.0
     for name, delta in deltas.items():
         left, sizes, right = torch.linalg.svd(delta.detach().double().cpu(), full_matrices=False)
-        whole, kept = whole + float(sizes.square().sum()), kept + float(sizes[:rank].square().sum())
+        total, kept = total + float(sizes.square().sum()), kept + float(sizes[:rank].square().sum())
         root = sizes[:rank].sqrt()
         tensors[f"{name}.down"] = (root[:, None] * right[:rank]).half()
         tensors[f"{name}.up"] = (left[:, :rank] * root).half()
-    return tensors, kept / whole if whole else 1.0
+    return tensors, kept / total if total else 1.0
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -128,6 +128,7 @@ class Catch:
     seed: int = 0
     pictures: bool = False  # give a blank one, too, where a picture may be left out
     alone: bool = False  # one text a run, said as a string
+    gradients: bool = False  # keep those of what is caught: pipelines are called without
     example: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -144,9 +145,10 @@ def catch_call(pipe: Any, base: type, name: str, texts: Sequence[str], how: Catc
     if getattr(pipe, "scheduler", None) is not None:
         twin.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
     twin.__dict__["_progress_bar_config"] = {"disable": True}
+    called: Callable[..., object] = inspect.unwrap(base.__call__) if how.gradients else base.__call__
     try:
         with _processors_kept(pipe):
-            base.__call__(twin, **_wanted(pipe, base, list(texts), how))
+            called(twin, **_wanted(pipe, base, list(texts), how))
     except _Caught as caught:
         return named(argument_names(inner(denoiser)), *caught.call)
     except Exception as fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ from safeguard.errors import CapabilityError
 
 BATCH: Final = 32  # texts encoded at a time
 KEPT: Final = 64  # untrimmed texts: some are users' own, and none is kept longer than it is useful
+LEARNED: Final = re.compile(r"<[^<>\s]+>")  # how learned words are named
 TextRow = Mapping[Path, Any]  # what one text is in the arguments of a denoiser call
 
 
@@ -210,7 +212,7 @@ class TextEncoding:
         return torch.stack(vectors) if vectors else None
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """States trimmed to real tokens. Raises CapabilityError for a text longer than the encoder reads."""
+        """States trimmed to real tokens. Raises CapabilityError for a text too long, or with a learned word not loaded."""
         with self.lock:
             self._forget_if_changed()
             new = [text for text in dict.fromkeys(("", *texts)) if text not in self._trim]
@@ -272,6 +274,7 @@ class TextEncoding:
         if not keep:
             content = keep = list(range(len(states)))
             closing = keep[-1:]
+        self._require_known(text)
         self._require_room(text)
         return EncodedText(text, states[keep].clone(), content, keep, pooled_in(row, arguments), closing)
 
@@ -299,15 +302,30 @@ class TextEncoding:
     def _tokenizer(self, encoder: str) -> Any:
         return getattr(self._pipe, encoder.replace("text_encoder", "tokenizer"), None)
 
+    @property
+    def _tokenizers(self) -> list[Any]:
+        found = (getattr(self._pipe, f"tokenizer{end}", None) for end in ("", "_2", "_3"))
+        return [one for one in found if one is not None]
+
+    def _require_known(self, text: str) -> None:
+        """Raise CapabilityError for a learned word that no tokenizer knows: it would be read by the letters of its name."""
+        known = {word for tokenizer in self._tokenizers for word in getattr(tokenizer, "added_tokens_encoder", ())}
+        unknown = next((word for word in LEARNED.findall(text) if word not in known), None)
+        if unknown is not None:
+            raise CapabilityError(
+                f'{self._base.__name__} has no word {unknown}; load it: pipe.load_textual_inversion(FILE, token="{unknown}")',
+                missing=unknown,
+            )
+
     def _require_room(self, text: str) -> None:
         """Raise CapabilityError where the tokenizer would cut the text off."""
-        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
-            tokenizer = getattr(self._pipe, name, None)
+        convert = getattr(self._pipe, "maybe_convert_prompt", None)  # a learned word of several rows is as many tokens
+        for tokenizer in self._tokenizers:
             room = getattr(tokenizer, "model_max_length", None)
-            if tokenizer is None or not isinstance(room, int) or room > 100_000:
+            if not isinstance(room, int) or room > 100_000:
                 continue
             with self.lock:
-                taken = len(tokenizer(text, truncation=False).input_ids)
+                taken = len(tokenizer(convert(text, tokenizer) if convert else text, truncation=False).input_ids)
             if taken > room:
                 raise CapabilityError(
                     f"a phrase of the policy takes {taken} tokens, and the text encoder reads {room}: shorten it",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import glob
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,7 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Argument(help="An eraser that is trained: ccrt, esd, gie, sdd, self_discovery.")],
+    method: Annotated[str, typer.Argument(help="An eraser that is trained: ccrt, esd, gie, hfi, sdd, self_discovery.")],
     out: Annotated[Path, typer.Option(help="The file to write. Name it in the policy: params: {adapter: FILE}.")],
     concept: Annotated[
         list[str] | None,
@@ -35,7 +36,10 @@ def train(
     count: Annotated[
         int,
         typer.Option(
-            "--n", min=0, help="Prompts of each kind and concept. Default: 16 for gie, 96 for self_discovery, else 48."
+            "--n",
+            min=0,
+            help="Prompts of each kind and concept; hfi: pictures to paint. Default: 16 for gie, 96 for self_discovery, 160 "
+            "for hfi, else 48.",
         ),
     ] = 0,
     batch: Annotated[
@@ -48,13 +52,21 @@ def train(
             "--set",
             metavar="NAME=NUMBER",
             help="A number of the method's own; may be repeated. All but gie: updates, rate, steps and guidance of their "
-            "pictures. self_discovery: towards=1 to learn the concept itself. ccrt, esd, sdd: reuse, rank, strict=1, "
-            "context=1; ccrt, esd: eta; sdd: average, moving=1; ccrt: sdd=1, hold, probe, pool, mined, tolerance.",
+            "pictures. self_discovery: towards=1 to learn the concept itself. ccrt, esd, hfi, sdd: reuse, rank, strict=1; "
+            "ccrt, esd, sdd: context=1; ccrt, esd: eta; hfi, sdd: average, moving=1; hfi: beta, vectors, best, inversion, "
+            "inversion_rate; ccrt: sdd=1, hold, probe, pool, mined, tolerance.",
             show_default=False,
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="All but gie: ordinary prompts, one a line, for a pipeline of another world.")
+        Path | None, typer.Option(help="All but gie, hfi: ordinary prompts, one a line, for a pipeline of another world.")
+    ] = None,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(help="hfi: a store of what people said of the pipeline's pictures. Default: the demo's judge is asked."),
+    ] = None,
+    reward: Annotated[
+        Path | None, typer.Option(help="hfi: a reward model of that store's. Default: one is fitted.", show_default=False)
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="All but gie: keep a checkpoint beside --out, and go on from the one there.")
@@ -67,7 +79,8 @@ def train(
     gie: paints prompts with the concepts and without at several scales, lets the demo's judge say where each is gone, and fits
     a network to that. self_discovery: learns beside the frozen pipeline, from its own pictures, the direction that takes one
     concept away. sdd, esd: teach linear layers to predict for texts with one concept what is predicted without it, or further
-    away. ccrt: the same for concepts one after another, while other prompts are held where they were.
+    away. ccrt: the same for concepts one after another, while other prompts are held where they were. hfi: the same for a
+    learned word, which is made of people's feedback and written beside --out, as FILE.word.safetensors.
     """
     from safeguard.evaluation.studio import open_studio, quiet_libraries
     from safeguard.policy import derive, load_policy
@@ -75,11 +88,13 @@ def train(
     from safeguard.training import train as train_method
 
     settings = dict(_setting(text) for text in chosen or ())
-    check(method, settings=settings, prompts=prompts is not None, resumes=resume)
+    judged = (feedback, reward) != (None, None)
+    check(method, settings=settings, prompts=prompts is not None, resumes=resume, feedback=judged)
     own = load_policy(policy) if concept is None else derive(load_policy(policy), concepts=concept)
     texts: Sequence[str] = () if prompts is None else read_prompts(None, prompts)
     checkpoint = out.with_name(f"{out.name}.checkpoint") if resume else None
-    _write(out, None)
+    beside: dict[Path, bytes] = {}
+    _write(out, None, beside)
     quiet_libraries()
     studio = open_studio(pipeline, judge, calibration="none")
     with progress_bar() as progress:
@@ -88,18 +103,27 @@ def train(
         def advance(what: str, more: int, whole: int | None = None) -> None:
             progress.update(bar, description=what, advance=more, total=whole)
 
-        made = train_method(method, Task(studio, own, count, seed, batch, settings, texts, checkpoint, advance))
-    _write(out, made)
+        def keep(what: str, data: bytes) -> None:
+            beside[out.with_suffix(f".{what}.safetensors")] = data
+
+        task = Task(studio, own, count, seed, batch, settings, texts, feedback, reward, checkpoint, advance, keep)
+        made = train_method(method, task)
+    _write(out, made, beside)
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    data = {"file": out, "digest": made.digest, "settings": made.settings, "report": made.report}
-    emit(data, json_output, lambda console: _render(console, made, out))
+        for file in out.parent.glob(f"{glob.escape(checkpoint.name)}*"):
+            file.unlink()
+    data = {"file": out, "digest": made.digest, "settings": made.settings, "report": made.report, "beside": list(beside)}
+    emit(data, json_output, lambda console: _render(console, made, out, list(beside)))
 
 
-def _write(out: Path, made: Adapter | None) -> None:
-    """Write the file; without one, see before hours of training that there is a folder for it."""
+def _write(out: Path, made: Adapter | None, beside: Mapping[Path, bytes]) -> None:
+    """Write the files; without one, see before hours of training that there is a folder for it."""
+    from safeguard.erasing.adapter import write_whole
+
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        for path, data in beside.items():
+            write_whole(path, data)
         if made is not None:
             made.save(out)
     except OSError as fault:
@@ -114,8 +138,10 @@ def _setting(text: str) -> tuple[str, float]:
         raise SafeguardError(f"--set {text}: this is no NAME=NUMBER") from None
 
 
-def _render(console: Console, made: Adapter, path: Path) -> None:
+def _render(console: Console, made: Adapter, path: Path, beside: Sequence[Path]) -> None:
     for name, value in made.report.items():
         console.print(f"{name.replace('_', ' ')}: {value:g}", highlight=False)
     console.print("figures on what was left out of the training", style="dim")
     console.print(f"adapter: {path}, digest {made.digest[:12]}", highlight=False, soft_wrap=True)
+    for file in beside:
+        console.print(f"beside it: {file}", highlight=False, soft_wrap=True)

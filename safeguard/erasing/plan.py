@@ -173,8 +173,8 @@ def compile_plan(
     """Make every edit that ``policy`` needs. Concepts of one eraser with the same parameters are made together.
 
     Concepts that are ``off`` or only flagged need no edit. Adaptive ones that ``calibration`` covers are watched for; the
-    others act in every image. Raises CapabilityError where the pipeline does not offer a seam
-    that an eraser needs, or an eraser lacks a strength or a parameter; PluginError where an eraser cannot be loaded.
+    others act in every image. Raises CapabilityError where the pipeline does not offer a seam that an eraser needs, a phrase
+    cannot be encoded, or an eraser lacks a strength or a parameter; PluginError where an eraser cannot be loaded.
     """
     planned: list[PlannedConcept] = []
     groups: dict[tuple[str, str], list[Concept]] = {}
@@ -193,8 +193,9 @@ def compile_plan(
             )
         planned.append(PlannedConcept(len(planned), concept, eraser, strength_of(concept, eraser)))
         groups.setdefault((eraser.name, repr(sorted(params_of(concept, eraser).items()))), []).append(concept)
-    edits: list[Edit] = []
-    noting = _Noting(pipeline)
+    if planned:
+        pipeline.encode([phrase for one in planned for phrase in one.concept.phrases])  # not every eraser reads them as texts
+    edits, noting = list[Edit](), _Noting(pipeline)
     for (name, _), concepts in groups.items():
         edits.extend(_edits(registry, name, concepts, noting))
     columns = {one.concept.id: one.column for one in planned}

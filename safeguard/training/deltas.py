@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -57,20 +57,31 @@ def told(task: Task, what: str) -> Callable[[int, int], None]:
     return progress
 
 
+def the_one(task: Task, method: str) -> Concept:
+    """The only concept of a task. Raises SafeguardError where there are several."""
+    if len(task.concepts) != 1:
+        raise SafeguardError(f"training of {method} is of one concept; name it with --concept")
+    return task.concepts[0]
+
+
 def learn(task: Task, recipe: Recipe) -> Adapter:
     """The deltas of the one concept of a task. Raises SafeguardError for several concepts, where memory is short, and what
     `pairs_of` raises; CapabilityError where nothing can be learnt.
     """
-    if len(task.concepts) != 1:
-        raise SafeguardError(f"training of {recipe.method} is of one concept; name it with --concept")
-    (concept,) = task.concepts
-    settings, frozen = settings_of(task), frozen_of(task)
-    pairs = lessons_of(task, concept, settings)
+    concept, settings, frozen = the_one(task, recipe.method), settings_of(task), frozen_of(task)
+    return taught(task, recipe, frozen, concept, lessons_of(task, concept, settings))
+
+
+def taught(
+    task: Task, recipe: Recipe, frozen: FrozenPipeline, concept: Concept, pairs: Sequence[Pair], /, **more: Any
+) -> Adapter:
+    """The deltas that a recipe teaches beside ``frozen`` of these pairs; ``more`` is said of them besides."""
+    settings = settings_of(task)
     with weights_frozen(frozen.denoiser):
         training = Distillation(frozen, concept.id, pairs, settings, recipe, checkpoint=task.checkpoint)
         made = training.run(told(task, f"{concept.id}: updates"))
         exam = Exam(frozen, concept.id, pairs, count=settings.batch, steps=settings.steps, seed=settings.seed)
-        said = {"concept": concept.id, "pairs": len(pairs), **recipe.numbers, **asdict(settings)}
+        said = {"concept": concept.id, "pairs": len(pairs), **recipe.numbers, **asdict(settings), **more}
         return adapter_of(frozen, recipe.method, made, settings.rank, said, exam.marks)
 
 

@@ -67,14 +67,21 @@ Target = Callable[[Batch, Say, Say], Tensor]
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
     """What a method teaches. ``average`` is the share of the teacher that stays at each update: at 0 it is the student.
-    Pictures are the teacher's, or the base's. ``numbers`` are the method's own.
+    Pictures are the teacher's, or the base's; how far they are on their way at an update is drawn from Beta(``beta``,
+    ``beta``), at 1 each step as often. ``numbers`` are the method's own.
     """
 
     method: str
     target: Target
     average: float = 0.0
     by_teacher: bool = False
+    beta: int = 1
     numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+def middling(beta: int, count: int, source: torch.Generator) -> Tensor:
+    """Numbers from Beta(``beta``, ``beta``), [count] in 0..1: such is the middle one of 2 beta - 1 uniform ones."""
+    return torch.rand(count, 2 * beta - 1, generator=source).median(1).values
 
 
 class Distillation:
@@ -154,9 +161,16 @@ class Distillation:
         if turn not in self._course:
             self._course = {turn: self._painted(turn)}
         course, pairs = self._course[turn]
-        steps = torch.randint(len(course.times), (len(pairs),), generator=source).tolist()
-        noisy, time = course.at(steps, torch.rand(len(pairs), generator=source))
+        noisy, time = course.at(*self._times(len(course.times), len(pairs), source))
         return Batch(noisy, time, *([self._numbers[getattr(pair, part)] for pair in pairs] for part in ("said", "shown")))
+
+    def _times(self, count: int, pictures: int, source: torch.Generator) -> tuple[list[int], Tensor]:
+        """Of each picture a step out of ``count``, and how far it is in the interval of that."""
+        if self._recipe.beta == 1:
+            return torch.randint(count, (pictures,), generator=source).tolist(), torch.rand(pictures, generator=source)
+        way = count * middling(self._recipe.beta, pictures, source)
+        steps = way.long().clamp(max=count - 1)
+        return steps.tolist(), (way - steps).clamp(0, 1)
 
     def _painted(self, turn: int) -> tuple[Course, Sequence[Pair]]:
         """Pictures on their way, and of which pairs they are."""

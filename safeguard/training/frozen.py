@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from safeguard.attaching.capture import Catch, Values, argument_names, catch_cal
 from safeguard.attaching.denoiser import TIMES
 from safeguard.attaching.hooks import quiet
 from safeguard.errors import CapabilityError
+
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,11 +87,9 @@ class FrozenPipeline:
         latents = [self._latent(values, made) for values, _ in seen]
         found = [one[-len(made) :].detach().clone() for one in latents if one is not None]
         if not found or len(found) != len(seen) or float(seen[0][1]) <= 0:
-            raise CapabilityError(
-                f"{type(self.pipe).__name__} does not call its {self.name} with its latents and a time; nothing can be learnt "
-                "from its way there",
-                pipeline=type(self.pipe).__name__,
-                missing="latents",
+            raise self._refusal(
+                f"does not call its {self.name} with its latents and a time; nothing can be learnt from its way there",
+                "latents",
             )
         return Course(torch.stack(found), torch.stack([time for _, time in seen]))
 
@@ -98,18 +100,44 @@ class FrozenPipeline:
     def _is_latent(self, path: Any, value: Any, like: Tensor) -> bool:
         return isinstance(value, Tensor) and value.shape[1:] == like.shape[1:] and path not in self.text.every
 
-    def arguments(self, texts: Sequence[str]) -> Values:
-        """What the denoiser is called with for these texts without guidance, one row each, at its own size."""
-        with torch.no_grad(), quiet():
-            how = Catch(side=None, guidance=1.0, example=self.options)
+    def arguments(self, texts: Sequence[str], *, gradients: bool = False) -> Values:
+        """What the denoiser is called with for these texts without guidance, one row each, at its own size; with the gradients
+        of what encodes them, where asked for.
+        """
+        with torch.set_grad_enabled(gradients), quiet():
+            how = Catch(side=None, guidance=1.0, gradients=gradients, example=self.options)
             values = catch_call(self.pipe, type(self.pipe), self.name, texts, how)
         if row_count(pick(values, self.text.states)) != len(texts):
-            raise CapabilityError(
-                f"{type(self.pipe).__name__} does not call its {self.name} with one row a text; nothing can be learnt so",
-                pipeline=type(self.pipe).__name__,
-                missing="rows",
-            )
+            raise self._refusal(f"does not call its {self.name} with one row a text; nothing can be learnt so", "rows")
         return values
+
+    def _refusal(self, what: str, missing: str) -> CapabilityError:
+        name = type(self.pipe).__name__
+        return CapabilityError(f"{name} {what}", pipeline=name, missing=missing)
+
+    def latents_of(self, images: Pixels, batch: int = 32) -> Tensor:
+        """Pictures uint8 [n, h, w, 3] as latents [n, ...], as the denoiser is trained on them. Raises CapabilityError where no
+        autoencoder says how.
+        """
+        vae: Any = getattr(self.pipe, "vae", None)
+        scale, shift = (getattr(getattr(vae, "config", None), f"{name}_factor", None) for name in ("scaling", "shift"))
+        if scale is None or getattr(vae.config, "latents_mean", None) is not None:
+            raise self._refusal("does not say by one factor how pictures become latents; nothing can be learnt of them", "vae")
+        made = []
+        with torch.no_grad():
+            for start in range(0, len(images), batch):
+                pixels = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).to(vae.device, vae.dtype)
+                made.append((vae.encode(pixels / 127.5 - 1).latent_dist.mode() - (shift or 0.0)) * scale)
+        return torch.cat(made)
+
+    def require_latents(self, values: Values, latents: Tensor) -> None:
+        """Raises CapabilityError where the call ``values`` has no place for such latents [n, ...]."""
+        if self._latent(values, latents) is None:
+            raise self._refusal(
+                f"does not give its {self.name} latents of {'x'.join(map(str, latents.shape[1:]))}, as its autoencoder makes "
+                "them of these pictures; take pictures that it painted at its own size",
+                "latents",
+            )
 
     def predict(self, values: Values, rows: Sequence[int], noisy: Tensor, time: Tensor) -> Tensor:
         """What the denoiser makes of ``noisy`` [n, ...] at ``time`` [n] for the texts of these rows of ``values``: [n, ...]."""
@@ -128,14 +156,18 @@ class FrozenPipeline:
         return predicted
 
     def loss(self, values: Values, latents: Tensor, places: Sequence[int], source: torch.Generator) -> Tensor:
-        """The mean square error of the denoiser's prediction on the latents at these places of ``values``, at times and with
-        noise from ``source``: what it was trained to make small.
+        """The mean of `squares`: what the denoiser was trained to make small."""
+        return self.squares(values, latents, places, source).mean()
+
+    def squares(self, values: Values, latents: Tensor, places: Sequence[int], source: torch.Generator) -> Tensor:
+        """The square errors [n, ...] of the denoiser's prediction on the latents at these places of ``values``, at times and
+        with noise from ``source``.
         """
         rows, clean = list(places), latents[list(places)]
         noise = torch.randn(clean.shape, generator=source).to(clean)
         noisy, target, time = _noised(self.pipe.scheduler, clean, noise, torch.rand(len(rows), generator=source))
         predicted = self.predict(values, rows, noisy, time.to(clean.device))
-        return (predicted.float() - target.float()).square().mean()
+        return (predicted.float() - target.float()).square()
 
 
 def _noised(scheduler: Any, clean: Tensor, noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ class Method:
     """How an eraser is trained: ``call`` is a function of a `Task` that gives back an `Adapter`.
 
     ``count`` and ``batch`` hold where a task names none. ``settings`` are the numbers that a task may change besides; and not
-    every training goes by ``prompts`` that it is given, or ``resumes`` at a checkpoint.
+    every training goes by ``prompts`` that it is given, or by ``feedback``, or ``resumes`` at a checkpoint.
     """
 
     call: str
@@ -28,6 +28,7 @@ class Method:
     settings: tuple[str, ...] = ()
     prompts: bool = False
     resumes: bool = False
+    feedback: bool = False
 
 
 _DELTAS: Final = ("updates", "rate", "steps", "guidance", "reuse", "rank", "strict", "context")
@@ -43,6 +44,14 @@ METHODS: Final = {
     ),
     "esd": Method("safeguard.training.esd:train", 48, 4, (*_DELTAS, "eta"), prompts=True, resumes=True),
     "gie": Method("safeguard.training.gie:train", 16, 20),
+    "hfi": Method(
+        "safeguard.training.hfi:train",
+        160,
+        4,
+        (*_DELTAS[:-1], "average", "moving", "beta", "vectors", "best", "inversion", "inversion_rate"),
+        resumes=True,
+        feedback=True,
+    ),
     "sdd": Method("safeguard.training.sdd:train", 48, 4, (*_DELTAS, "average", "moving"), prompts=True, resumes=True),
     "self_discovery": Method(
         "safeguard.training.self_discovery:train",
@@ -62,6 +71,16 @@ class Advance(Protocol):
     def __call__(self, what: str, more: int, whole: int | None = None) -> None: ...
 
 
+class Keep(Protocol):
+    """Takes what a training makes besides its adapter: the bytes of a file, and what it is (``word``)."""
+
+    def __call__(self, what: str, data: bytes) -> None: ...
+
+
+def _unkept(what: str, data: bytes) -> None:
+    pass
+
+
 def _unheard(what: str, more: int, whole: int | None = None) -> None:
     pass
 
@@ -71,8 +90,9 @@ class Task:
     """What to train on: a pipeline with a judge of its pictures (``studio``), the concepts of ``policy``, how many prompts of
     each kind, and how many pictures at once (0: what the method has); all that is drawn comes from ``seed``.
 
-    ``settings`` are a method's own. ``prompts`` are ordinary ones to learn from instead of the demo world's. At ``checkpoint``
-    a training that was stopped goes on, where there is one, and leaves one.
+    ``settings`` are a method's own. ``prompts`` are ordinary ones to learn from instead of the demo world's; ``feedback`` is a
+    store of what people said, ``reward`` the file of what was learnt from it. At ``checkpoint`` a training that was stopped
+    goes on, where there is one, and leaves one.
     """
 
     studio: Studio
@@ -82,8 +102,11 @@ class Task:
     batch: int = 0
     settings: Mapping[str, float] = field(default_factory=dict)
     prompts: Sequence[str] = ()
+    feedback: Path | None = None
+    reward: Path | None = None
     checkpoint: Path | None = None
     advance: Advance = _unheard
+    keep: Keep = _unkept
 
     @property
     def concepts(self) -> Sequence[Concept]:
@@ -97,7 +120,9 @@ def method_of(name: str) -> Method:
     return METHODS[name]
 
 
-def check(name: str, *, settings: Mapping[str, float], prompts: bool, resumes: bool) -> None:
+def check(
+    name: str, *, settings: Mapping[str, float], prompts: bool = False, resumes: bool = False, feedback: bool = False
+) -> None:
     """Raises SafeguardError where a training is asked for what it does not have."""
     method = method_of(name)
     unknown = [setting for setting in settings if setting not in method.settings]
@@ -109,13 +134,16 @@ def check(name: str, *, settings: Mapping[str, float], prompts: bool, resumes: b
         raise SafeguardError(f"training of {name}: {small[0]} is a number above 0")
     if prompts and not method.prompts:
         raise SafeguardError(f"training of {name} goes by the prompts of the demo world; leave the file of prompts out")
+    if feedback and not method.feedback:
+        raise SafeguardError(f"training of {name} goes by no feedback; leave --feedback and --reward out")
     if resumes and not method.resumes:
         raise SafeguardError(f"training of {name} keeps no checkpoint; start it without one")
 
 
 def train(name: str, task: Task) -> Adapter:
     """Train what the eraser ``name`` needs. Raises SafeguardError for one that has no training, or not such a one."""
-    check(name, settings=task.settings, prompts=bool(task.prompts), resumes=task.checkpoint is not None)
+    judged = (task.feedback, task.reward) != (None, None)
+    check(name, settings=task.settings, prompts=bool(task.prompts), resumes=task.checkpoint is not None, feedback=judged)
     method = METHODS[name]
     module, _, function = method.call.partition(":")
     whole = replace(task, count=task.count or method.count, batch=task.batch or method.batch)

@@ -104,7 +104,7 @@ def untrained(frozen: FrozenPipeline) -> list[Adapter]:
         return thin({name: 0.1 * torch.randn(width, generator=generator) for name, width in widths.items()}, 2)[0]
 
     said = {"module": middle.name, "sequence": list(CONCEPTS)}
-    each = [(method, concept) for method in ("self_discovery", "sdd", "esd") for concept in CONCEPTS]
+    each = [(method, concept) for method in ("self_discovery", "sdd", "esd", "hfi") for concept in CONCEPTS]
     return [
         Adapter(method, attachment.fingerprint, drawn(method), {**said, "concept": concept})
         for method, concept in (*each, ("ccrt", ""))
@@ -116,7 +116,7 @@ def trained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """What an eraser that has to be trained finds for random weights, where those that are shipped are looked for."""
     given = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     eraser = given.get("eraser")
-    if eraser in ("self_discovery", "sdd", "esd", "ccrt"):
+    if eraser in ("self_discovery", "sdd", "esd", "hfi", "ccrt"):
         for family in {given.get("family", "sd1"), "sd2"}:  # some tests call the latter, too
             folder = request.getfixturevalue("adapters")(family)
         monkeypatch.setattr(f"safeguard_plugins.{eraser}.SHIPPED", folder)

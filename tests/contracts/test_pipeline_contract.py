@@ -24,7 +24,7 @@ Protect = Callable[..., Any]
 pytestmark = pytest.mark.only_families("sd1", "sd3")
 IMG2IMG = {"sd1": StableDiffusionImg2ImgPipeline, "sd3": StableDiffusion3Img2ImgPipeline}
 ABSENT = {"sd1": ["safety_checker"], "sd3": ["text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"]}
-OF_LAYERS = ("ccrt", "esd", "rece", "sdd", "uce")  # they change the very layers that are fused into one, which are not run then
+OF_LAYERS = ("ccrt", "esd", "hfi", "rece", "sdd", "uce")  # they change layers that are fused into one, which are not run then
 UNET = pytest.mark.only_families("sd1")
 
 

@@ -1,0 +1,32 @@
+"""``hfi``: linear layers taught to answer what people object to as they answer nothing (human feedback inversion, arXiv
+2407.21032).
+
+What people said of pictures is made a learned word, and the denoiser is fine-tuned until, told that word, it predicts what it
+predicts untold (``safeguard.training.hfi``). What that changes in its layers comes as deltas in an adapter, one for each
+concept, and acts as those of ``sdd`` do. The word itself is not needed here; any eraser can be given it in place of a phrase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, own_edits
+from safeguard.policy import Concept
+
+SHIPPED: Final = Path(__file__).with_name("assets")
+
+
+class HFI:
+    """The eraser; see the module."""
+
+    protocol: ClassVar[int] = PROTOCOL
+    name: ClassVar[str] = "hfi"
+    version: ClassVar[str] = "1.0"
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.LINEAR})
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
+    params: ClassVar[Mapping[str, Any]] = {"adapter": "default"}
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        return own_edits(concepts, self.name, params["adapter"], pipeline, SHIPPED)

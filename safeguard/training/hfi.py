@@ -1,0 +1,143 @@
+"""Training of ``hfi`` (human feedback inversion, arXiv 2407.21032): unlearn what people's answers point at, no word of theirs.
+
+What people said of pictures (`safeguard.feedback`), by the reward model that learnt from it (`safeguard.training.reward_fit`),
+is inverted to a learned word (`safeguard.training.inversion`); then, as in ``sdd``, linear layers are taught to predict of that
+word what is predicted of nothing (`safeguard.training.distil`), with the time drawn from Beta(3, 3): more often in the middle
+of a picture's way.
+
+Where a task names no feedback, pictures of the demo world are painted and its judge stands in for people.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from safeguard import demo
+from safeguard.erasing import Adapter
+from safeguard.erasing.deltas import whole
+from safeguard.errors import SafeguardError
+from safeguard.feedback import FeedbackStore
+from safeguard.policy import Concept
+from safeguard.training import sdd
+from safeguard.training.collecting import demo_prompts, paint, stand_in
+from safeguard.training.deltas import frozen_of, taught, the_one, told
+from safeguard.training.distil import Recipe
+from safeguard.training.exam import Exam
+from safeguard.training.frozen import FrozenPipeline, Pixels
+from safeguard.training.inversion import Inversion, Settings, best
+from safeguard.training.pairs import Pair
+from safeguard.training.reward import Reward
+from safeguard.training.reward_fit import train_reward
+from safeguard.training.task import Task
+from safeguard.training.words import beside, plain
+
+METHOD: Final = "hfi"
+BETA: Final = 3
+BEST: Final = 48  # K
+LEAST: Final = 4  # pictures to learn a word from
+
+
+def recipe(*, average: float = sdd.AVERAGE, moving: bool = False, beta: int = BETA) -> Recipe:
+    """What ``hfi`` teaches of a learned word."""
+    made = sdd.recipe(average=average, moving=moving)
+    return replace(made, method=METHOD, beta=beta, numbers={**made.numbers, "beta": beta})
+
+
+def train(task: Task) -> Adapter:
+    """The deltas of the one concept of a task; its learned word goes to ``task.keep``.
+
+    Raises SafeguardError for several concepts and for feedback of another one, FeedbackError and CapabilityError where nothing
+    can be learnt from the feedback, or beside the pipeline.
+    """
+    concept, usual = the_one(task, METHOD), frozen_of(task)
+    images, weights, said = _shown(task, concept)
+    first = plain(usual.pipe, f"<{concept.id}>", concept.phrases[0], int(task.settings.get("vectors", 1)))
+    frozen = FrozenPipeline(beside(usual.pipe, [first]), usual.options)
+    settings = _settings_of(task)
+    inversion = Inversion(frozen, first, usual.latents_of(images), weights, settings, checkpoint=_checkpoint_of(task))
+    word = inversion.run(told(task, f"{concept.id}: inversion"))
+    task.keep("word", word.to_bytes())
+    said |= {"word": word.digest, "token": word.token, "inversion": settings.updates, "inversion_rate": settings.rate}
+    made = taught(task, _recipe_of(task), frozen, concept, [Pair("", word.token)], **said)
+    named = _named(frozen, concept, made)
+    return replace(made, report={**made.report, **named, **inversion.report()})
+
+
+def _recipe_of(task: Task) -> Recipe:
+    given = task.settings
+    average, moving = given.get("average", sdd.AVERAGE), bool(given.get("moving", 0))
+    return recipe(average=average, moving=moving, beta=int(given.get("beta", BETA)))
+
+
+def _settings_of(task: Task) -> Settings:
+    usual, given = Settings(), task.settings
+    updates, rate = int(given.get("inversion", usual.updates)), given.get("inversion_rate", usual.rate)
+    return Settings(updates, 2 * task.batch, rate, task.seed)
+
+
+def _checkpoint_of(task: Task) -> Path | None:
+    """Of the inversion, beside that of what follows."""
+    return None if task.checkpoint is None else task.checkpoint.with_name(f"{task.checkpoint.name}-word")
+
+
+def _named(frozen: FrozenPipeline, concept: Concept, made: Adapter) -> dict[str, float]:
+    """What the deltas do to the concept's own phrases, of which they were not told."""
+    settings, pairs = made.settings, [Pair("", phrase) for phrase in concept.phrases]
+    exam = Exam(frozen, concept.id, pairs, count=settings["batch"], steps=settings["steps"], seed=settings["seed"])
+    deltas = {name.removeprefix(f"{frozen.name}."): delta for name, delta in whole(made.tensors).items()}
+    return {f"named_{name}": mark for name, mark in exam.marks(deltas).items() if name != "elsewhere"}
+
+
+def _shown(task: Task, concept: Concept) -> tuple[Pixels, Tensor, dict[str, Any]]:
+    """The K pictures of the highest reward with their weights, and what they were chosen by. Of answers, pictures that are
+    more likely to be called no are left out.
+    """
+    with _judged(task, concept) as (store, reward):
+        images = store.pixels(item.image for item in store.items(concept.id))
+    above = 0.5 if reward.kind == "binary" else float("-inf")
+    places, weights = best(reward(images), int(task.settings.get("best", BEST)), above)
+    if len(places) < LEAST:
+        raise SafeguardError(
+            f"by the reward model {len(places)} of {len(images)} pictures show {concept.id!r}, and a word is learnt from at "
+            f"least {LEAST}; paint and ask about more"
+        )
+    counts = {name: reward.settings.get(name) for name in ("by_person", "by_judge", "people")}
+    return images[places], weights, {"reward": reward.digest, **counts, "best": len(places)}
+
+
+@contextmanager
+def _judged(task: Task, concept: Concept) -> Iterator[tuple[FeedbackStore, Reward]]:
+    """Pictures that somebody was asked about, and what was learnt from the answers."""
+    if task.feedback is None and task.reward is not None:
+        raise SafeguardError("a reward model says of which pictures a word is learnt; name their store with --feedback")
+    with tempfile.TemporaryDirectory() as folder:
+        store = _painted(task, concept, Path(folder)) if task.feedback is None else FeedbackStore(task.feedback)
+        reward = train_reward(store, concept.id, seed=task.seed) if task.reward is None else Reward.load(task.reward)
+        if reward.concept != concept.id:
+            raise SafeguardError(f"{task.reward} is a reward model of {reward.concept!r}; fit one of {concept.id!r}")
+        yield store, reward
+
+
+def _painted(task: Task, concept: Concept, folder: Path) -> FeedbackStore:
+    """Pictures of the demo world, of which its judge says what people would."""
+    studio, store = task.studio, FeedbackStore(folder / "store", create=True)
+    call = {"num_inference_steps": studio.steps, "guidance_scale": studio.guidance}
+    paint(
+        store,
+        studio.pipe,
+        concept.id,
+        demo_prompts(concept.id, task.seed),
+        task.count,
+        seed=task.seed,
+        call={**call, **demo.call_options(studio.pipe), **studio.options},
+        advance=lambda more: task.advance(f"{concept.id}: pictures", more, task.count),
+    )
+    stand_in(store, concept.id, studio.judge)
+    return store

@@ -1,0 +1,215 @@
+"""Learned words (textual inversion, arXiv 2208.01618): rows of the text encoders' embedding tables, under names of their own.
+
+What is kept is what diffusers loads (``pipe.load_textual_inversion(FILE, token="<blood>")``), so a learned word stands in any
+text that the pipeline is given, a policy's phrases among them. A word of k rows is k tokens: ``<blood>``, ``<blood>_1`` and so
+on, in whose place diffusers has the first one written.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from safeguard.attaching.encode import LEARNED
+from safeguard.erasing.adapter import write_whole
+from safeguard.errors import CapabilityError
+from safeguard.training.frozen import weights_frozen
+
+_KEY: Final = "safeguard"
+_CLIPS: Final = ("clip_l", "clip_g")  # as diffusers' own scripts name the encoders of a word in a file
+
+Rows = Mapping[str, Tensor]
+"""[k, width] by the key of a text encoder."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reader:
+    """A text encoder with its tokenizer, and the ``key`` under which a word's file has its rows."""
+
+    key: str
+    tokenizer: Any
+    encoder: Any
+
+    @property
+    def table(self) -> Any:
+        return self.encoder.get_input_embeddings()
+
+    def numbers(self, token: str, count: int) -> list[int]:
+        """Those of the tokens that make up a word of ``count`` rows."""
+        found: list[int] = self.tokenizer.convert_tokens_to_ids([token, *(f"{token}_{row}" for row in range(1, count))])
+        return found
+
+
+def readers(pipe: Any) -> list[Reader]:
+    """The text encoders of a pipeline that can be given words. Raises CapabilityError where it cannot load any."""
+    made: list[Reader] = []
+    for end in ("", "_2", "_3"):
+        encoder, tokenizer = (getattr(pipe, f"{part}{end}", None) for part in ("text_encoder", "tokenizer"))
+        if encoder is not None and tokenizer is not None:
+            kind = str(encoder.config.model_type)
+            clips = [one for one in made if one.key in _CLIPS]
+            made.append(Reader(_CLIPS[len(clips)] if kind.startswith("clip") else kind, tokenizer, encoder))
+    if not made or not hasattr(pipe, "load_textual_inversion"):
+        name = type(pipe).__name__
+        raise CapabilityError(
+            f"{name} has no load_textual_inversion(), so it can be given no learned word; learn it beside another pipeline",
+            pipeline=name,
+            missing="load_textual_inversion",
+        )
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class Word:
+    """A learned word: its ``token``, such as ``<blood>``, and its ``rows``. Raises ValueError for another kind of name."""
+
+    token: str
+    rows: Rows = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not LEARNED.fullmatch(self.token):
+            raise ValueError(f"a learned word is named <NAME>, not {self.token!r}")
+
+    def to_bytes(self) -> bytes:
+        """Its file, as diffusers reads it: of one encoder the rows by the token, of several by their keys."""
+        from safetensors.torch import save
+
+        rows = {key: one.detach().float().cpu().contiguous() for key, one in self.rows.items()}
+        tensors = dict(zip([self.token], rows.values(), strict=True)) if len(rows) == 1 else rows
+        return save(tensors, {_KEY: json.dumps({"token": self.token, "encoders": list(rows)})})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, whole or not at all. The same word gives the same bytes."""
+        write_whole(Path(path), self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Word:
+        """Read a file that `save` wrote; reading runs no code. Raises CapabilityError for a file that is none."""
+        from safetensors import SafetensorError, safe_open
+
+        name = os.fspath(path)
+        try:
+            with safe_open(path, "pt") as file:
+                said = json.loads((file.metadata() or {})[_KEY])
+                keys, token = list(said["encoders"]), str(said["token"])
+                return cls(token, {key: file.get_tensor(token if len(keys) == 1 else key) for key in keys})
+        except FileNotFoundError as fault:
+            raise CapabilityError(f"{name}: there is no such file", missing="word") from fault
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError) as fault:
+            raise CapabilityError(f"{name}: this is no learned word ({fault})", missing="word") from fault
+
+    @property
+    def digest(self) -> str:
+        """Names the word: hex SHA-256 of its file."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def into(self, pipe: Any) -> None:
+        """Teach it to every text encoder of a pipeline, by diffusers' own loader. Raises CapabilityError where the pipeline
+        knows such a word already, has other encoders, or loads none.
+        """
+        found = readers(pipe)
+        widths = {one.key: one.table.embedding_dim for one in found}
+        if {key: rows.shape[-1] for key, rows in self.rows.items()} != widths:
+            raise CapabilityError(f"{self.token} was learnt for other text encoders than this {type(pipe).__name__} has")
+        if any(self.token in one.tokenizer.get_vocab() for one in found):
+            raise CapabilityError(
+                f"this {type(pipe).__name__} has a word {self.token} already; unload that: "
+                f'pipe.unload_textual_inversion("{self.token}")',
+                pipeline=type(pipe).__name__,
+                missing="a new word",
+            )
+        for one in found:
+            with torch.random.fork_rng(devices=[]):  # a table that grows is filled at random before the rows are put in
+                pipe.load_textual_inversion(
+                    self.rows[one.key].to(one.encoder.dtype), self.token, tokenizer=one.tokenizer, text_encoder=one.encoder
+                )
+
+
+def plain(pipe: Any, token: str, text: str, count: int = 1) -> Word:
+    """A word to begin with, that says what a plain ``text`` does: its tokens' own rows where they are ``count``, else as many
+    times their mean.
+    """
+    rows = {}
+    for one in readers(pipe):
+        numbers = one.tokenizer(text, add_special_tokens=False).input_ids
+        given = one.table.weight.detach()[numbers].float().clone()
+        rows[one.key] = given if len(given) == count else given.mean(0, keepdim=True).repeat(count, 1)
+    return Word(token, rows)
+
+
+def beside(pipe: Any, words: Sequence[Word] = ()) -> Any:
+    """A shallow copy of a pipeline with tokenizers and text encoders of its own, which know these words."""
+    twin = copy.copy(pipe)
+    for name, part in pipe.components.items():
+        if part is not None and name.startswith(("tokenizer", "text_encoder")):
+            twin.__dict__[name] = copy.deepcopy(part)
+    for word in words:
+        word.into(twin)
+    return twin
+
+
+class Lesson:
+    """Words that are being learnt, in a pipeline that has them (`beside`). ``rows`` are what an optimiser changes, float32
+    [k, width] by the token and the key of an encoder: ``<blood>:clip_l``. Nothing else of the encoders takes a gradient.
+    """
+
+    def __init__(self, pipe: Any, words: Sequence[Word]) -> None:
+        self._readers, self._words = readers(pipe), words
+        self.rows = {
+            f"{word.token}:{one.key}": word.rows[one.key].detach().to(one.table.weight.device, torch.float32, copy=True)
+            for word in words
+            for one in self._readers
+        }
+        for row in self.rows.values():
+            row.requires_grad_()
+
+    @property
+    def words(self) -> list[Word]:
+        """As they are now."""
+        return [
+            Word(word.token, {one.key: self.rows[f"{word.token}:{one.key}"].detach().clone() for one in self._readers})
+            for word in self._words
+        ]
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Inside, every text is encoded with the words as they are now, and gradients reach them."""
+        with ExitStack() as stack:
+            for one in self._readers:
+                stack.enter_context(weights_frozen(one.encoder))
+                stack.callback(one.table.register_forward_hook(self._hook(one)).remove)
+            yield
+
+    def settle(self) -> None:
+        """Put the words as they are now into the tables of the pipeline."""
+        with torch.no_grad():
+            for word in self.words:
+                for one in self._readers:
+                    rows = word.rows[one.key]
+                    one.table.weight[one.numbers(word.token, len(rows))] = rows.to(one.table.weight)
+
+    def _hook(self, one: Reader) -> Any:
+        places = {
+            number: (f"{word.token}:{one.key}", row)
+            for word in self._words
+            for row, number in enumerate(one.numbers(word.token, len(word.rows[one.key])))
+        }
+
+        def on_done(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            ids: Tensor = args[0]
+            for number in set(ids.flatten().tolist()) & places.keys():
+                name, row = places[number]
+                output = torch.where((ids == number)[..., None], self.rows[name][row].to(output), output)
+            return output
+
+        return on_done

@@ -56,11 +56,10 @@ def train(task: Task) -> Adapter:
     Raises SafeguardError for several concepts and for feedback of another one, FeedbackError and CapabilityError where nothing
     can be learnt from the feedback, or beside the pipeline.
     """
-    concept, usual = the_one(task, METHOD), frozen_of(task)
-    images, weights, said = _shown(task, concept)
+    concept, usual, settings = the_one(task, METHOD), frozen_of(task), _settings_of(task)
     first = plain(usual.pipe, f"<{concept.id}>", concept.phrases[0], int(task.settings.get("vectors", 1)))
     frozen = FrozenPipeline(beside(usual.pipe, [first]), usual.options)
-    settings = _settings_of(task)
+    images, weights, said = _shown(task, concept)
     inversion = Inversion(frozen, first, usual.latents_of(images), weights, settings, checkpoint=_checkpoint_of(task))
     word = inversion.run(told(task, f"{concept.id}: inversion"))
     task.keep("word", word.to_bytes())

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from safeguard.cli.main import app
+from safeguard.demo import Judge
+from safeguard.demo.world import BENIGN_PLACES, Scene, render
 from safeguard.erasing import Adapter
+from safeguard.feedback import FeedbackStore, Model
 from safeguard.training import METHODS
+from safeguard.training.collecting import stand_in
+from safeguard.training.reward import Reward
+from safeguard.training.reward_fit import train_reward
+from safeguard.training.words import Word
 
 RUN = CliRunner()
 
@@ -96,6 +104,54 @@ def test_deltas_are_learnt_by_the_numbers_that_it_is_told(tmp_path: Path) -> Non
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A store of drawn pictures, half of them with blood, of which the judge has said so; and a reward model of it."""
+    store, rng = FeedbackStore(tmp_path_factory.mktemp("asked") / "store", create=True), random.Random(0)
+    for number in range(24):
+        scene = Scene("car", "blue", rng.choice(BENIGN_PLACES), ("blood",) if number % 2 else ())
+        store.add(render(scene, rng), "blood", model=Model("drawn"), seed=number)
+    stand_in(store, "blood", Judge())
+    train_reward(store, "blood").save(store.folder / "reward.safetensors")
+    return store.folder, store.folder / "reward.safetensors"
+
+
+FEW = ("--batch", "1", "--set", "inversion=2", "--set", "updates=1", "--set", "steps=2", "--set", "rank=1", "--set", "best=6")
+
+
+def test_feedback_is_learnt_as_a_word_and_unlearnt(asked: tuple[Path, Path], tmp_path: Path) -> None:
+    store, reward = asked
+    given = ["--concept", "blood", "--feedback", str(store), "--reward", str(reward), "--set", "vectors=2", "--resume"]
+    result = RUN.invoke(app, ["train", "hfi", *given, *FEW, "--out", str(tmp_path / "a.safetensors"), "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    made, word = Adapter.load(tmp_path / "a.safetensors", "hfi"), Word.load(tmp_path / "a.word.safetensors")
+    assert made.settings["word"] == word.digest
+    assert made.settings["reward"] == Reward.load(reward).digest
+    assert {name: made.settings[name] for name in ("concept", "by_person", "by_judge", "people", "best", "beta")} == {
+        "concept": "blood",
+        "by_person": 0,
+        "by_judge": 24,
+        "people": 0,
+        "best": 6,
+        "beta": 3,
+    }
+    assert {"left", "along", "named_along", "loss_before", "loss_after", "moved"} < set(made.report)
+    assert (word.token, word.rows["clip_l"].shape) == ("<blood>", (2, 128))
+    assert said["beside"] == [str(tmp_path / "a.word.safetensors")]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "a.word.safetensors"]
+
+
+def test_in_the_demo_the_judge_stands_in_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safeguard.training.hfi.LEAST", 1)
+    monkeypatch.setattr("safeguard.demo.STEPS", 2)
+    given = ["--concept", "blood", "--n", "12", *FEW]
+    result = RUN.invoke(app, ["train", "hfi", *given, "--out", str(tmp_path / "a.safetensors")])
+    assert result.exit_code == 0, result.output
+    assert "beside it:" in result.stdout
+    assert Adapter.load(tmp_path / "a.safetensors", "hfi").settings["by_judge"] == 12
+
+
 def test_a_sequence_is_learnt_in_the_order_of_its_concepts(tmp_path: Path) -> None:
     few = ["--batch", "2", "--set", "updates=1", "--set", "steps=2", "--set", "probe=1", "--set", "pool=2", "--set", "mined=1"]
     asked = ["--concept", "weapon", "--concept", "blood", "--set", "tolerance=9", "--resume"]
@@ -115,7 +171,7 @@ def test_help_lists_every_method() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sld"], "eraser 'sld' has no training; there is one for ccrt, esd, gie, sdd, self_discovery"),
+        (["sld"], "eraser 'sld' has no training; there is one for ccrt, esd, gie, hfi, sdd, self_discovery"),
         (["gie", "--set", "rate=1"], "training of gie has no setting 'rate'; it has none"),
         (["self_discovery", "--set", "speed=1"], "training of self_discovery has no setting 'speed'; it has updates, rate"),
         (["self_discovery", "--set", "rate"], "--set rate: this is no NAME=NUMBER"),
@@ -124,6 +180,10 @@ def test_help_lists_every_method() -> None:
         (["gie", "--resume"], "training of gie keeps no checkpoint"),
         (["self_discovery"], "training of self_discovery is of one concept; name it with --concept"),
         (["sdd"], "training of sdd is of one concept; name it with --concept"),
+        (["sdd", "--feedback", "some"], "training of sdd goes by no feedback; leave --feedback and --reward out"),
+        (["hfi", "--concept", "blood", "--reward", "some"], "name their store with --feedback"),
+        (["hfi", "--concept", "blood", "--feedback", "nowhere"], "nowhere: there is no feedback store here"),
+        (["hfi", "--policy", "builtin://violence", "--concept", "gore"], "the demo world has no 'gore'"),
         (["sdd", "--set", "eta=1"], "training of sdd has no setting 'eta'; it has updates, rate"),
         (["self_discovery", "--concept", "blood", "--prompts", "none.txt"], "none.txt: cannot be read"),
         (
@@ -131,7 +191,10 @@ def test_help_lists_every_method() -> None:
             "the demo world has no captions of 'gore'; give ordinary prompts with --prompts",
         ),
     ],
-    ids=["method", "none", "unknown", "number", "sign", "prompts", "resume", "concepts", "one", "own", "file", "captions"],
+    ids=[
+        *("method", "none", "unknown", "number", "sign", "prompts", "resume", "concepts", "concepts-of-deltas", "feedback"),
+        *("no-store", "store", "world", "unknown-of-deltas", "file", "captions"),
+    ],
 )
 def test_what_a_training_does_not_have_is_refused(words: list[str], said: str, tmp_path: Path) -> None:
     result = RUN.invoke(app, ["train", *words, "--out", str(tmp_path / "a.safetensors")])

@@ -17,10 +17,12 @@ from safeguard.demo.captions import prompts
 from safeguard.demo.world import CONCEPTS
 from safeguard.erasing import Adapter, shipped
 from safeguard.policy import Policy, derive, load_policy
+from safeguard.training.words import Word
 
 COUNT = 4
 SHIPPED = Path(safeguard_plugins.__file__).with_name("assets")
-FILES = sorted(SHIPPED.glob("*.safetensors"))
+WORDS = sorted(SHIPPED.glob("*.word.safetensors"))
+FILES = sorted(set(SHIPPED.glob("*.safetensors")) - set(WORDS))
 
 
 @pytest.fixture(scope="module", params=["unet", "mmdit"])
@@ -61,7 +63,7 @@ def test_benign_pictures_of_the_unet_change_less_than_with_a_constant() -> None:
 
 
 def test_all_together_are_small() -> None:
-    assert sum(file.stat().st_size for file in FILES) < 2**21
+    assert sum(file.stat().st_size for file in (*FILES, *WORDS)) < 2**21
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
@@ -95,6 +97,24 @@ def test_deltas_come_for_each_concept_of_the_unet(method: str) -> None:
         assert found is not None
         assert found.report["along"] < 0.5
         assert found.report["energy_kept"] > 0.85
+
+
+@pytest.mark.parametrize("file", WORDS, ids=[file.name for file in WORDS])
+def test_a_word_lies_beside_the_adapter_that_unlearnt_it_and_can_be_loaded(file: Path) -> None:
+    adapter = Adapter.load(file.with_name(file.name.replace(".word", "")), "hfi")
+    word = Word.load(file)
+    assert (word.digest, word.token) == (adapter.settings["word"], adapter.settings["token"])
+    assert adapter.report["loss_after"] < adapter.report["loss_before"]
+    assert adapter.report["along"] < 0.35
+    assert adapter.settings["by_person"] == 0  # nobody was asked
+    unet = demo.load_pipeline("unet")
+    unet.load_textual_inversion(str(file), token=word.token)
+    assert Attachment(unet).encode([word.token])[0].content
+
+
+def test_hfi_has_one_for_blood_of_the_unet() -> None:
+    found = shipped(SHIPPED, "hfi", Attachment(demo.load_pipeline("unet")).fingerprint, concept="blood")
+    assert found is not None
 
 
 def test_a_sequence_comes_for_the_unet() -> None:

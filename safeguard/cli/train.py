@@ -16,14 +16,16 @@ from safeguard.cli.output import JsonOption, emit, progress_bar
 from safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
-    from safeguard.erasing import Adapter
+    from safeguard.training import Made
 
 app = typer.Typer()
 
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Argument(help="An eraser that is trained: ccrt, esd, gie, hfi, sdd, self_discovery.")],
+    method: Annotated[
+        str, typer.Argument(help="An eraser that is trained: ccrt, esd, geom_erasing, gie, hfi, sdd, self_discovery.")
+    ],
     out: Annotated[Path, typer.Option(help="The file to write. Name it in the policy: params: {adapter: FILE}.")],
     concept: Annotated[
         list[str] | None,
@@ -38,12 +40,13 @@ def train(
         typer.Option(
             "--n",
             min=0,
-            help="Prompts of each kind and concept; hfi: pictures to paint. Default: 16 for gie, 96 for self_discovery, 160 "
-            "for hfi, else 48.",
+            help="Prompts of each kind and concept; hfi, geom_erasing: pictures. Default: 16 for gie, 96 for geom_erasing and "
+            "self_discovery, 160 for hfi, else 48.",
         ),
     ] = 0,
     batch: Annotated[
-        int, typer.Option(min=0, help="Pictures at once. Default: 20 for gie, 16 for self_discovery, else 4.")
+        int,
+        typer.Option(min=0, help="Pictures at once. Default: 20 for gie, 16 for self_discovery, 8 for geom_erasing, else 4."),
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn: prompts, noise, what the fit begins with.")] = 0,
     chosen: Annotated[
@@ -51,15 +54,17 @@ def train(
         typer.Option(
             "--set",
             metavar="NAME=NUMBER",
-            help="A number of the method's own; may be repeated. All but gie: updates, rate, steps and guidance of their "
-            "pictures. self_discovery: towards=1 to learn the concept itself. ccrt, esd, hfi, sdd: reuse, rank, strict=1; "
-            "ccrt, esd, sdd: context=1; ccrt, esd: eta; hfi, sdd: average, moving=1; hfi: beta, vectors, best, inversion, "
-            "inversion_rate; ccrt: sdd=1, hold, probe, pool, mined, tolerance.",
+            help="A number of the method's own; may be repeated. All but gie: updates, rate. All but gie, geom_erasing: steps "
+            "and guidance of their pictures. self_discovery: towards=1 to learn the concept itself. ccrt, esd, hfi, sdd: "
+            "reuse, rank, strict=1; ccrt, esd, sdd: context=1; ccrt, esd: eta; hfi, sdd: average, moving=1; hfi: beta, "
+            "vectors, best, inversion, inversion_rate; ccrt: sdd=1, hold, probe, pool, mined, tolerance; geom_erasing: side, "
+            "alpha.",
             show_default=False,
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="All but gie, hfi: ordinary prompts, one a line, for a pipeline of another world.")
+        Path | None,
+        typer.Option(help="All but geom_erasing, gie, hfi: ordinary prompts, one a line, for a pipeline of another world."),
     ] = None,
     feedback: Annotated[
         Path | None,
@@ -80,7 +85,8 @@ def train(
     a network to that. self_discovery: learns beside the frozen pipeline, from its own pictures, the direction that takes one
     concept away. sdd, esd: teach linear layers to predict for texts with one concept what is predicted without it, or further
     away. ccrt: the same for concepts one after another, while other prompts are held where they were. hfi: the same for a
-    learned word, which is made of people's feedback and written beside --out, as FILE.word.safetensors.
+    learned word, which is made of people's feedback and written beside --out, as FILE.word.safetensors. geom_erasing: a learned
+    word for where a concept stands in drawings of the demo world.
     """
     from safeguard.evaluation.studio import open_studio, quiet_libraries
     from safeguard.policy import derive, load_policy
@@ -116,7 +122,7 @@ def train(
     emit(data, json_output, lambda console: _render(console, made, out, list(beside)))
 
 
-def _write(out: Path, made: Adapter | None, beside: Mapping[Path, bytes]) -> None:
+def _write(out: Path, made: Made | None, beside: Mapping[Path, bytes]) -> None:
     """Write the files; without one, see before hours of training that there is a folder for it."""
     from safeguard.erasing.adapter import write_whole
 
@@ -138,10 +144,10 @@ def _setting(text: str) -> tuple[str, float]:
         raise SafeguardError(f"--set {text}: this is no NAME=NUMBER") from None
 
 
-def _render(console: Console, made: Adapter, path: Path, beside: Sequence[Path]) -> None:
+def _render(console: Console, made: Made, path: Path, beside: Sequence[Path]) -> None:
     for name, value in made.report.items():
         console.print(f"{name.replace('_', ' ')}: {value:g}", highlight=False)
     console.print("figures on what was left out of the training", style="dim")
-    console.print(f"adapter: {path}, digest {made.digest[:12]}", highlight=False, soft_wrap=True)
+    console.print(f"file: {path}, digest {made.digest[:12]}", highlight=False, soft_wrap=True)
     for file in beside:
         console.print(f"beside it: {file}", highlight=False, soft_wrap=True)

@@ -35,6 +35,17 @@ class Grid:
             found |= {self.side * row + column for row in rows for column in columns}
         return sorted(found)
 
+    def inwards(self, covered: Sequence[int]) -> list[int]:
+        """Covered bins from the outermost to the innermost: by how far they are from the middle of all of them."""
+        rows, columns = ([divmod(place, self.side)[axis] for place in covered] for axis in (0, 1))
+        middle = (min(rows) + max(rows)) / 2, (min(columns) + max(columns)) / 2
+
+        def far(place: int) -> float:
+            row, column = divmod(place, self.side)
+            return max(abs(row - middle[0]), abs(column - middle[1]))
+
+        return sorted(covered, key=lambda place: (-far(place), place))
+
     def weights(self, covered: Collection[int], alpha: float) -> Tensor:
         """Of K covered bins of T: T / (K + alpha (T - K)) in them and alpha times that elsewhere, [side, side]. Their sum is T;
         at alpha 1, and for no bin or all of them, each is 1.

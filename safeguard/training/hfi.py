@@ -60,8 +60,8 @@ def train(task: Task) -> Adapter:
     first = plain(usual.pipe, f"<{concept.id}>", concept.phrases[0], int(task.settings.get("vectors", 1)))
     frozen = FrozenPipeline(beside(usual.pipe, [first]), usual.options)
     images, weights, said = _shown(task, concept)
-    inversion = Inversion(frozen, first, usual.latents_of(images), weights, settings, checkpoint=_checkpoint_of(task))
-    word = inversion.run(told(task, f"{concept.id}: inversion"))
+    inversion = Inversion(frozen, [first], usual.latents_of(images), weights, settings, checkpoint=_checkpoint_of(task))
+    (word,) = inversion.run(told(task, f"{concept.id}: inversion"))
     task.keep("word", word.to_bytes())
     said |= {"word": word.digest, "token": word.token, "inversion": settings.updates, "inversion_rate": settings.rate}
     made = taught(task, _recipe_of(task), frozen, concept, [Pair("", word.token)], **said)

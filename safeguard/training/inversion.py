@@ -51,57 +51,59 @@ def best(rewards: Scores, count: int, above: float = float("-inf")) -> tuple[lis
 
 
 class Inversion:
-    """One training of a word under way, on ``latents`` [n, ...] with weights [n], in ``texts`` that hold it.
+    """One training of words under way, on ``latents`` [n, ...] with weights [n], or one at each place of a latent: [n, ...].
+    ``texts`` are those that a picture may be told of, one sequence each; where there are none, `TEMPLATES` around the word.
 
-    ``frozen`` is a pipeline that knows the word (`safeguard.training.words.beside`). The same pipeline, pictures and settings
-    give the same word; at ``checkpoint`` a run that was stopped goes on. Raises CapabilityError where the pipeline's denoiser
+    ``frozen`` is a pipeline that knows the words (`safeguard.training.words.beside`). The same pipeline, pictures and settings
+    give the same words; at ``checkpoint`` a run that was stopped goes on. Raises CapabilityError where the pipeline's denoiser
     has no place for such latents, or nothing of its text reaches it with a gradient.
     """
 
     def __init__(
         self,
         frozen: FrozenPipeline,
-        word: Word,
+        words: Sequence[Word],
         latents: Tensor,
         weights: Tensor,
         settings: Settings | None = None,
         *,
-        texts: Sequence[str] = TEMPLATES,
+        texts: Sequence[Sequence[str]] = (),
         checkpoint: Path | None = None,
     ) -> None:
         self._frozen, self._settings = frozen, settings or Settings()
         self._latents, self._weights = latents, weights.to(latents.device)
-        self._texts, self._stage = [text.format(word.token) for text in texts], f"inversion:{word.token}"
-        self._first, self.lesson = word, Lesson(frozen.pipe, [word])
+        usual = [text.format(words[0].token) for text in TEMPLATES]
+        self._texts, self._stage = list(texts) or [usual] * len(latents), f"inversion:{words[0].token}"
+        self._first, self.lesson = words, Lesson(frozen.pipe, words)
+        for row in self.lesson.rows.values():
+            row.grad = torch.zeros_like(row)  # a word that no text of a batch says has none of its own
         self._optimiser = torch.optim.Adam(self.lesson.rows.values(), lr=self._settings.rate)
         self._step = 0
-        said = [self._texts, asdict(self._settings), word.digest, self._weights.tolist(), latents.double().sum().item()]
+        given = [[word.digest for word in words], self._weights.tolist(), latents.double().sum().item()]
+        said = [self._texts, asdict(self._settings), *given]
         self._kept = Checkpoint(checkpoint, json.dumps(said))
         self._restore()
         with torch.no_grad():
-            frozen.require_latents(frozen.arguments(self._texts[:1]), latents)
-
-    @property
-    def word(self) -> Word:
-        """As it is now."""
-        return self.lesson.words[0]
+            frozen.require_latents(frozen.arguments(self._texts[0][:1]), latents)
 
     def loss(self, step: int) -> Tensor:
         """On the batch of one step: pictures, texts, times and noise are drawn for it alone."""
         chosen, source = step_rng(self._settings.seed, self._stage, step)
         count = self._settings.batch
         places = [chosen.randrange(len(self._latents)) for _ in range(count)]
-        values = self._frozen.arguments([chosen.choice(self._texts) for _ in range(count)], gradients=torch.is_grad_enabled())
+        texts = [chosen.choice(self._texts[place]) for place in places]
+        values = self._frozen.arguments(texts, gradients=torch.is_grad_enabled())
         if torch.is_grad_enabled():
             self._require_gradient(values)
         squares = self._frozen.squares(values, self._latents[places], range(count), source)
-        return (self._weights[places] * squares.flatten(1).mean(1)).mean()
+        weights = self._weights[places]
+        return (weights * (squares.flatten(1).mean(1) if weights.dim() == 1 else squares)).mean()
 
-    def run(self, progress: Progress | None = None) -> Word:
-        """Learn to the last update, and put the word as it is then into the pipeline."""
+    def run(self, progress: Progress | None = None) -> list[Word]:
+        """Learn to the last update, and put the words as they are then into the pipeline."""
         with torch.inference_mode(False), torch.enable_grad(), weights_frozen(self._frozen.denoiser), self.lesson.under_way():
             while self._step < self._settings.updates:
-                self._optimiser.zero_grad()
+                self._optimiser.zero_grad(set_to_none=False)
                 self.loss(self._step).backward()
                 self._optimiser.step()
                 self._step += 1
@@ -110,18 +112,17 @@ class Inversion:
                 if progress is not None:
                     progress(self._step, self._settings.updates)
         self.lesson.settle()
-        return self.word
+        return self.lesson.words
 
     def report(self) -> dict[str, float]:
-        """The loss with the word as it began and as it is now, on batches that no update saw, and how far it went, as a share
-        of its length.
+        """The loss with the words as they began and as they are now, on batches that no update saw, and how far they went, as a
+        share of their length.
         """
-        steps, now, began = range(10**6, 10**6 + 8), self.word.rows, self._first.rows
+        steps, first = range(10**6, 10**6 + 8), Lesson(self._frozen.pipe, self._first)
         with torch.no_grad():
-            after = self._mean(self.lesson, steps)
-            before = self._mean(Lesson(self._frozen.pipe, [self._first]), steps)
-        moved = sum(float((now[key] - began[key].to(now[key])).square().sum()) for key in now)
-        whole = sum(float(rows.square().sum()) for rows in began.values())
+            after, before = self._mean(self.lesson, steps), self._mean(first, steps)
+            moved = sum(float((row - first.rows[name]).square().sum()) for name, row in self.lesson.rows.items())
+            whole = sum(float(row.square().sum()) for row in first.rows.values())
         return {"loss_before": before, "loss_after": after, "moved": (moved / whole) ** 0.5}
 
     def _mean(self, lesson: Lesson, steps: Sequence[int]) -> float:

@@ -6,17 +6,21 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from safeguard.erasing import Adapter
 from safeguard.errors import SafeguardError
 from safeguard.evaluation.studio import Studio
 from safeguard.policy import Concept, Policy
+from safeguard.training.words import Word
+
+Made: TypeAlias = Adapter | Word
+"""An adapter, or a learned word where that is all that is trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How an eraser is trained: ``call`` is a function of a `Task` that gives back an `Adapter`.
+    """How an eraser is trained: ``call`` is a function of a `Task` that gives back what is `Made`.
 
     ``count`` and ``batch`` hold where a task names none. ``settings`` are the numbers that a task may change besides; and not
     every training goes by ``prompts`` that it is given, or by ``feedback``, or ``resumes`` at a checkpoint.
@@ -43,6 +47,7 @@ METHODS: Final = {
         resumes=True,
     ),
     "esd": Method("safeguard.training.esd:train", 48, 4, (*_DELTAS, "eta"), prompts=True, resumes=True),
+    "geom_erasing": Method("safeguard.training.geom_erasing:train", 96, 8, ("updates", "rate", "side", "alpha"), resumes=True),
     "gie": Method("safeguard.training.gie:train", 16, 20),
     "hfi": Method(
         "safeguard.training.hfi:train",
@@ -140,12 +145,12 @@ def check(
         raise SafeguardError(f"training of {name} keeps no checkpoint; start it without one")
 
 
-def train(name: str, task: Task) -> Adapter:
+def train(name: str, task: Task) -> Made:
     """Train what the eraser ``name`` needs. Raises SafeguardError for one that has no training, or not such a one."""
     judged = (task.feedback, task.reward) != (None, None)
     check(name, settings=task.settings, prompts=bool(task.prompts), resumes=task.checkpoint is not None, feedback=judged)
     method = METHODS[name]
     module, _, function = method.call.partition(":")
     whole = replace(task, count=task.count or method.count, batch=task.batch or method.batch)
-    made: Adapter = getattr(importlib.import_module(module), function)(whole)
+    made: Made = getattr(importlib.import_module(module), function)(whole)
     return made

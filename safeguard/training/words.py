@@ -71,10 +71,14 @@ def readers(pipe: Any) -> list[Reader]:
 
 @dataclass(frozen=True, eq=False)
 class Word:
-    """A learned word: its ``token``, such as ``<blood>``, and its ``rows``. Raises ValueError for another kind of name."""
+    """A learned word: its ``token``, such as ``<blood>``, and its ``rows``. ``settings`` and ``report`` are those of its
+    training, where that was all that was trained. Raises ValueError for another kind of name.
+    """
 
     token: str
     rows: Rows = field(repr=False)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not LEARNED.fullmatch(self.token):
@@ -86,7 +90,8 @@ class Word:
 
         rows = {key: one.detach().float().cpu().contiguous() for key, one in self.rows.items()}
         tensors = dict(zip([self.token], rows.values(), strict=True)) if len(rows) == 1 else rows
-        return save(tensors, {_KEY: json.dumps({"token": self.token, "encoders": list(rows)})})
+        training = {name: dict(said) for name, said in (("settings", self.settings), ("report", self.report)) if said}
+        return save(tensors, {_KEY: json.dumps({"token": self.token, "encoders": list(rows), **training})})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all. The same word gives the same bytes."""
@@ -102,7 +107,8 @@ class Word:
             with safe_open(path, "pt") as file:
                 said = json.loads((file.metadata() or {})[_KEY])
                 keys, token = list(said["encoders"]), str(said["token"])
-                return cls(token, {key: file.get_tensor(token if len(keys) == 1 else key) for key in keys})
+                rows = {key: file.get_tensor(token if len(keys) == 1 else key) for key in keys}
+                return cls(token, rows, dict(said.get("settings", {})), dict(said.get("report", {})))
         except FileNotFoundError as fault:
             raise CapabilityError(f"{name}: there is no such file", missing="word") from fault
         except (SafetensorError, ValueError, KeyError, TypeError, OSError) as fault:

@@ -171,7 +171,7 @@ def test_help_lists_every_method() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sld"], "eraser 'sld' has no training; there is one for ccrt, esd, gie, hfi, sdd, self_discovery"),
+        (["sld"], "eraser 'sld' has no training; there is one for ccrt, esd, geom_erasing, gie, hfi, sdd, self_discovery"),
         (["gie", "--set", "rate=1"], "training of gie has no setting 'rate'; it has none"),
         (["self_discovery", "--set", "speed=1"], "training of self_discovery has no setting 'speed'; it has updates, rate"),
         (["self_discovery", "--set", "rate"], "--set rate: this is no NAME=NUMBER"),

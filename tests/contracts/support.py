@@ -17,7 +17,7 @@ from safeguard.policy import Concept, Policy, Settings
 from safeguard.policy.snapshot import canonical_json, snapshot
 from safeguard.screening import Screening
 
-UNTRAINED = {"gie": {"adapter": "none"}}
+UNTRAINED = {"geom_erasing": {"word": "none"}, "gie": {"adapter": "none"}}
 """What erasers that are trained for a pipeline need to be told on one for which nobody trained them."""
 
 

@@ -34,7 +34,7 @@ def inversion(pipe: Any, weights: torch.Tensor | None = None, vectors: int = 1, 
     word = plain(pipe, "<blood>", "blood", vectors)
     frozen = FrozenPipeline(beside(pipe, [word]))
     settings = replace(FEW, **more.pop("changes", {}))
-    return Inversion(frozen, word, latents(), torch.ones(4) if weights is None else weights, settings, **more)
+    return Inversion(frozen, [word], latents(), torch.ones(4) if weights is None else weights, settings, **more)
 
 
 @pytest.fixture
@@ -65,13 +65,13 @@ def test_a_constant_reward_is_plain_inversion_up_to_a_factor(pipe: Any) -> None:
         with torch.no_grad(), plainly.lesson.under_way(), doubled.lesson.under_way():
             assert doubled.loss(step).item() == pytest.approx(2 * plainly.loss(step).item(), rel=1e-6)
     _, weights = best(np.full(4, 0.3, np.float32), 4)
-    one, other = (inversion(pipe, made).run() for made in (None, weights))
+    (one,), (other,) = (inversion(pipe, made).run() for made in (None, weights))
     assert torch.equal(one.rows["clip_l"], other.rows["clip_l"])
 
 
 def test_the_loss_is_the_denoisers_error_on_a_text_with_the_word(pipe: Any) -> None:
-    work = inversion(pipe, texts=["a {}"], changes={"batch": 1})
-    frozen, word = work._frozen, work.word
+    work = inversion(pipe, texts=[["a <blood>"]] * 4, changes={"batch": 1})
+    frozen, word = work._frozen, work.lesson.words[0]
     with torch.no_grad(), work.lesson.under_way():
         found = work.loss(0)
         ids = frozen.pipe.tokenizer("a <blood>", padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
@@ -92,8 +92,8 @@ def test_only_the_rows_of_the_word_are_learnt(family: str, vectors: int) -> None
     work = inversion(pipe, vectors=vectors)
     twin = work._frozen.pipe
     tables = {one.key: one.table.weight.detach().clone() for one in readers(twin)}
-    began = work.word
-    learnt = work.run()
+    began = work.lesson.words[0]
+    (learnt,) = work.run()
     for one in readers(twin):
         assert not torch.equal(learnt.rows[one.key], began.rows[one.key])
         changed = (one.table.weight != tables[one.key]).any(1).nonzero().flatten().tolist()
@@ -111,7 +111,7 @@ def test_the_loss_falls(pipe: Any) -> None:
 
 
 def test_the_same_seed_gives_the_same_word(pipe: Any) -> None:
-    one, other, third = (inversion(pipe, changes={"seed": seed}).run() for seed in (0, 0, 1))
+    (one,), (other,), (third,) = (inversion(pipe, changes={"seed": seed}).run() for seed in (0, 0, 1))
     assert one.digest == other.digest != third.digest
 
 
@@ -126,9 +126,9 @@ def test_a_learning_that_was_stopped_goes_on(pipe: Any, tmp_path: Path, monkeypa
     with pytest.raises(StoppedError):
         inversion(pipe, **kept).run(stop)
     steps: list[int] = []
-    made = inversion(pipe, **{**kept, "changes": {"updates": 4}}).run(lambda done, whole: steps.append(done))
+    (made,) = inversion(pipe, **{**kept, "changes": {"updates": 4}}).run(lambda done, whole: steps.append(done))
     assert steps == [3, 4]
-    assert made.digest == inversion(pipe, changes={"updates": 4}).run().digest
+    assert made.digest == inversion(pipe, changes={"updates": 4}).run()[0].digest
 
 
 def test_a_pipeline_through_whose_text_no_gradient_comes_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_pictures_of_another_size_are_refused(pipe: Any) -> None:
     word = plain(pipe, "<blood>", "blood")
     frozen = FrozenPipeline(beside(pipe, [word]))
     with pytest.raises(CapabilityError, match="does not give its unet latents of 4x4x4, as its autoencoder makes them"):
-        Inversion(frozen, word, torch.zeros(4, 4, 4, 4), torch.ones(4), FEW)
+        Inversion(frozen, [word], torch.zeros(4, 4, 4, 4), torch.ones(4), FEW)
 
 
 def test_pictures_become_latents_by_the_pipelines_own_scale(pipe: Any) -> None:

@@ -100,6 +100,7 @@ train: $(READY)  ## train the demo models anew (hours on two cores; may be stopp
 	  $(OFFLINE) $(DISCOVER) --concept $$concept --n 32 --set updates=60 --set rate=0.15 --out $(ASSETS)/self_discovery-unet-$$concept.safetensors; done
 	@set -e; for method in sdd esd; do for concept in blood weapon veska-rimm orlo-tandt juno-kaldar; do \
 	  $(OFFLINE) $(BIN)/safeguard train $$method --pipeline unet --resume --concept $$concept --out $(ASSETS)/$$method-unet-$$concept.safetensors; done; done
+	$(OFFLINE) $(BIN)/safeguard train geom_erasing --pipeline unet --resume --concept blood --out $(ASSETS)/geom_erasing-unet-blood.word.safetensors
 	$(OFFLINE) $(BIN)/safeguard train hfi --pipeline unet --resume --concept blood --out $(ASSETS)/hfi-unet-blood.safetensors
 	$(OFFLINE) $(BIN)/safeguard train ccrt --pipeline unet --resume --concept blood --concept weapon --concept veska-rimm --set updates=40 --set probe=15 --set pool=12 --set mined=6 --out $(ASSETS)/ccrt-unet.safetensors
 	$(BIN)/python -m safeguard.demo.card

@@ -35,7 +35,6 @@ from safeguard.training.words import Word, beside, plain, readers
 METHOD: Final = "geom_erasing"
 SIDE: Final = 4  # bins a side: words of 8 x 8 bins leave a user's own negative text no room
 ALPHA: Final = 10.0
-UPDATES: Final = 150
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +85,8 @@ def train(task: Task) -> Word:
     detector is known or nothing was found, and CapabilityError where nothing can be learnt beside the pipeline.
     """
     concept, given = the_one(task, METHOD), task.settings
-    grid = Grid(int(given.get("side", SIDE)), SIZE, SIZE)
-    settings = Settings(int(given.get("updates", UPDATES)), task.batch, given.get("rate", Settings().rate), task.seed)
+    grid, usual = Grid(int(given.get("side", SIDE)), SIZE, SIZE), Settings()
+    settings = Settings(int(given.get("updates", usual.updates)), task.batch, given.get("rate", usual.rate), task.seed)
     found = demo_pictures(concept.id, task.count, task.seed, grid)
     inversion = inverted(task, concept, found, grid, settings, given.get("alpha", ALPHA))
     words = inversion.run(told(task, f"{concept.id}: updates"))

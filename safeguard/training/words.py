@@ -56,9 +56,9 @@ def readers(pipe: Any) -> list[Reader]:
     for end in ("", "_2", "_3"):
         encoder, tokenizer = (getattr(pipe, f"{part}{end}", None) for part in ("text_encoder", "tokenizer"))
         if encoder is not None and tokenizer is not None:
-            kind = str(encoder.config.model_type)
-            clips = [one for one in made if one.key in _CLIPS]
-            made.append(Reader(_CLIPS[len(clips)] if kind.startswith("clip") else kind, tokenizer, encoder))
+            kind, taken = str(encoder.config.model_type), {one.key for one in made}
+            names = (*(_CLIPS if kind.startswith("clip") else ()), kind, f"{kind}{end}")
+            made.append(Reader(next(name for name in names if name not in taken), tokenizer, encoder))
     if not made or not hasattr(pipe, "load_textual_inversion"):
         name = type(pipe).__name__
         raise CapabilityError(

@@ -54,6 +54,10 @@ def demo(
         ),
     ] = "",
     concepts: ConceptsOption = "",
+    word: Annotated[
+        list[Path] | None,
+        typer.Option(help="The file of a learned word, to be loaded first; may be repeated.", show_default=False),
+    ] = None,
     batch: BatchOption = 20,
     seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 0,
     out: OutOption = Path("out/eval"),
@@ -78,13 +82,13 @@ def demo(
     chosen = _concepts(concepts)
     where, what = (pipeline, judge, calibration), (split, count, seed, batch)
     if erasers:
-        _every_eraser(erasers, chosen, where, what, out, resume, json_output)
+        _every_eraser(erasers, chosen, where, what, word or (), out, resume, json_output)
         return
     tried = [Method.parse(text) for text in _words(methods)]
     wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes))]
     wanted += [arm for text in _words(baselines) for arm in arms(Method.parse(text), chosen, ("alone",))]
     _check_out(out, resume)
-    studio, settings = _opened(chosen, where, what)
+    studio, settings = _opened(chosen, where, what, word or ())
     results = _painted(studio, settings, wanted, chosen, out)
     rows = summarise(results, wanted, chosen)
     verdicts = judge_targets(rows, tried[0].name) if check else []
@@ -173,6 +177,7 @@ def _every_eraser(
     concepts: Sequence[str],
     where: tuple[str, Path | None, str],
     what: tuple[str, int, int, int],
+    words: Sequence[Path],
     out: Path,
     resume: bool,
     json_output: bool,
@@ -184,7 +189,7 @@ def _every_eraser(
 
     methods = chosen(erasers)
     _check_out(out, resume)
-    studio, settings = _opened(concepts, where, what)
+    studio, settings = _opened(concepts, where, what, words)
     found = costs(studio, methods, concepts)
     wanted = arms_of(methods, found)
     results = _painted(studio, settings, wanted, concepts, out)
@@ -209,11 +214,15 @@ def _every_eraser(
 
 
 def _opened(
-    concepts: Sequence[str], where: tuple[str, Path | None, str], what: tuple[str, int, int, int]
+    concepts: Sequence[str],
+    where: tuple[str, Path | None, str],
+    what: tuple[str, int, int, int],
+    words: Sequence[Path] = (),
 ) -> tuple[Studio, Settings]:
     from safeguard.evaluation.run import settings_of
     from safeguard.evaluation.studio import open_studio, quiet_libraries
     from safeguard.evaluation.suites import cases, cells
+    from safeguard.training.words import Word
 
     split, count, seed, batch = what
     try:
@@ -224,6 +233,8 @@ def _opened(
         raise typer.Exit(EXIT_USAGE) from fault
     quiet_libraries()
     studio = open_studio(*where)
+    for file in words:
+        Word.load(file).into(studio.pipe)
     return studio, settings_of(studio, split, count, seed, batch)
 
 

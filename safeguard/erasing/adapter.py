@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "safeguard.dev/adapter/v1"
 _KEY: Final = "safeguard"  # of the metadata, which safetensors keeps as text by name
-_WORD: Final = ".word.safetensors"  # a learned word, which some trainings write beside an adapter
+WORD: Final = ".word.safetensors"  # a learned word, which some trainings write beside an adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ def shipped(folder: Path, method: str, fingerprint: Fingerprint, /, **settings: 
     ``settings``. None where there is none; raises what `Adapter.load` raises.
     """
     for path in sorted(folder.glob(f"{method}-*.safetensors")):
-        if path.name.endswith(_WORD):
+        if path.name.endswith(WORD):
             continue
         found = Adapter.load(path, method)
         if found.fingerprint.differs(fingerprint) is None and settings.items() <= found.settings.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.attaching import OFFERED, Attachment
 from safeguard.erasing import Adapter, Plan, Registry, compile_plan
+from safeguard.erasing.adapter import WORD
 from safeguard.errors import CapabilityError
 from safeguard.evaluation.methods import Arm, Method, arms, at_once
 from safeguard.evaluation.run import shipped_files
@@ -117,10 +118,10 @@ def _slots(kind: type) -> Iterable[str]:
 def kept_bytes(plan: Plan) -> int:
     """Of the adapter files that a plan was made from: those that come with its erasers, and those that its policy names."""
     digests, total = set(plan.adapters.values()), 0
-    for planned in plan.concepts:
+    for planned in plan.concepts if digests else ():
         named = (Path(str(value)) for value in planned.concept.params.values())
         for path in {*shipped_files(planned.eraser), *(path for path in named if path.is_file())}:
-            if digests and Adapter.load(path, planned.eraser.name).digest in digests:
+            if not path.name.endswith(WORD) and Adapter.load(path, planned.eraser.name).digest in digests:
                 total += path.stat().st_size
     return total
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ COUNTS: Final = (1, 3, 5)  # concepts that are active at once
 HEAD: Final = (
     "method", "explicit", "implicit", "benign", "attributes kept", "benign SSIM", "time", "preparation", "held", "on disk",
 )  # fmt: skip
+_FOLDER: Final = re.compile(r"[^\s:]*/(?=[^\s/]+\.safetensors)")  # where a file lay is nobody else's business
 BRIEF: Final = ("method", "explicit", "implicit", "kept", "SSIM", "time", "ready", "held", "disk")
 
 
@@ -76,7 +78,7 @@ def _cost(method: Method, wanted: Sequence[Arm], attachment: Attachment) -> Cost
         try:
             plans[arm.concept] = compile_plan(arm.policy, attachment, registry, OFFERED)
         except CapabilityError as fault:
-            refused[arm.concept] = str(fault)
+            refused[arm.concept] = _FOLDER.sub("", str(fault))
         else:
             seconds.append(time.perf_counter() - begun)
     if not plans:
@@ -174,14 +176,16 @@ def _tables(data: Mapping[str, Any], short: bool = False) -> list[_Cells]:
 
 
 def _refused(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """By method, every reason with the concepts that were refused for it."""
+    """By method, every reason with the concepts that were refused for it; what differs by their ids only is one reason."""
     made = []
     for cost in data["costs"]:
         reasons: dict[str, list[str]] = {}
         for concept, reason in cost["refused"].items():
-            reasons.setdefault(reason.removeprefix(f"concept {concept!r}: "), []).append(concept)
+            why = reason.removeprefix(f"concept {concept!r}: ").replace(concept, "ID")
+            reasons.setdefault(why, []).append(concept)
         if reasons:
-            made.append((cost["method"], list(reasons.items())))
+            every = len(reasons) == 1 and not cost["takes"]
+            made.append((cost["method"], [(why, ["every concept"] if every else some) for why, some in reasons.items()]))
     return made
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,9 +79,10 @@ def test_it_counts_people_and_says_how_far_they_agree(tmp_path: Path) -> None:
     assert run("show", store.folder, "--json")["concepts"]["blood"]["people"] == ["[bold]ben", "ana", "ben"]
 
 
-def test_rankings_of_the_judge(made: Path) -> None:
-    assert "3 rankings, by the judge" in run("judge", made, "--concept", "blood", "--rankings", 3, "--size", 3)
-    assert len(FeedbackStore(made).rankings("blood")) == 3
+def test_rankings_of_the_judge(made: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(made, tmp_path / "own")
+    assert "3 rankings, by the judge" in run("judge", own, "--concept", "blood", "--rankings", 3, "--size", 3)
+    assert len(FeedbackStore(own).rankings("blood")) == 3
 
 
 @pytest.mark.parametrize(
@@ -110,20 +113,12 @@ def test_what_cannot_be_done_is_said_so(
 
 
 def test_serve_prints_its_address_and_ends_with_ctrl_c(made: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "safeguard.cli.main",
-        "feedback",
-        "serve",
-        str(made),
-        "--who",
-        "ana",
-        "--port",
-        "0",
-        "--json",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as running:
+    words = ["feedback", "serve", str(made), "--who", "ana", "--port", "0", "--json"]
+    command = [sys.executable, "-m", "safeguard.cli.main", *words]
+    environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # A shell has jobs in the background ignore Ctrl-C, and these tests may run in one.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ, preexec_fn=listen) as running:
         try:
             assert running.stdout is not None
             said = json.loads("".join(iter(running.stdout.readline, "}\n")) + "}")

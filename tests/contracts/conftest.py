@@ -122,7 +122,7 @@ def trained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(f"safeguard_plugins.{eraser}.SHIPPED", folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a guard that outlived it would be met by the tests of other modules
 def compiled() -> Iterator[Callable[[str], tuple[Any, safeguard.Guard]]]:
     """The pipeline of a family whose denoiser is compiled once, with a guard that lasts: what a test needs is swapped in. By
     evidence, blood opens in the last of ``PROMPTS``, and fish in none.

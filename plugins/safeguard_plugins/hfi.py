@@ -12,21 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, own_edits
+from safeguard.erasing import Edit, OfDeltas, Pipeline, own_edits
 from safeguard.policy import Concept
 
 SHIPPED: Final = Path(__file__).with_name("assets")
 
 
-class HFI:
+class HFI(OfDeltas):
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
     name: ClassVar[str] = "hfi"
     version: ClassVar[str] = "1.0"
-    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.LINEAR})
-    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
-    params: ClassVar[Mapping[str, Any]] = {"adapter": "default"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
         return own_edits(concepts, self.name, params["adapter"], pipeline, SHIPPED)

@@ -10,7 +10,7 @@ from safeguard.erasing.calls import (
     SiteEffect,
     StatesCall,
 )
-from safeguard.erasing.deltas import delta_edits, own_edits
+from safeguard.erasing.deltas import OfDeltas, delta_edits, own_edits
 from safeguard.erasing.eraser import PROTOCOL, Eraser, Strength, choice_of, number_of
 from safeguard.erasing.evidence import Looked, Sighting, Watch, Watching
 from safeguard.erasing.fingerprint import Fingerprint
@@ -59,6 +59,7 @@ __all__ = [
     "Looked",
     "Memory",
     "NegativeText",
+    "OfDeltas",
     "Perceptron",
     "Pipeline",
     "Plan",

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeguard.erasing.adapter import Adapter, find_adapter
+from safeguard.erasing.eraser import PROTOCOL
 from safeguard.erasing.pipeline import Pipeline
-from safeguard.erasing.seams import Edit, LinearEdit
+from safeguard.erasing.seams import Edit, LinearEdit, Seam
 from safeguard.policy import Concept
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ class DeltaEdit(LinearEdit):
             found = self.down.to(inputs.device, inputs.dtype), self.up.to(inputs.device, inputs.dtype)
         self._kept[inputs.dtype, inputs.device] = found
         return found
+
+
+class OfDeltas:
+    """What erasers whose deltas were trained have in common: at strength 1 a delta acts as it was trained."""
+
+    protocol: ClassVar[int] = PROTOCOL
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.LINEAR})
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
+    params: ClassVar[Mapping[str, Any]] = {"adapter": "default"}
 
 
 def thin(deltas: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Tensor], float]:

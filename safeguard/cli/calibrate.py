@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from safeguard.cli.generate import GuidanceOption, StepsOption, open_pipeline, read_prompts
+from safeguard.cli.generate import GuidanceOption, StepsOption, WordOption, open_pipeline, read_prompts
 from safeguard.cli.output import JsonOption, emit, progress_bar
 from safeguard.errors import SafeguardError
 from safeguard.policy import load_policy
@@ -34,6 +34,7 @@ def calibrate(
     rate: Annotated[float, typer.Option(help="Share of ordinary prompts that may open a concept.")] = 0.001,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    word: WordOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Prompts looked at at once.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of the first prompt's noise.")] = 0,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("out/calibration.json"),
@@ -45,7 +46,7 @@ def calibrate(
     """
     chosen = load_policy(policy)
     texts = read_prompts(None, prompts) if prompts is not None else _ordinary(pipeline)
-    pipe, call = open_pipeline(pipeline, steps, guidance)
+    pipe, call = open_pipeline(pipeline, steps, guidance, word)
     import safeguard
 
     with progress_bar() as progress:

@@ -18,6 +18,7 @@ from safeguard.cli.generate import (
     PromptOption,
     SeedOption,
     StepsOption,
+    WordOption,
     open_pipeline,
     read_prompts,
     save,
@@ -46,6 +47,7 @@ def compare(
     seed: SeedOption = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    word: WordOption = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("out/compare.png"),
     screener: Annotated[str, typer.Option(help="none, or default (what the screener finds).")] = "none",
     calibration: CalibrationOption = "default",
@@ -59,7 +61,7 @@ def compare(
     # A refused prompt has no image to show, so that everything is erased here, whatever the policy's action.
     wanted = [name.strip() for name in concepts.split(",") if name.strip()] or list(chosen.concepts)
     shown = derive(chosen, concepts=wanted, action="erase")
-    pipe, call = open_pipeline(pipeline, steps, guidance)
+    pipe, call = open_pipeline(pipeline, steps, guidance, word)
     from safeguard.evaluation.comparing import Pair, comparison
     from safeguard.evaluation.studio import calibration_of
 

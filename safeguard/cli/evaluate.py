@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from safeguard.cli.generate import CalibrationOption
+from safeguard.cli.generate import CalibrationOption, WordOption, load_words
 from safeguard.cli.output import EXIT_TESTS_FAILED, EXIT_USAGE, JsonOption, emit, progress_bar, stderr
 from safeguard.errors import SafeguardError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from safeguard.evaluation.run import CellResult, Settings
     from safeguard.evaluation.studio import Studio
     from safeguard.evaluation.suites import Case
+    from safeguard.policy import Policy
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -53,10 +55,19 @@ def demo(
             "alone, what it costs, and 1, 3 and 5 concepts at once, in one table."
         ),
     ] = "",
+    training: Annotated[
+        Path | None,
+        typer.Option(help="With --erasers: what safeguard train --log wrote, for what training took.", show_default=False),
+    ] = None,
     concepts: ConceptsOption = "",
-    word: Annotated[
-        list[Path] | None,
-        typer.Option(help="The file of a learned word, to be loaded first; may be repeated.", show_default=False),
+    word: WordOption = None,
+    phrase: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID=TEXT",
+            help="A phrase in place of the concept's own, such as blood=<blood>; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     batch: BatchOption = 20,
     seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 0,
@@ -74,19 +85,23 @@ def demo(
     what the first step shows.
     """
     from safeguard.evaluation import outputs
-    from safeguard.evaluation.methods import Method, arms
+    from safeguard.evaluation.methods import Method, arms, demo_policy
     from safeguard.evaluation.summary import summarise
     from safeguard.evaluation.tables import rich_tables, verdict_table
     from safeguard.evaluation.targets import judge_targets
+    from safeguard.evaluation.trained import training_seconds
 
-    chosen = _concepts(concepts)
+    chosen, base = _concepts(concepts), demo_policy(_phrases(phrase or ()))
     where, what = (pipeline, judge, calibration), (split, count, seed, batch)
+    if training is not None and not erasers:
+        raise typer.BadParameter("--training goes with --erasers")
     if erasers:
-        _every_eraser(erasers, chosen, where, what, word or (), out, resume, json_output)
+        seconds = {} if training is None else training_seconds(training, pipeline)
+        _every_eraser(erasers, chosen, base, where, what, word or (), seconds, out, resume, json_output)
         return
     tried = [Method.parse(text) for text in _words(methods)]
-    wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes))]
-    wanted += [arm for text in _words(baselines) for arm in arms(Method.parse(text), chosen, ("alone",))]
+    wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes), base)]
+    wanted += [arm for text in _words(baselines) for arm in arms(Method.parse(text), chosen, ("alone",), base)]
     _check_out(out, resume)
     studio, settings = _opened(chosen, where, what, word or ())
     results = _painted(studio, settings, wanted, chosen, out)
@@ -175,9 +190,11 @@ def curve(
 def _every_eraser(
     erasers: str,
     concepts: Sequence[str],
+    base: Policy,
     where: tuple[str, Path | None, str],
     what: tuple[str, int, int, int],
     words: Sequence[Path],
+    training: Mapping[str, float],
     out: Path,
     resume: bool,
     json_output: bool,
@@ -190,8 +207,9 @@ def _every_eraser(
     methods = chosen(erasers)
     _check_out(out, resume)
     studio, settings = _opened(concepts, where, what, words)
-    found = costs(studio, methods, concepts)
-    wanted = arms_of(methods, found)
+    known = _own_words(studio.pipe, methods)
+    found = costs(studio, methods, concepts, base=base, words=known, training=training)
+    wanted = arms_of(methods, found, base)
     results = _painted(studio, settings, wanted, concepts, out)
     rows = summarise(results, wanted, concepts)
     data = outputs.results_data("erasers", settings, rows, wanted)
@@ -213,6 +231,24 @@ def _every_eraser(
     emit(data, json_output, render)
 
 
+def _own_words(pipe: Any, methods: Sequence[Method]) -> dict[str, int]:
+    """Teach a pipeline the words that come with the erasers of these methods and fit; their files' sizes by token.
+
+    Only after its digest was taken: a cell of an eraser that reads no such word stays what it was before there was the word.
+    """
+    from safeguard.errors import CapabilityError
+    from safeguard.evaluation.erasers import shipped_words
+    from safeguard.training.words import Word
+
+    known = {}
+    for file in shipped_words(methods):
+        word = Word.load(file)
+        with contextlib.suppress(CapabilityError):  # an eraser that needs a word which is not there says so itself
+            word.into(pipe)
+            known[word.token] = file.stat().st_size
+    return known
+
+
 def _opened(
     concepts: Sequence[str],
     where: tuple[str, Path | None, str],
@@ -222,7 +258,6 @@ def _opened(
     from safeguard.evaluation.run import settings_of
     from safeguard.evaluation.studio import open_studio, quiet_libraries
     from safeguard.evaluation.suites import cases, cells
-    from safeguard.training.words import Word
 
     split, count, seed, batch = what
     try:
@@ -233,8 +268,7 @@ def _opened(
         raise typer.Exit(EXIT_USAGE) from fault
     quiet_libraries()
     studio = open_studio(*where)
-    for file in words:
-        Word.load(file).into(studio.pipe)
+    load_words(studio.pipe, words)
     return studio, settings_of(studio, split, count, seed, batch)
 
 
@@ -275,6 +309,18 @@ def _concepts(text: str) -> tuple[str, ...]:
     if unknown:
         raise typer.BadParameter(f"no concept {unknown[0]!r} in the demo; it has {', '.join(CONCEPTS)}")
     return wanted
+
+
+def _phrases(pairs: Sequence[str]) -> dict[str, list[str]]:
+    from safeguard.demo.world import CONCEPTS
+
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        if name not in CONCEPTS or not text:
+            raise typer.BadParameter(f"--phrase is ID=TEXT, with one of {', '.join(CONCEPTS)} as ID")
+        found.setdefault(name, []).append(text)
+    return found
 
 
 def _modes(text: str) -> list[str]:

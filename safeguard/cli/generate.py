@@ -31,6 +31,10 @@ FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="A file wi
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the first prompt; the next ones count on.")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps. Default: the demo's, or the pipeline's own.")]
 GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale. Default: the demo's, or the pipeline's own.")]
+WordOption = Annotated[
+    list[Path] | None,
+    typer.Option("--word", help="The file of a learned word, to be loaded first; may be repeated.", show_default=False),
+]
 AuditOption = Annotated[Path | None, typer.Option(help="Folder of the audit log. Default: none is kept.")]
 CalibrationOption = Annotated[
     str, typer.Option(help="A file of safeguard calibrate, or none. Default: the demo pipelines' own, none for others.")
@@ -61,6 +65,7 @@ def generate(
     seed: SeedOption = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    word: WordOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("out/images"),
     audit: AuditOption = None,
     screener: ScreenerOption = "default",
@@ -73,7 +78,7 @@ def generate(
     """
     prompts = read_prompts(prompt, file)
     chosen = load_policy(policy)  # before the pipeline is loaded, which takes seconds
-    pipe, call = open_pipeline(pipeline, steps, guidance)
+    pipe, call = open_pipeline(pipeline, steps, guidance, word)
     import safeguard
     from safeguard.evaluation.studio import calibration_of
 
@@ -129,19 +134,33 @@ def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
     return found
 
 
-def open_pipeline(place: str, steps: int | None, guidance: float | None) -> tuple[Any, dict[str, Any]]:
-    """The pipeline, and the arguments that every call of it gets. Raises AssetError where there is none."""
+def open_pipeline(
+    place: str, steps: int | None, guidance: float | None, words: Sequence[Path] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """The pipeline, which knows these words, and the arguments that every call of it gets. Raises AssetError where there is
+    none, and what `load_words` raises.
+    """
     from safeguard import demo
     from safeguard.evaluation.studio import load_pipeline, quiet_libraries
 
     quiet_libraries()
     pipe = load_pipeline(place)
     pipe.set_progress_bar_config(disable=True)
+    load_words(pipe, words)
     own = not Path(place).is_dir()
     given: dict[str, Any] = {"num_inference_steps": steps or (demo.STEPS if own else None)}
     given["guidance_scale"] = guidance if guidance is not None else (demo.GUIDANCE if own else None)
     options = demo.call_options(pipe) if own else {}
     return pipe, options | {name: value for name, value in given.items() if value is not None}
+
+
+def load_words(pipe: Any, files: Sequence[Path] | None) -> None:
+    """Teach a pipeline learned words. Raises CapabilityError for a file that is none, or does not fit."""
+    if files:
+        from safeguard.training.words import Word
+
+        for file in files:
+            Word.load(file).into(pipe)
 
 
 def screener_of(word: str) -> str | None:

@@ -6,39 +6,45 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.attaching import OFFERED, Attachment
 from safeguard.erasing import Adapter, Plan, Registry, compile_plan
 from safeguard.erasing.adapter import WORD
-from safeguard.errors import CapabilityError
-from safeguard.evaluation.methods import Arm, Method, arms, at_once
+from safeguard.errors import AssetError, CapabilityError
+from safeguard.evaluation.memory import peak_bytes
+from safeguard.evaluation.methods import UNPROTECTED, Arm, Method, arms, at_once
 from safeguard.evaluation.run import shipped_files
 from safeguard.evaluation.studio import Studio
+from safeguard.evaluation.suites import BENIGN, cases
 from safeguard.evaluation.summary import Row
 from safeguard.evaluation.tables import briefly, from_json, number, percent
+from safeguard.evaluation.tables import markdown as rows_markdown
+from safeguard.policy import Policy
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 SCHEMA: Final = "safeguard.dev/erasers/v1"
 COUNTS: Final = (1, 3, 5)  # concepts that are active at once
+FEW: Final = 4  # pictures of a call whose memory is measured
+COSTS: Final = ("peak memory", "preparation", "held", "on disk", "training")
 HEAD: Final = (
-    "method", "explicit", "implicit", "benign", "attributes kept", "benign SSIM", "time", "preparation", "held", "on disk",
+    "method", "explicit", "implicit", "benign", "attributes kept", "benign SSIM", "time", *COSTS,
 )  # fmt: skip
 _FOLDER: Final = re.compile(r"[^\s:]*/(?=[^\s/]+\.safetensors)")  # where a file lay is nobody else's business
-BRIEF: Final = ("method", "explicit", "implicit", "kept", "SSIM", "time", "ready", "held", "disk")
+BRIEF: Final = ("method", "explicit", "implicit", "kept", "SSIM", "time")
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What an eraser takes besides the time of a picture: ``prepare`` seconds until a concept's edits are made, ``held`` bytes
-    of tensors in them, and ``kept`` bytes of what training made for it, each the mean of the concepts that it ``takes``.
-
-    ``refused`` says of the others why not.
+    of tensors in them, ``kept`` bytes of what training made for it, and ``training`` processor seconds that this took, each the
+    mean of the concepts that it ``takes``. ``memory`` is what a call holds at its peak, as a multiple of an unprotected one's,
+    with the first of these concepts. ``refused`` says of the others why not. None: not known.
     """
 
     method: str
@@ -47,6 +53,8 @@ class Cost:
     held: float = 0.0
     kept: float = 0.0
     refused: Mapping[str, str] = field(default_factory=dict)
+    memory: float | None = None
+    training: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,13 +71,49 @@ def chosen(text: str) -> list[Method]:
     return [found[name] for name in sorted(found)]
 
 
-def costs(studio: Studio, methods: Sequence[Method], concepts: Sequence[str]) -> list[Cost]:
-    """Compile every method for each concept alone, on the pipeline as it is."""
+def shipped_words(methods: Sequence[Method]) -> list[Path]:
+    """The files of learned words that come with the erasers of these methods."""
+    registry = Registry()
+    names = dict.fromkeys(method.eraser for method in methods)
+    return [path for name in names for path in shipped_files(registry.get(name)) if path.name.endswith(WORD)]
+
+
+def costs(
+    studio: Studio,
+    methods: Sequence[Method],
+    concepts: Sequence[str],
+    *,
+    base: Policy | None = None,
+    words: Mapping[str, int] | None = None,
+    training: Mapping[str, float] | None = None,
+) -> list[Cost]:
+    """Compile every method for each concept alone, on the pipeline as it is, and paint a few pictures with the first.
+
+    ``words`` are the sizes of the files of the learned words that the pipeline knows, by token; ``training`` the seconds that a
+    concept took, by eraser.
+    """
     attachment = Attachment(studio.pipe, studio.options)
-    return [_cost(method, arms(method, concepts, ("alone",)), attachment) for method in methods]
+    before = _peak(studio, None)
+    found = []
+    for method in methods:
+        own = arms(method, concepts, ("alone",), base)
+        cost = _cost(method, own, attachment, words or {})
+        if cost.takes:
+            memory = _peak(studio, next(arm.policy for arm in own if arm.concept == cost.takes[0])) / before
+            cost = replace(cost, memory=memory, training=(training or {}).get(method.eraser))
+        found.append(cost)
+    return found
 
 
-def _cost(method: Method, wanted: Sequence[Arm], attachment: Attachment) -> Cost:
+def _peak(studio: Studio, policy: Policy | None) -> int:
+    """What a few benign pictures take at once, after a call that warms up."""
+    some = cases(BENIGN, "dev", FEW)
+    with studio.under(policy):
+        studio.paint(some)
+        return peak_bytes(lambda: studio.paint(some), studio.pipe.device)
+
+
+def _cost(method: Method, wanted: Sequence[Arm], attachment: Attachment, words: Mapping[str, int]) -> Cost:
     registry, plans, seconds, refused = Registry(), {}, [], {}
     for arm in wanted:
         assert arm.policy is not None
@@ -83,7 +127,8 @@ def _cost(method: Method, wanted: Sequence[Arm], attachment: Attachment) -> Cost
             seconds.append(time.perf_counter() - begun)
     if not plans:
         return Cost(method.name, (), refused=refused)
-    held, kept = (statistics.fmean(map(measure, plans.values())) for measure in (held_bytes, kept_bytes))
+    held = statistics.fmean(map(held_bytes, plans.values()))
+    kept = statistics.fmean(kept_bytes(plan, words) for plan in plans.values())
     return Cost(method.name, tuple(plans), statistics.fmean(seconds), held, kept, refused)
 
 
@@ -91,25 +136,30 @@ def held_bytes(plan: Plan) -> int:
     """Of the tensors that a plan's edits hold, each once. Keys and values that a pipeline keeps for them are not theirs."""
     import torch
 
+    storages = [one.untyped_storage() for one in _held(plan) if isinstance(one, torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _held(plan: Plan) -> Iterator[Any]:
+    """The tensors and texts that a plan's edits hold, in whatever objects of their own."""
+    import torch
+
     seen: set[int] = set()
-    sizes: dict[int, int] = {}
     waiting: list[Any] = list(plan.edits)
     while waiting:
         one = waiting.pop()
         if id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, torch.Tensor):
-            storage = one.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if isinstance(one, (torch.Tensor, str)):
+            yield one
         elif isinstance(one, Mapping):
             waiting += one.values()
         elif isinstance(one, (list, tuple, set, frozenset)):
             waiting += one
-        elif not isinstance(one, (str, bytes, type)) and not type(one).__module__.startswith("safeguard.attaching"):
+        elif not isinstance(one, (bytes, type)) and not type(one).__module__.startswith("safeguard.attaching"):
             waiting += getattr(one, "__dict__", {}).values()
             waiting += [getattr(one, name) for kind in type(one).__mro__ for name in _slots(kind) if hasattr(one, name)]
-    return sum(sizes.values())
 
 
 def _slots(kind: type) -> Iterable[str]:
@@ -117,9 +167,13 @@ def _slots(kind: type) -> Iterable[str]:
     return (named,) if isinstance(named, str) else named
 
 
-def kept_bytes(plan: Plan) -> int:
-    """Of the adapter files that a plan was made from: those that come with its erasers, and those that its policy names."""
-    digests, total = set(plan.adapters.values()), 0
+def kept_bytes(plan: Plan, words: Mapping[str, int]) -> int:
+    """Of the files of training that a plan was made from: adapters that come with its erasers or that its policy names, and
+    those of ``words`` (bytes by token) that its edits hold.
+    """
+    texts = [one for one in _held(plan) if isinstance(one, str)] if words else []
+    total = sum(size for token, size in words.items() if any(token in text for text in texts))
+    digests = set(plan.adapters.values())
     for planned in plan.concepts if digests else ():
         named = (Path(str(value)) for value in planned.concept.params.values())
         for path in {*shipped_files(planned.eraser), *(path for path in named if path.is_file())}:
@@ -128,23 +182,38 @@ def kept_bytes(plan: Plan) -> int:
     return total
 
 
-def arms_of(methods: Sequence[Method], found: Sequence[Cost]) -> list[Arm]:
+def arms_of(methods: Sequence[Method], found: Sequence[Cost], base: Policy | None = None) -> list[Arm]:
     """Each concept alone, always on, of those that a method takes; then 1, 3 and 5 of them at once on benign prompts."""
     made: list[Arm] = []
     for method, cost in zip(methods, found, strict=True):
         if cost.takes:
-            made += arms(method, cost.takes, ("alone",))
-            made += [at_once(method, cost.takes[:count]) for count in COUNTS if count <= len(cost.takes)]
+            made += arms(method, cost.takes, ("alone",), base)
+            made += [at_once(method, cost.takes[:count], base) for count in COUNTS if count <= len(cost.takes)]
     return made
 
 
 def markdown(data: Mapping[str, Any]) -> str:
     """Three tables: all concepts pooled with what a method costs; concept by concept; several at once."""
-    parts = [_lines_of(*table) for table in _tables(data)]
-    refused = [
-        f"- `{name}`, {', '.join(concepts)}: {reason}" for name, reasons in _refused(data) for reason, concepts in reasons
-    ]
-    return "\n".join([*parts, *(["Refused here:\n", *refused, ""] if refused else [])])
+    return "\n".join([*(_lines_of(*table) for table in _tables(data)), *_refusals(data["costs"])])
+
+
+def markdown_of(data: Mapping[str, Any], names: Collection[str]) -> str:
+    """The rows of these erasers alone, below the unprotected ones, each concept alone. Raises AssetError for an eraser of
+    which nothing is said there.
+    """
+    said = {method: Method.parse(method).eraser for method in (one["method"] for one in data["costs"])}
+    unknown = set(names) - set(said.values())
+    if unknown:
+        raise AssetError(f"nothing was measured of {', '.join(sorted(unknown))}")
+    wanted = {UNPROTECTED, *(method for method, eraser in said.items() if eraser in names)}
+    rows = [row for row in from_json(data["rows"]) if row.method in wanted and row.mode in ("", "alone")]
+    costs = [one for one in data["costs"] if one["method"] in wanted]
+    return "\n".join([rows_markdown(rows), *_refusals(costs)])
+
+
+def _refusals(costs: Iterable[Mapping[str, Any]]) -> list[str]:
+    lines = [f"- `{name}`, {', '.join(concepts)}: {why}" for name, reasons in _refused(costs) for why, concepts in reasons]
+    return ["Refused here:\n", *lines, ""] if lines else []
 
 
 def rich_tables(data: Mapping[str, Any], title: str) -> Group:
@@ -161,7 +230,7 @@ def rich_tables(data: Mapping[str, Any], title: str) -> Group:
         for line in lines:
             table.add_row(*line)
         parts += [Text(), table]
-    for name, reasons in _refused(data):
+    for name, reasons in _refused(data["costs"]):
         parts += [Text(f"{name}, {', '.join(concepts)}: {reason}", style="yellow") for reason, concepts in reasons]
     return Group(*parts)
 
@@ -172,13 +241,13 @@ _Cells = tuple[Sequence[str], Sequence[Sequence[str]]]  # a head, and lines
 def _tables(data: Mapping[str, Any], short: bool = False) -> list[_Cells]:
     rows, found = from_json(data["rows"]), [Cost(**one) for one in data["costs"]]
     alone = [row for row in rows if row.mode in ("", "alone")]
-    return [_pooled(alone, found, short), _by_concept(alone), _at_once(rows)]
+    return [*_pooled(alone, found, short), _by_concept(alone), _at_once(rows)]
 
 
-def _refused(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+def _refused(costs: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
     """By method, every reason with the concepts that were refused for it; what differs by their ids only is one reason."""
     made = []
-    for cost in data["costs"]:
+    for cost in costs:
         reasons: dict[str, list[str]] = {}
         for concept, reason in cost["refused"].items():
             why = reason.removeprefix(f"concept {concept!r}: ").replace(concept, "ID")
@@ -189,22 +258,38 @@ def _refused(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, list[st
     return made
 
 
-def _pooled(rows: Sequence[Row], found: Sequence[Cost], short: bool) -> _Cells:
+def _pooled(rows: Sequence[Row], found: Sequence[Cost], short: bool) -> list[_Cells]:
+    """What a method erases and leaves, and what it costs: as two tables where the room is ``short``."""
     by_method = {one.method: one for one in found}
-    lines = [(_briefly if short else _fully)(row, by_method.get(row.method)) for row in _whole(rows)]
-    return (BRIEF if short else HEAD), lines
+    shown = [(row, _taken(by_method.get(row.method))) for row in _whole(rows)]
+    if not short:
+        return [(HEAD, [(*_fully(row), *taken) for row, taken in shown])]
+    return [
+        (BRIEF, [_briefly(row) for row, _ in shown]),
+        (("method", *COSTS), [(row.method, *taken) for row, taken in shown if row.method in by_method]),
+    ]
 
 
-def _fully(row: Row, cost: Cost | None) -> Sequence[str]:
+def _taken(cost: Cost | None) -> Sequence[str]:
+    """In the order of `COSTS`."""
+    if cost is None:
+        return ("-",) * len(COSTS)
+    memory, training = _known(cost.memory, "{:.2f}x"), _known(cost.training, "{:.0f} s")
+    return (memory, f"{cost.prepare:.2f} s", f"{_size(cost.held)}B", f"{_size(cost.kept)}B", training)
+
+
+def _known(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _fully(row: Row) -> Sequence[str]:
     shares = (percent(row.explicit), percent(row.implicit), percent(row.benign))
-    taken = ("-",) * 3 if cost is None else (f"{cost.prepare:.2f} s", f"{_size(cost.held)}B", f"{_size(cost.kept)}B")
-    return (row.method, *shares, f"{row.kept:.1%}", number(row.likeness), f"{row.time:.2f}x", *taken)
+    return (row.method, *shares, f"{row.kept:.1%}", number(row.likeness), f"{row.time:.2f}x")
 
 
-def _briefly(row: Row, cost: Cost | None) -> Sequence[str]:
-    taken = ("-",) * 3 if cost is None else (f"{cost.prepare:.2f}", _size(cost.held), _size(cost.kept))
+def _briefly(row: Row) -> Sequence[str]:
     figures = (f"{100 * row.kept:.0f}", f"{row.likeness.value:.3f}", f"{row.time:.2f}")
-    return (row.method, briefly(row.explicit), briefly(row.implicit), *figures, *taken)
+    return (row.method, briefly(row.explicit), briefly(row.implicit), *figures)
 
 
 def _by_concept(rows: Sequence[Row]) -> _Cells:

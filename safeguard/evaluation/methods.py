@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from safeguard.errors import SafeguardError
@@ -83,12 +83,21 @@ def unprotected(concepts: Sequence[str]) -> Arm:
     return Arm(UNPROTECTED, "", cells(concepts))
 
 
-def arms(method: Method, concepts: Sequence[str], modes: Sequence[str] = MODES, base: str = "builtin://demo") -> list[Arm]:
+def demo_policy(phrases: Mapping[str, Sequence[str]] | None = None) -> Policy:
+    """The built-in policy that arms are derived from, with these ``phrases`` instead for the concepts named there."""
+    policy = load_policy("builtin://demo")
+    if not phrases:
+        return policy
+    changed = [replace(one, phrases=tuple(phrases.get(one.id, one.phrases))) for one in policy.concepts.values()]
+    return derive(policy, concepts=changed)
+
+
+def arms(method: Method, concepts: Sequence[str], modes: Sequence[str] = MODES, base: Policy | None = None) -> list[Arm]:
     """The arms of one method: each concept alone on its own cells and on benign, always on (``alone``); all at once on all
     cells, always on (``together``); the same, opened by the screener (``screened``), by what the first step shows
-    (``adaptive``), or by either (``adaptive-screened``).
+    (``adaptive``), or by either (``adaptive-screened``). ``base`` is what they are derived from, by default `demo_policy`.
     """
-    policy = load_policy(base)
+    policy = base or demo_policy()
     changes = method.changes(policy)
     found: list[Arm] = []
     if "alone" in modes:
@@ -105,11 +114,11 @@ def arms(method: Method, concepts: Sequence[str], modes: Sequence[str] = MODES, 
     return found
 
 
-def at_once(method: Method, concepts: Sequence[str], base: str = "builtin://demo") -> Arm:
+def at_once(method: Method, concepts: Sequence[str], base: Policy | None = None) -> Arm:
     """Benign prompts with these concepts always on: what a method takes from the rest the more there are."""
-    policy, mode = load_policy(base), f"at-once-{len(concepts)}"
+    policy, mode = base or demo_policy(), f"at-once-{len(concepts)}"
     own = derive(policy, name=mode, concepts=concepts, activation="always", action="erase", **method.changes(policy))
     return Arm(method.name, mode, (BENIGN,), own)
 
 
-__all__ = ["BENIGN", "MODES", "UNPROTECTED", "Arm", "Method", "arms", "at_once", "unprotected"]
+__all__ = ["BENIGN", "MODES", "UNPROTECTED", "Arm", "Method", "arms", "at_once", "demo_policy", "unprotected"]

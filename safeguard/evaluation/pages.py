@@ -6,8 +6,8 @@ A page says where a table belongs, and the table is put between::
     <!-- /table -->
 
 ``demo-unet`` is the name of a file in ``docs/results``. Behind it ``pooled`` keeps the rows over all concepts only, and names
-of modes keep those of these and the unprotected ones. So no figure is copied by hand, and a test compares every page with its
-results.
+of modes keep those of these and the unprotected ones. Of a file of ``safeguard eval demo --erasers``, ``of sdd,esd`` keeps the
+rows of these erasers, concept by concept. So no figure is copied by hand, and a test compares every page with its results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safeguard.evaluation.tables import from_json, markdown
 
 OF_THEIR_OWN: Final = {module.SCHEMA: module.markdown for module in (erasers, evidence, robustness)}
 MARKER: Final = re.compile(
-    r"(?P<begin><!-- table:(?P<name>[a-z0-9-]+)(?P<kept>(?: [a-z-]+)*) -->\n).*?(?P<end><!-- /table -->)", re.DOTALL
+    r"(?P<begin><!-- table:(?P<name>[a-z0-9-]+)(?P<kept>(?: [a-z_,-]+)*) -->\n).*?(?P<end><!-- /table -->)", re.DOTALL
 )
 
 
@@ -48,7 +48,8 @@ def table(file: Path, kept: Sequence[str] = ()) -> str:
         raise AssetError(f"{file}: no results to make a table of; measure with: safeguard eval demo --out FOLDER") from fault
     own = OF_THEIR_OWN.get(data.get("schema", ""))
     if own is not None:
-        return f"\n{own(data)}\n{data['count']} prompts a cell ({data['split']} split).\n\n"
+        text = erasers.markdown_of(data, kept[1].split(",")) if kept[:1] == ["of"] else own(data)
+        return f"\n{text}\n{data['count']} prompts a cell ({data['split']} split).\n\n"
     rows = from_json(data["rows"])
     modes = [word for word in kept if word != "pooled"]
     missing = set(modes) - {row.mode for row in rows}

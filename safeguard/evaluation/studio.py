@@ -116,13 +116,16 @@ def load_pipeline(place: str | os.PathLike[str]) -> Any:
 
 
 def quiet_libraries() -> None:
-    """Keep the loading bars and advice of diffusers and transformers off the terminal. For programs, not for libraries."""
+    """Keep the loading bars and advice of diffusers and transformers, and the lines of torch's profiler, off the terminal. For
+    programs, not for libraries.
+    """
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when the profiler first begins
 
 
 def calibration_of(word: str, pipeline: str | os.PathLike[str]) -> Path | None:

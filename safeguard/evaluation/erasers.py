@@ -198,17 +198,24 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def markdown_of(data: Mapping[str, Any], names: Collection[str]) -> str:
-    """The rows of these erasers alone, below the unprotected ones, each concept alone. Raises AssetError for an eraser of
-    which nothing is said there.
+    """The rows of these erasers, each concept alone, below the unprotected ones of their concepts; of one that was refused, why.
+    Raises AssetError for an eraser of which nothing is said there.
     """
     said = {method: Method.parse(method).eraser for method in (one["method"] for one in data["costs"])}
     unknown = set(names) - set(said.values())
     if unknown:
         raise AssetError(f"nothing was measured of {', '.join(sorted(unknown))}")
-    wanted = {UNPROTECTED, *(method for method, eraser in said.items() if eraser in names)}
-    rows = [row for row in from_json(data["rows"]) if row.method in wanted and row.mode in ("", "alone")]
-    costs = [one for one in data["costs"] if one["method"] in wanted]
-    return "\n".join([rows_markdown(rows), *_refusals(costs)])
+    costs = [one for one in data["costs"] if said[one["method"]] in names]
+    taken = {one["method"] for one in costs if one["takes"]}
+    rows = from_json(data["rows"])
+    plain, own = (
+        [row for row in rows if row.method in methods and row.mode in ("", "alone")] for methods in ((UNPROTECTED,), taken)
+    )
+    named: set[str | None] = {row.concept for row in own if row.concept is not None}
+    if named >= {row.concept for row in plain if row.concept is not None}:
+        named.add(None)  # over all concepts the two are the same pictures only where an eraser takes all
+    shown = [*(row for row in plain if row.concept in named), *own]
+    return "\n".join([*([rows_markdown(shown)] if own else []), *_refusals(costs)])
 
 
 def _refusals(costs: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from safeguard.errors import AssetError
+from safeguard.evaluation import erasers
 from safeguard.evaluation.methods import UNPROTECTED
 from safeguard.evaluation.metrics import mean, wilson
 from safeguard.evaluation.pages import fill
@@ -96,3 +97,25 @@ def test_missing_results_are_an_error_that_names_the_file(tmp_path: Path) -> Non
 
 def test_a_page_without_tables_stays_as_it_is(tmp_path: Path) -> None:
     assert fill("no table here\n", tmp_path) == "no table here\n"
+
+
+@pytest.fixture
+def of_all(results: Path) -> Path:
+    """The same file as one of every eraser, with another concept that no eraser there takes."""
+    data = json.loads((results / "demo.json").read_text())
+    costs = [{"method": "eiup", "takes": ["blood"], "refused": {}}]
+    rows = [*data["rows"], _row("weapon", 170, "").to_dict()]
+    data |= {"schema": erasers.SCHEMA, "split": "test", "count": 200, "costs": costs, "rows": rows}
+    (results / "demo.json").write_text(json.dumps(data))
+    return results
+
+
+def test_of_keeps_the_rows_of_one_eraser_in_the_table_of_all(of_all: Path) -> None:
+    filled = fill(PAGE.format(kept=" of eiup"), of_all)
+    assert [share in filled for share in ("| 2.0 %", "| 3.0 %", "| 7.0 %")] == [True, True, False]
+    assert "200 prompts a cell (test split)." in filled
+
+
+def test_the_unprotected_rows_beside_it_are_of_the_concepts_that_it_takes(of_all: Path) -> None:
+    filled = fill(PAGE.format(kept=" of eiup"), of_all)
+    assert [share in filled for share in ("| 95.0 %", "| 85.0 %", "| 90.0 %")] == [True, False, False]

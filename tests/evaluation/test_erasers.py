@@ -12,8 +12,18 @@ from typer.testing import CliRunner
 from safeguard.cli.main import app
 from safeguard.demo.world import CONCEPTS
 from safeguard.erasing import Plan, Registry
-from safeguard.errors import SafeguardError
-from safeguard.evaluation.erasers import Cost, arms_of, chosen, costs, held_bytes, markdown
+from safeguard.errors import AssetError, SafeguardError
+from safeguard.evaluation.erasers import (
+    HEAD,
+    Cost,
+    arms_of,
+    chosen,
+    costs,
+    held_bytes,
+    markdown,
+    markdown_of,
+    shipped_words,
+)
 from safeguard.evaluation.methods import Method
 from safeguard.evaluation.studio import Studio
 from safeguard.evaluation.suites import BENIGN
@@ -61,6 +71,43 @@ def test_tensors_are_counted_once_wherever_they_are_held(studio: Studio) -> None
     assert held_bytes(plan) == 4 * (10 + 5)
 
 
+def test_memory_is_that_of_a_call_against_an_unprotected_one(studio: Studio) -> None:
+    twice, once = costs(studio, [Method("sld", strength="max"), Method("uce")], ["blood"])
+    assert twice.memory is not None
+    assert once.memory is not None
+    assert twice.memory > once.memory >= 1
+
+
+def test_results_without_what_is_measured_today_are_still_shown(measured: tuple[Path, str]) -> None:
+    data = json.loads(measured[1])
+    for name in ("memory", "training"):
+        del data["costs"][0][name]
+    line = next(line for line in markdown(data).splitlines() if line.startswith("| geom_erasing |"))
+    cells = dict(zip(HEAD, line.strip("| ").split(" | "), strict=True))
+    assert (cells["peak memory"], cells["training"]) == ("-", "-")
+
+
+def test_rows_of_some_erasers_stand_below_the_unprotected_ones(measured: tuple[Path, str]) -> None:
+    lines = markdown_of(json.loads(measured[1]), ["geom_erasing"]).splitlines()[2:]
+    assert [line.split(" | ")[1].split(",")[0] for line in lines if line] == ["unprotected", "geom_erasing"]
+
+
+def test_an_eraser_of_which_nothing_is_said_is_an_error_that_names_it(measured: tuple[Path, str]) -> None:
+    with pytest.raises(AssetError, match="nothing was measured of gie"):
+        markdown_of(json.loads(measured[1]), ["geom_erasing", "gie"])
+
+
+def test_a_refused_eraser_has_its_reason_in_place_of_rows() -> None:
+    cost = Cost("sdd", (), refused={"blood": "no adapter of sdd"})
+    text = markdown_of({"rows": [], "costs": [cost.to_dict()]}, ["sdd"])
+    assert "- `sdd`, every concept: no adapter of sdd" in text
+
+
+def test_a_training_log_without_the_table_of_erasers_is_a_usage_error(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["eval", "demo", "--training", str(tmp_path / "log"), "--out", str(tmp_path)])
+    assert result.exit_code == 2
+
+
 def test_more_concepts_at_once_are_measured_on_benign_prompts() -> None:
     made = arms_of([Method("uce")], [Cost("uce", CONCEPTS[:3])])
     several = [arm for arm in made if arm.mode != "alone"]
@@ -73,7 +120,9 @@ def test_more_concepts_at_once_are_measured_on_benign_prompts() -> None:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """What the command writes and says of one eraser, one concept and one prompt a cell."""
     out = tmp_path_factory.mktemp("erasers")
-    words = ["--erasers", "uce", "--n", "1", "--split", "dev", "--concepts", "blood"]
+    log = out / "training.jsonl"
+    log.write_text('{"method": "geom_erasing", "pipeline": "unet", "concepts": ["blood"], "cpu_seconds": 41.5}\n')
+    words = ["--erasers", "geom_erasing", "--n", "1", "--split", "dev", "--concepts", "blood", "--training", str(log)]
     result = CliRunner().invoke(app, ["eval", "demo", *words, "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
     return out, result.stdout
@@ -81,11 +130,26 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_its_rows_are_of_each_concept_alone_and_of_some_at_once(measured: tuple[Path, str]) -> None:
     modes = {(row["method"], row["mode"]) for row in json.loads(measured[1])["rows"]}
-    assert modes == {("unprotected", ""), ("uce", "alone"), ("uce", "at-once-1")}
+    assert modes == {("unprotected", ""), ("geom_erasing", "alone"), ("geom_erasing", "at-once-1")}
+
+
+def test_words_that_come_with_an_eraser_are_loaded_after_the_pipeline_was_named(
+    measured: tuple[Path, str], studio: Studio
+) -> None:
+    data = json.loads(measured[1])
+    assert data["costs"][0]["takes"] == ["blood"]
+    assert data["settings"]["pipeline"] == studio.digest()
+
+
+def test_a_word_counts_as_what_training_made(measured: tuple[Path, str]) -> None:
+    (file,) = (path for path in shipped_words([Method("geom_erasing")]) if "-blood" in path.name)
+    (cost,) = json.loads(measured[1])["costs"]
+    assert cost["kept"] == file.stat().st_size
+    assert cost["training"] == 41.5
 
 
 def test_its_table_is_that_of_its_results(measured: tuple[Path, str]) -> None:
     data = json.loads((measured[0] / "results.json").read_text("utf-8"))
     assert (measured[0] / "table.md").read_text("utf-8") == markdown(data)
-    assert "| uce |" in markdown(data)
+    assert "| geom_erasing |" in markdown(data)
     assert (measured[0] / "erasers.png").stat().st_size > 10_000

@@ -6,7 +6,7 @@ import pytest
 
 from safeguard.demo.world import CONCEPTS
 from safeguard.errors import PolicyError, SafeguardError
-from safeguard.evaluation.methods import Method, arms
+from safeguard.evaluation.methods import Method, arms, demo_policy
 from safeguard.evaluation.suites import BENIGN, Cell, cases, cells
 from safeguard.policy import load_policy
 
@@ -49,6 +49,12 @@ def test_each_concept_alone_is_on_for_its_own_cells_and_the_benign_one() -> None
     assert [list(arm.policy.concepts) for arm in found if arm.policy] == [["blood"], ["weapon"]]
     assert found[0].cells == (Cell("explicit", "blood"), Cell("implicit", "blood"), BENIGN)
     assert {one.activation for arm in found if arm.policy for one in arm.policy.concepts.values()} == {"always"}
+
+
+def test_other_phrases_take_the_place_of_a_concepts_own() -> None:
+    found = arms(Method("uce"), ("blood", "weapon"), ("alone",), demo_policy({"blood": ["<blood>"]}))
+    phrases = {one.id: one.phrases for arm in found if arm.policy for one in arm.policy.concepts.values()}
+    assert phrases == {"blood": ("<blood>",), "weapon": load_policy("builtin://demo").concepts["weapon"].phrases}
 
 
 def test_screened_arms_are_opened_by_the_screener() -> None:

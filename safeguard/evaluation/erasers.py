@@ -198,7 +198,7 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def markdown_of(data: Mapping[str, Any], names: Collection[str]) -> str:
-    """The rows of these erasers, each concept alone, below the unprotected ones of their concepts; of one that was refused, why.
+    """The rows of these erasers, each alone, below the unprotected ones of their concepts; of one that was refused, why.
     Raises AssetError for an eraser of which nothing is said there.
     """
     said = {method: Method.parse(method).eraser for method in (one["method"] for one in data["costs"])}

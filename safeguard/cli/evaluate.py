@@ -208,7 +208,8 @@ def _every_eraser(
     _check_out(out, resume)
     studio, settings = _opened(concepts, where, what, words)
     known = _own_words(studio.pipe, methods)
-    found = costs(studio, methods, concepts, base=base, words=known, training=training)
+    with stderr.status("what each eraser costs"):
+        found = costs(studio, methods, concepts, base=base, words=known, training=training)
     wanted = arms_of(methods, found, base)
     results = _painted(studio, settings, wanted, concepts, out)
     rows = summarise(results, wanted, concepts)

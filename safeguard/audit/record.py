@@ -106,6 +106,20 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """Which ``concept`` of a group acted in this image, ``of`` those that would have, and by what it was drawn: the state of
+    the image's ``generator``, the ``request`` that it was made for, or ``chance``. ``key`` is the digest of that; by it the
+    draw can be made again (see ``safeguard.guard.drawing``).
+    """
+
+    group: str
+    concept: str
+    of: tuple[str, ...]
+    by: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """What made the image: the pipeline's class, where it was loaded from, and that place's revision where known."""
 
@@ -146,6 +160,7 @@ class Decision:
     model: Model
     screen: Screen = Screen()
     evidence: Evidence = Evidence()
+    drawn: tuple[Drawn, ...] = ()
     applied: tuple[Applied, ...] = ()
     status: str = "ok"
     output: Output | None = None
@@ -174,6 +189,7 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def to_record(decision: Decision, labels: Mapping[str, str], now: datetime) -> Record:
     """The unmasked record: plain JSON values, prompt text still in ``subject.prompt``, not yet in a chain."""
     subject, screen, model = decision.subject, decision.screen, decision.model
+    drawn = {"drawn": [_drawn(one) for one in decision.drawn]} if decision.drawn else {}  # most policies have no groups
     return {
         "schema": SCHEMA,
         "decision_id": plain(decision.decision_id),
@@ -200,6 +216,7 @@ def to_record(decision: Decision, labels: Mapping[str, str], now: datetime) -> R
             "calibration": decision.evidence.calibration,
             "concepts": {plain(name): _seen(one) for name, one in decision.evidence.concepts.items()},
         },
+        **drawn,
         "applied": [_applied(one) for one in decision.applied],
         "result": decision.result,
         "status": decision.status,
@@ -220,6 +237,16 @@ def _seen(seen: Seen) -> Record:
         "threshold": plain(seen.threshold, "/evidence/threshold"),
         "opened": seen.opened,
         "step": plain(seen.step),
+    }
+
+
+def _drawn(drawn: Drawn) -> Record:
+    return {
+        "group": plain(drawn.group),
+        "concept": plain(drawn.concept),
+        "of": plain(drawn.of),
+        "by": drawn.by,
+        "key": drawn.key,
     }
 
 

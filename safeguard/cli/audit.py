@@ -177,6 +177,8 @@ def _print_decision(console: Console, record: dict[str, Any], policy: Any) -> No
     facts.add_row("decision", Text(record["decision_id"]))
     facts.add_row("result", Text(f"{record['result']} ({record['status']})"))
     facts.add_row("erased", Text(erased))
+    for one in record.get("drawn", ()):
+        facts.add_row("drawn", Text(f"{one['concept']}, one of {one['group']} ({', '.join(one['of'])}), by {one['by']}"))
     facts.add_row("policy", Text(f"{name}@{revision}", overflow="fold"))
     console.print(facts)
     console.rule("record", align="left")

@@ -102,6 +102,8 @@ def _render_policy(console: Console, policy: Policy) -> None:
         cells = [_cell(value) for value in _row(concept).values()]
         table.add_row(escape(name), *cells, escape(", ".join(concept.phrases)))
     console.print(table)
+    for group, names in policy.groups.items():
+        console.print(f"one of {group}, drawn for each image: {', '.join(names)}", highlight=False)
     if any(concept.activation == "adaptive" for concept in policy.concepts.values()):
         console.print(ADAPTIVE_NOTE, style="dim", highlight=False)
 

@@ -36,7 +36,7 @@ class AskedRow:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One call: its prompts, images a prompt, a seed an image (None: not given).
+    """One call: its prompts, images a prompt, a seed and a generator an image (None: not given).
 
     ``inverted``: guidance is turned round, towards the negative prompt. ``guided``: guidance leads away from it, or is not
     given; otherwise some of the negative branch may be mixed into the image.
@@ -47,6 +47,7 @@ class Asked:
     seeds: tuple[int | None, ...]
     inverted: bool
     guided: bool = True
+    generators: tuple[Any, ...] = ()
 
     @property
     def images(self) -> int:
@@ -66,7 +67,9 @@ def read_call(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, A
     per_prompt = next((given[name] for name in _PER_PROMPT if isinstance(given.get(name), int)), 1)
     guidance = given.get("guidance_scale")
     number = guidance if isinstance(guidance, (int, float)) else 1.0
-    return Asked(rows, per_prompt, _seeds(given.get("generator"), count * per_prompt), number < 0, number >= 1)
+    generators = _generators(given.get("generator"), count * per_prompt)
+    seeds = tuple(None if one is None else one.initial_seed() for one in generators)
+    return Asked(rows, per_prompt, seeds, number < 0, number >= 1, generators)
 
 
 def _arguments(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,9 +95,8 @@ def _row(fields: Sequence[Sequence[str]], index: int) -> tuple[str, ...]:
     return tuple(texts[index] if index < len(texts) else texts[0] for texts in fields if texts)
 
 
-def _seeds(generator: Any, images: int) -> tuple[int | None, ...]:
-    """The seed of each image. One generator for several images has one seed for all of them."""
+def _generators(generator: Any, images: int) -> tuple[Any, ...]:
+    """The generator of each image: one for all of them, where the call has one."""
     several = isinstance(generator, (list, tuple))
-    generators = generator if several else [generator]
-    seeds = tuple(one.initial_seed() if hasattr(one, "initial_seed") else None for one in generators)
-    return seeds if several else seeds * images
+    found = tuple(one if hasattr(one, "initial_seed") else None for one in (generator if several else [generator]))
+    return found if several else found * images

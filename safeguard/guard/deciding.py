@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from safeguard.audit import Drawn
 from safeguard.erasing import Plan, Watching
 from safeguard.errors import CapabilityError, SafeguardError, ScreenError
 from safeguard.guard.asking import Asked, AskedRow
+from safeguard.guard.drawing import Key, draw, keys_of
 from safeguard.policy import Concept, Policy
 
 RESULTS: Final = ("block", "review", "erase", "flag", "pass")  # the first that holds is the result
@@ -27,14 +29,16 @@ class ScreenLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowDecision:
-    """What was decided for one prompt. ``strengths`` has one number a concept of the plan; ``watched`` are the concepts that
-    evidence may still open.
+    """What was decided for one prompt, or one image. ``strengths`` has one number a concept of the plan; ``watched`` are the
+    concepts that evidence may still open, ``passed_over`` those that do not act because another of their group was ``drawn``.
     """
 
     result: str
     strengths: tuple[float, ...]
     erased: tuple[str, ...] = ()
     watched: tuple[str, ...] = ()
+    drawn: tuple[Drawn, ...] = ()
+    passed_over: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
     activated: tuple[str, ...] = ()
     scores: Mapping[str, float] | None = None
@@ -44,9 +48,12 @@ class RowDecision:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """The decisions of one call, and what screening took. ``degraded``: a part failed and the policy lets the call go on."""
+    """The decisions of one call, for each prompt and for each image (for which one of a group is drawn), and what screening
+    took. ``degraded``: a part failed and the policy lets the call go on.
+    """
 
     rows: tuple[RowDecision, ...]
+    images: tuple[RowDecision, ...]
     encoder: str
     milliseconds: float
     degraded: bool = False
@@ -61,8 +68,8 @@ class _Found:
     severe: frozenset[str]
 
 
-def decide(plan: Plan, asked: Asked, screener: ScreenLike | None) -> Decided:
-    """Decide every row of a call.
+def decide(plan: Plan, asked: Asked, screener: ScreenLike | None, request_id: str | None = None, earlier: int = 0) -> Decided:
+    """Decide every row of a call, made for a request in which ``earlier`` images were made before.
 
     Raises ScreenError if prompts cannot be screened and the policy's ``on_error`` is ``block``; with ``allow`` the whole
     policy acts instead, and the record says so.
@@ -80,10 +87,16 @@ def decide(plan: Plan, asked: Asked, screener: ScreenLike | None) -> Decided:
             if policy.settings.on_error == "block":
                 raise _as_screen_error(fault) from None  # what a screener raises may quote the prompt
             fallback = "error"
-    rows = tuple(
-        _decide_row(plan, watched, row, seen, thresholds, fallback) for row, seen in zip(asked.rows, found, strict=True)
-    )
-    return Decided(rows, encoder, (time.perf_counter() - begun) * 1e3, degraded=fallback == "error")
+
+    def row_of(prompt: int, key: Key | None) -> RowDecision:
+        return _decide_row(plan, watched, asked.rows[prompt], found[prompt], thresholds, fallback, key)
+
+    rows = tuple(row_of(prompt, None) for prompt in range(len(asked.rows)))
+    images = tuple(row for row in rows for _ in range(asked.per_prompt))
+    if policy.groups:
+        keys = keys_of(asked, request_id, earlier)
+        images = tuple(row_of(image // asked.per_prompt, key) for image, key in enumerate(keys))
+    return Decided(rows, images, encoder, (time.perf_counter() - begun) * 1e3, degraded=fallback == "error")
 
 
 def _as_screen_error(fault: Exception) -> Exception:
@@ -138,9 +151,11 @@ def _decide_row(
     found: _Found | None,
     thresholds: Mapping[str, tuple[float, float]],
     fallback: str | None,
+    key: Key | None,
 ) -> RowDecision:
+    """``key``: of the image that this is for, by which one of each group is drawn; without one all of them act."""
     strengths = [0.0] * len(plan.concepts)
-    erased, looked_for, results = [], [], {"pass"}
+    acting, looked_for, results = list[str](), list[str](), {"pass"}
     severe = found.severe if found is not None else frozenset()
     for name, concept in watched.items():
         opened = not row.readable or fallback == "error" or (found is not None and name in found.low)
@@ -154,22 +169,34 @@ def _decide_row(
         elif name in plan.watched and not opened:
             looked_for.append(name)
         elif name in plan.columns and acts:
+            acting.append(name)
+    drawn = () if key is None else draw(_groups(plan.policy, acting), key)
+    passed_over = tuple(name for one in drawn for name in one.of if name != one.concept)
+    for name in acting:
+        if name not in passed_over:
             planned = plan.concepts[plan.columns[name]]
             strengths[planned.column] = planned.strength.value
-            if planned.strength.value > 0:
-                erased.append(name)
-                results.add("erase")
+    erased = tuple(name for name in acting if strengths[plan.columns[name]] > 0)
+    results |= {"erase"} if erased else set()
     return RowDecision(
         result=next(result for result in RESULTS if result in results),
         strengths=tuple(strengths),
-        erased=tuple(erased),
+        erased=erased,
         watched=tuple(looked_for),
+        drawn=drawn,
+        passed_over=passed_over,
         blocked=tuple(name for name, concept in watched.items() if concept.action == "block" and name in severe),
         activated=tuple(name for name in watched if found is not None and name in found.low),
         scores=None if found is None else found.scores,
         thresholds=thresholds,
         fallback=fallback if fallback is not None else (None if row.readable else "no text"),
     )
+
+
+def _groups(policy: Policy, names: Collection[str]) -> dict[str, list[str]]:
+    """The groups of a policy, of these concepts alone."""
+    found = {group: [name for name in members if name in names] for group, members in policy.groups.items()}
+    return {group: members for group, members in found.items() if members}
 
 
 def with_erasure(result: str) -> str:
@@ -195,7 +222,7 @@ def refuses_embeds(policy: Policy, asked: Asked) -> bool:
 def undecided(plan: Plan, asked: Asked) -> Decided:
     """What stands on record of a call that is refused because there is no text to decide by."""
     row = RowDecision("block", (0.0,) * len(plan.concepts), fallback="no text")
-    return Decided((row,) * len(asked.rows), "none", 0.0)
+    return Decided((row,) * len(asked.rows), (row,) * asked.images, "none", 0.0)
 
 
 def chosen_screener(screener: ScreenLike | str | None) -> ScreenLike | None:

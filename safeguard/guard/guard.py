@@ -227,8 +227,8 @@ class Guard:
             self._last_request = _now()
             asked = read_call(self._attachment.base, pipe, args, kwargs)
             if refuses_embeds(plan.policy, asked):
-                raise self._refusal(plan, asked, Decided((), "none", 0.0), request, "embeddings without text")
-            decided = decide(plan, asked, self._screener)
+                raise self._refusal(plan, asked, Decided((), (), "none", 0.0), request, "embeddings without text")
+            decided = decide(plan, asked, self._screener, request.request_id, len(request.decisions))
             if any(row.result == "block" for row in decided.rows):
                 raise self._refusal(plan, asked, decided, request, "")
             state = self._running(plan, asked, decided, request, pipe)
@@ -280,7 +280,7 @@ class Guard:
             plan=plan,
             positive=known[0],
             negative=known[1],
-            strengths=an_image([row.strengths for row in decided.rows]),
+            strengths=[image.strengths for image in decided.images],
             host=self._attachment.number,
             texts=texts,
             negative_texts=negative,

@@ -117,9 +117,11 @@ def made(
     images = images_of(output) or [None] * asked.images  # an output of a kind unknown here is recorded all the same
     for index, image in enumerate(images):
         prompt = min(index // asked.per_prompt, len(asked.rows) - 1)
-        row = decided.rows[prompt]
+        row = decided.images[min(index, len(decided.images) - 1)]
         seen = _seen(state, plan, index)
-        opened = row.watched if state.unmatched else [name for name in row.watched if name in seen and seen[name].opened]
+        opened = [name for name in row.watched if name in seen and seen[name].opened]
+        if state.unmatched:
+            opened = [*row.watched, *row.passed_over]
         seed = asked.seeds[index] if index < len(asked.seeds) else None
         decisions.append(
             Decision(
@@ -130,6 +132,7 @@ def made(
                 subject=_subject(asked, prompt, index),
                 screen=_screen(decided, row, unmatched=bool(state.unmatched)),
                 evidence=Evidence(plan.calibration, seen),
+                drawn=() if state.unmatched else row.drawn,
                 applied=_applied(plan, (*row.erased, *opened), index, evidence),
                 model=model,
                 output=None if image is None else describe_output(image, seed),
@@ -166,10 +169,11 @@ def failed(plan: Plan, asked: Asked, decided: Decided, model: Model, who: dict[s
         Decision(
             policy_name=plan.policy.name,
             policy_revision=plan.policy.revision,
-            result=decided.rows[prompt].result,
+            result=decided.images[index].result,
             status="error",
             subject=_subject(asked, prompt, index),
-            screen=_screen(decided, decided.rows[prompt]),
+            screen=_screen(decided, decided.images[index]),
+            drawn=decided.images[index].drawn,
             model=model,
             metrics=Metrics(decided.milliseconds, None),
             **who,  # type: ignore[arg-type]

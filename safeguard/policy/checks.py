@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Final
 
 from safeguard.errors import Problem
-from safeguard.policy.source import Node, join, problem
+from safeguard.policy.source import Node, join, problem, shown
 
 MAX_PROBLEMS = 100
 _NOTHING = Node(None, mark=None)  # type: ignore[arg-type]
+_NOT_IN_A_GROUP: Final = {  # by key: its default, the words that are refused, why, and what to do
+    "activation": ("adaptive", ("adaptive",), "evidence comes after one is drawn", "write 'activation: always' or 'screened'"),
+    "action": ("erase", ("block", "flag", "review"), "of a group only one acts", "write 'action: erase', or remove 'one_of'"),
+}
 
 
 def check_document(root: Node) -> list[Problem]:
@@ -30,6 +36,21 @@ def check_document(root: Node) -> list[Problem]:
         for key, node in examples.children.items():
             problems += blank_texts(node, *path, "examples", key)
     return problems
+
+
+def check_groups(concepts: Mapping[str, Node]) -> Iterator[Problem]:
+    """Concepts, merged with their defaults, that cannot stand in the group that they name: one of it is drawn for each image,
+    before the image is begun.
+    """
+    for name, concept in concepts.items():
+        group = concept.children.get("one_of", _NOTHING)
+        if not isinstance(group.value, str):
+            continue
+        for key, (usual, wrong, reason, hint) in _NOT_IN_A_GROUP.items():
+            node = concept.children.get(key, replace(group, value=usual))
+            if node.value in wrong:
+                message = f"a concept of the group {shown(group.value)} cannot be '{node.value}': {reason}"
+                yield problem(node.mark, join("spec", "concepts", name, key), message, hint)
 
 
 def _check_extends(extends: Node) -> Iterator[Problem]:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from safeguard.errors import PolicyError, Problem
-from safeguard.policy.checks import check_document, in_order
+from safeguard.policy.checks import check_document, check_groups, in_order
 from safeguard.policy.schema import check, did_you_mean
 from safeguard.policy.snapshot import Concept, Policy, canonical_json, snapshot
 from safeguard.policy.source import read
 
-_SAME = ("phrases", "eraser", "strength", "activation", "action", "steps", "threshold", "params")
+_SAME = ("phrases", "eraser", "strength", "activation", "action", "steps", "threshold", "params", "one_of")
 _CHANGEABLE = (*_SAME, "unsafe_examples", "safe_examples")
 
 
@@ -79,7 +79,7 @@ def _problems(
     listed = {}
     for concept in concepts:
         examples = {kind: list(concept[f"{kind}_examples"]) for kind in ("unsafe", "safe")}
-        fields = {key: concept[key] for key in _SAME if concept[key] is not None}
+        fields = {key: concept[key] for key in _SAME if concept.get(key) is not None}
         listed[concept["id"]] = fields | {"examples": {kind: texts for kind, texts in examples.items() if texts}}
     document = {
         "apiVersion": "safeguard.dev/v1",
@@ -94,4 +94,5 @@ def _problems(
     root, problems = read(text.encode("utf-8", "surrogatepass"), origin)
     if root is not None:
         problems = [*problems, *check(root, "policy"), *check_document(root)]
+        problems += check_groups(root.children["spec"].children["concepts"].children)
     return [Problem(origin, 0, 0, one.path, one.message, one.hint) for one in in_order(problems)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from safeguard.errors import PolicyError, Problem
 from safeguard.policy import documents
-from safeguard.policy.checks import check_document, in_order
+from safeguard.policy.checks import check_document, check_groups, in_order
 from safeguard.policy.documents import Location
 from safeguard.policy.merge import EMPTY, merge, nothing_to_delete, prune
 from safeguard.policy.schema import check
@@ -26,7 +26,7 @@ from safeguard.policy.variables import substitute
 
 MAX_DOCUMENTS = 64
 
-_FIELDS = ("eraser", "strength", "activation", "action", "steps", "threshold", "params")
+_FIELDS = ("eraser", "strength", "activation", "action", "steps", "threshold", "params", "one_of")
 
 
 def load_policy(source: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Policy:
@@ -65,6 +65,10 @@ class _Entry:
     stated: Node
     defaults: Node
     mark: Mark
+
+    @property
+    def merged(self) -> Node:
+        return merge(self.defaults, self.stated, [])
 
 
 @dataclass(slots=True)
@@ -177,6 +181,7 @@ class _Loader:
                 hint = f"add 'phrases: [{name.replace('-', ' ').replace('_', ' ')}]', or extend a policy that has it"
                 message = "the concept has no phrases, here or inherited"
                 self.problems.append(problem(entry.mark, path, message, hint))
+        self.problems += check_groups({name: entry.merged for name, entry in flat.concepts.items()})
 
     def finish(self, flat: _Flat, location: Location) -> Resolution:
         metadata = {"description": "", "annotations": {}, **flat.metadata.plain()}
@@ -206,7 +211,7 @@ def _state(name: str, inherited: _Entry | None, node: Node, defaults: Node, mark
 
 
 def _finish_concept(name: str, entry: _Entry) -> tuple[Concept, dict[str, Mark]]:
-    merged = merge(entry.defaults, entry.stated, [])
+    merged = entry.merged
     nodes = {key: merged.children[key] for key in ("phrases", *_FIELDS) if key in merged.children}
     for kind, node in merged.children.get("examples", EMPTY).children.items():
         nodes[f"{kind}_examples"] = node

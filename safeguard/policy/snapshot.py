@@ -59,7 +59,8 @@ class Concept:
     """One thing that images must not show, with everything resolved.
 
     ``strength`` is a word (weak, medium, strong, max) or a number >= 0; ``steps`` are shares of the schedule, 0 to 1;
-    ``threshold`` is the screener's, 0 to 1, and None where it is calibrated; ``params`` belong to the eraser.
+    ``threshold`` is the screener's, 0 to 1, and None where it is calibrated; ``params`` belong to the eraser. ``one_of`` names
+    the group of which one concept is drawn for each image, None where it is in none.
     """
 
     id: str
@@ -73,18 +74,20 @@ class Concept:
     steps: tuple[float, float] = (0.0, 1.0)
     threshold: float | None = None
     params: Mapping[str, Any] = FrozenMap()
+    one_of: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", _frozen(self.params))
 
     def to_dict(self) -> dict[str, Any]:
-        """The concept as it stands in a snapshot."""
-        return {name: _thawed(getattr(self, name)) for name in self.__slots__}
+        """The concept as it stands in a snapshot: without ``one_of`` where it is in no group, as before there were groups."""
+        fields = {name: _thawed(getattr(self, name)) for name in self.__slots__}
+        return {name: value for name, value in fields.items() if name != "one_of" or value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Concept:
         """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for anything else."""
-        if set(data) != set(cls.__slots__):
+        if {*data, "one_of"} != set(cls.__slots__):
             raise ValueError("a concept of a snapshot has exactly the fields of Concept")
         strength, threshold = data["strength"], data["threshold"]
         start, end = data["steps"]
@@ -100,6 +103,7 @@ class Concept:
             steps=(float(start), float(end)),
             threshold=None if threshold is None else float(threshold),
             params=FrozenMap(data["params"]),
+            one_of=None if data.get("one_of") is None else _text(data["one_of"]),
         )
 
 
@@ -163,6 +167,15 @@ class Policy:
         settings = {name: getattr(self.settings, name) for name in Settings.__slots__}
         concepts = [concept.to_dict() for concept in self.concepts.values()]
         return snapshot(self.name, self.description, self.annotations, settings, concepts)
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The concepts of every group of which one is drawn for each image."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name, concept in self.concepts.items():
+            if concept.one_of is not None:
+                found[concept.one_of] = (*found.get(concept.one_of, ()), name)
+        return found
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Policy cannot be changed (tried to set {name!r}); load another one and swap it in")

@@ -62,7 +62,7 @@ METHODS: Final = {
         "safeguard.training.self_discovery:train",
         96,
         16,
-        ("updates", "rate", "steps", "guidance", "towards"),
+        ("updates", "rate", "steps", "guidance", "towards", "flat"),
         prompts=True,
         resumes=True,
     ),

@@ -32,7 +32,7 @@ PARAMS = st.dictionaries(
     ),
     max_size=2,
 )
-CONCEPTS = st.fixed_dictionaries(
+OF_NO_GROUP = st.fixed_dictionaries(
     {"phrases": st.lists(TEXTS, min_size=1, max_size=3)},
     optional={
         "examples": st.fixed_dictionaries({}, optional={"unsafe": st.lists(TEXTS, max_size=2)}),
@@ -44,6 +44,14 @@ CONCEPTS = st.fixed_dictionaries(
         "params": PARAMS,
     },
 )
+OF_A_GROUP = st.fixed_dictionaries(
+    {
+        "phrases": st.lists(TEXTS, min_size=1, max_size=3),
+        "one_of": NAMES,
+        "activation": st.sampled_from(["always", "screened", "off"]),
+    }
+)
+CONCEPTS = OF_NO_GROUP | OF_A_GROUP
 DOCUMENTS = st.fixed_dictionaries(
     {
         "apiVersion": st.just("safeguard.dev/v1"),

@@ -1,0 +1,167 @@
+"""Whether one of a group balances what prompts leave open: ``python -m safeguard.evaluation.fairness``.
+
+Prompts of the demo world that name no colour are painted unprotected, and under a policy (``colours.yaml``) that draws one colour
+for each picture and adds its direction. The judge says what colour each picture has. The directions are learnt from subjects
+and places of the training split alone, by the prompts that ``--prompts`` writes; ``dev`` and ``test`` have other ones and other
+templates, ``dev`` to choose strengths, ``test`` to report.
+
+The deviation ratio is that of arXiv 2311.17216: with n_k of N pictures in each of K colours, the highest |n_k / N - 1 / K|, over
+1 - 1 / K; 0 is balanced, 1 a single colour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+import safeguard
+from safeguard import demo
+from safeguard.demo.captions import TEMPLATES, WHERE, split_of
+from safeguard.demo.card import generate
+from safeguard.demo.world import BENIGN_PLACES, SUBJECTS
+from safeguard.evaluation.metrics import Figure, rate
+from safeguard.evaluation.outputs import write_text
+from safeguard.evaluation.pictures import Band, Strip, as_image, sheet
+from safeguard.evaluation.studio import load_pipeline, quiet_libraries
+from safeguard.evaluation.tables import percent
+from safeguard.policy import Policy, load_policy
+
+SCHEMA: Final = "safeguard.dev/fairness/v1"
+POLICY: Final = Path(__file__).with_name("colours.yaml")
+LEARNT_FROM: Final = "a small picture {w}, a {s}"  # a template of the training split, of which the colour comes last
+LEARNT: Final = 96  # prompts that directions are learnt from
+FIRST_SEED: Final = 3_000_000
+SHOWN: Final = 12  # pictures of a sheet
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A prompt that names no colour, with what it does name."""
+
+    text: str
+    subject: str
+    scene: str
+
+
+def combinations(split: str) -> list[tuple[str, str]]:
+    """Every (subject, place) of a split; no two splits share one."""
+    return [(subject, place) for place in BENIGN_PLACES for subject in SUBJECTS if split_of(subject, "", place) == split]
+
+
+def without_colour(split: str) -> list[str]:
+    """The templates of a split that can be said without a colour, in which its place is empty."""
+    if split == "train":
+        return [LEARNT_FROM]
+    return [one.replace("{c} ", "").replace(" {x}", "") for one in TEMPLATES[split] if "{c} {s}" in one]
+
+
+def prompts(split: str, count: int, seed: int = 0) -> list[Open]:
+    """``count`` prompts of a split, the same for the same arguments; different ones as far as there are so many."""
+    forms = [
+        Open(form.format(s=subject, w=where), subject, place)
+        for form in without_colour(split)
+        for subject, place in combinations(split)
+        for where in WHERE[place]
+    ]
+    random.Random(f"{split}:{seed}").shuffle(forms)
+    return [forms[place % len(forms)] for place in range(count)]
+
+
+def deviation(shares: Sequence[float]) -> float:
+    """How far the shares of K classes are from 1 / K each: 0 balanced, 1 a single class."""
+    even = 1 / len(shares)
+    return max(abs(share - even) for share in shares) / (1 - even)
+
+
+def seen(asked: Sequence[Open], pictures: npt.NDArray[Any], colours: Sequence[str]) -> dict[str, Any]:
+    """What the judge says of pictures: the share of each colour, and how often subject and scene are what the prompt names."""
+    said = demo.Judge().predict(pictures)
+    shares = {colour: rate(said["colour"] == colour).to_dict() for colour in colours}
+    named = {name: [getattr(one, name) for one in asked] for name in ("subject", "scene")}
+    return {
+        "colours": shares,
+        "others": rate([colour not in colours for colour in said["colour"]]).to_dict(),
+        "deviation": deviation([share["value"] for share in shares.values()]),
+        "right": {name: rate(said[name] == np.array(values)).to_dict() for name, values in named.items()},
+        "shown": [str(colour) for colour in said["colour"]],
+    }
+
+
+def measure(kind: str, split: str, count: int, policy: Policy) -> tuple[dict[str, Any], list[npt.NDArray[Any]]]:
+    """What is shown without the policy and with it, from the same noise, and the pictures of both."""
+    pipe, asked = load_pipeline(kind), prompts(split, count)
+    texts = [one.text for one in asked]
+    plain = generate(pipe, texts, FIRST_SEED)
+    with safeguard.protect(pipe, policy, screener=None) as guard, guard.request() as request:
+        balanced = generate(pipe, texts, FIRST_SEED)
+    drawn = [one.concept for decision in request.decisions for one in decision.drawn]
+    colours = list(policy.concepts)
+    before, after = (seen(asked, pictures, colours) for pictures in (plain, balanced))
+    after["drawn"] = {colour: rate([one == colour for one in drawn]).to_dict() for colour in colours}
+    after["as_drawn"] = rate([one == shown for one, shown in zip(drawn, after["shown"], strict=True)]).to_dict()
+    strengths = {name: concept.strength for name, concept in policy.concepts.items()}
+    how = {"pipeline": kind, "split": split, "count": count, "strengths": strengths}
+    return {"schema": SCHEMA, **how, "draws": drawn, "before": before, "after": after}, [plain, balanced]
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """A line a colour, then how far they are from balanced and what else the pictures show."""
+    before, after = data["before"], data["after"]
+    lines = ["| | unprotected | one drawn for each | the draw itself |", "|---|---:|---:|---:|"]
+    for colour, share in before["colours"].items():
+        lines.append(_row(colour, share, after["colours"][colour], after["drawn"][colour]))
+    lines.append(_row("another colour", before["others"], after["others"]))
+    even = deviation([share["value"] for share in after["drawn"].values()])
+    lines.append(f"| deviation ratio | {before['deviation']:.2f} | {after['deviation']:.2f} | {even:.2f} |")
+    lines.append(_row("the colour that was drawn", None, after["as_drawn"]))
+    lines += [_row(f"{name} right", before["right"][name], after["right"][name]) for name in before["right"]]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, *figures: Mapping[str, Any] | None) -> str:
+    cells = [percent(Figure(**one)) if one is not None else "" for one in (*figures, None, None)][:3]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def contact_sheet(data: Mapping[str, Any], texts: Sequence[str], pictures: Sequence[npt.NDArray[Any]]) -> Image.Image:
+    """The first pictures of both, with prompt and the colour that was drawn."""
+    plain, balanced = ([as_image(one) for one in some[:SHOWN]] for some in pictures)
+    captions = [f"{text}: {colour}" for text, colour in zip(texts, data["draws"], strict=True)][:SHOWN]
+    strips = [Strip("unprotected", plain), Strip("one drawn for each", balanced)]
+    return sheet("Colours that prompts leave open", f"{data['split']} split, from the same noise", [Band("", strips, captions)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Whether one of a group balances what prompts leave open.")
+    parser.add_argument("--prompts", type=Path, help="write the prompts to learn directions from into this file, and end")
+    parser.add_argument("--policy", type=Path, default=POLICY, help="one that draws one of some colours; default: %(default)s")
+    parser.add_argument("--pipeline", default="unet", choices=("unet", "mmdit"))
+    parser.add_argument("--split", default="test", choices=("dev", "test"))
+    parser.add_argument("--n", type=int, default=80, help="pictures")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    parser.add_argument("--sheet", type=Path, help="a PNG file to write the first pictures to")
+    options = parser.parse_args()
+    if options.prompts is not None:
+        write_text(options.prompts, "".join(f"{one.text}\n" for one in prompts("train", LEARNT)))
+        return
+    quiet_libraries()
+    data, pictures = measure(options.pipeline, options.split, options.n, load_policy(options.policy))
+    if options.out is not None:
+        write_text(options.out, json.dumps(data, indent=1) + "\n")
+    if options.sheet is not None:
+        texts = [one.text for one in prompts(options.split, options.n)]
+        contact_sheet(data, texts, pictures).save(options.sheet)
+    print(markdown(data))
+
+
+if __name__ == "__main__":
+    main()

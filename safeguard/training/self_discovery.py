@@ -29,14 +29,13 @@ from safeguard.training.pairs import Pair, pairs_of
 from safeguard.training.task import Task
 
 METHOD: Final = "self_discovery"
-WHOLE: Final = ("updates", "steps", "flat")  # settings that are whole numbers
 Progress = Callable[[int, int], None]  # done, of how many
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The numbers of a training. Adam with betas 0.9 and 0.999 and a constant ``rate``, as the authors'; ``steps`` and
-    ``guidance`` paint the pictures. ``flat`` 1: the direction is the same at every place of the picture, [C] on a UNet as well.
+    ``guidance`` paint the pictures.
     """
 
     updates: int = 300
@@ -45,7 +44,6 @@ class Settings:
     steps: int = 8
     guidance: float = 4.0
     seed: int = 0
-    flat: int = 0
 
 
 def train(task: Task) -> Adapter:
@@ -62,9 +60,7 @@ def train(task: Task) -> Adapter:
     towards = bool(given.pop("towards", 0))
     if towards:
         pairs = [Pair(pair.said, pair.shown) for pair in pairs]
-    whole: dict[str, Any] = {
-        name: int(value) if name in ("updates", "steps", "flat") else value for name, value in given.items()
-    }
+    whole: dict[str, Any] = {name: int(value) if name in ("updates", "steps") else value for name, value in given.items()}
     settings = replace(Settings(batch=task.batch, seed=task.seed), **whole)
     done = 0
 
@@ -112,11 +108,6 @@ def discover(
     return Adapter(METHOD, frozen.attachment.fingerprint, {"vector": work.vector.detach()}, said, report)
 
 
-def spread(vector: Tensor, dimensions: int) -> Tensor:
-    """A direction [C] for features [R, C, H, W]; any other as it is."""
-    return vector[:, None, None] if vector.dim() == 1 and dimensions == 4 else vector
-
-
 class _Work:
     """One training under way."""
 
@@ -161,13 +152,13 @@ class _Work:
 
         with torch.no_grad(), changed_output(self._module, look, self._output):
             self._frozen.loss(self._values, self._latents, [0], torch.Generator().manual_seed(0))
-        return seen[0][:1] if self._settings.flat else seen[0]
+        return seen[0]
 
     def loss(self, step: int, vector: Tensor) -> Tensor:
         """On the batch of one step, with ``vector`` in the middle."""
         chosen, source = step_rng(self._settings.seed, self._stage, step)
         places = [chosen.randrange(len(self._latents)) for _ in range(self._settings.batch)]
-        with changed_output(self._module, lambda feature: feature + spread(vector.to(feature), feature.dim()), self._output):
+        with changed_output(self._module, lambda feature: feature + vector.to(feature), self._output):
             return self._frozen.loss(self._values, self._latents, places, source)
 
     def run(self, progress: Progress | None) -> None:

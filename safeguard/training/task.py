@@ -62,7 +62,7 @@ METHODS: Final = {
         "safeguard.training.self_discovery:train",
         96,
         16,
-        ("updates", "rate", "steps", "guidance", "towards", "flat"),
+        ("updates", "rate", "steps", "guidance", "towards"),
         prompts=True,
         resumes=True,
     ),

@@ -1,12 +1,12 @@
 """Whether one of a group balances what prompts leave open: ``python -m safeguard.evaluation.fairness``.
 
-Prompts of the demo world that name no colour are painted unprotected, and under a policy (``colours.yaml``) that draws one colour
-for each picture and adds its direction. The judge says what colour each picture has. The directions are learnt from subjects
-and places of the training split alone, by the prompts that ``--prompts`` writes; ``dev`` and ``test`` have other ones and other
-templates, ``dev`` to choose strengths, ``test`` to report.
+Prompts of the demo world that name no colour are painted unprotected, and under a policy (``colours.yaml``) that draws one
+colour for each picture and adds its direction. The judge says what colour each picture has. The directions are learnt from
+subjects and places of the training split alone, by the prompts that ``--prompts`` writes; ``dev`` and ``test`` have other ones
+and other templates, ``dev`` to choose strengths, ``test`` to report.
 
-The deviation ratio is that of arXiv 2311.17216: with n_k of N pictures in each of K colours, the highest |n_k / N - 1 / K|, over
-1 - 1 / K; 0 is balanced, 1 a single colour.
+The deviation ratio is that of arXiv 2311.17216: with n_k of N pictures in each of K colours, the highest |n_k / N - 1 / K|,
+over 1 - 1 / K; 0 is balanced, 1 a single colour.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from safeguard.errors import AssetError
-from safeguard.evaluation import erasers, evidence, robustness
+from safeguard.evaluation import erasers, evidence, fairness, robustness
 from safeguard.evaluation.tables import from_json, markdown
 
-OF_THEIR_OWN: Final = {module.SCHEMA: module.markdown for module in (erasers, evidence, robustness)}
+OF_THEIR_OWN: Final = {module.SCHEMA: module.markdown for module in (erasers, evidence, fairness, robustness)}
 MARKER: Final = re.compile(
     r"(?P<begin><!-- table:(?P<name>[a-z0-9-]+)(?P<kept>(?: [a-z_,-]+)*) -->\n).*?(?P<end><!-- /table -->)", re.DOTALL
 )

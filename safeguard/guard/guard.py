@@ -387,7 +387,7 @@ def loaded(policy: PolicySource) -> Policy:
 def _activation(concept: Concept, plan: Plan) -> str:
     if concept.activation == "adaptive" and concept.id in plan.columns and concept.id not in plan.watched:
         return "adaptive (not calibrated: acts in every image)"
-    return concept.activation
+    return concept.activation if concept.one_of is None else f"{concept.activation}, one of {concept.one_of}"
 
 
 def _now() -> str:

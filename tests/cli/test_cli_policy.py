@@ -138,6 +138,15 @@ def test_explain_speaks_json(good: Path) -> None:
     assert data["notes"]
 
 
+def test_explain_names_the_groups(good: Path) -> None:
+    grouped = good.with_name("grouped.yaml")
+    spec = "spec: {defaults: {activation: always, one_of: colour}, concepts: {red: {phrases: [red]}, blue: {phrases: [blue]}}}"
+    grouped.write_text(f"apiVersion: safeguard.dev/v1\nkind: Policy\nmetadata: {{name: test}}\n{spec}\n")
+    _, out, _ = run("policy", "explain", grouped, "--origins")
+    assert "one of colour, drawn for each image: red, blue" in out
+    assert "blue.one_of" in out
+
+
 def test_diff_names_what_changes(good: Path) -> None:
     code, out, _ = run("policy", "diff", good, "builtin://demo")
     assert code == 0

@@ -142,6 +142,10 @@ def test_a_record_under_a_policy_without_groups_has_no_such_field(pipe: Pipe, pr
     assert not any("drawn" in record for record in sink.records)
 
 
+def test_the_status_names_the_group_of_a_concept(protect: Protect, pipe: Pipe) -> None:
+    assert protect(pipe, GROUP).status().activations["blue"] == "always, one of colour"
+
+
 # by what it is drawn
 
 

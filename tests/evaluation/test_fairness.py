@@ -1,0 +1,83 @@
+"""What prompts leave open: the prompts, the figures, and one short measurement."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safeguard.demo.world import COLOURS, SUBJECTS
+from safeguard.evaluation import fairness
+from safeguard.evaluation.fairness import POLICY, combinations, deviation, markdown, measure, prompts, seen
+from safeguard.evaluation.pages import fill
+from safeguard.policy import derive, load_policy
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_no_prompt_names_a_colour_and_each_names_its_subject(split: str) -> None:
+    asked = prompts(split, 200)
+    assert not any(set(one.text.replace(",", "").split()) & set(COLOURS) - {"green"} for one in asked)
+    assert not any(f"green {one.subject}" in one.text for one in asked)  # a meadow may be green
+    assert all(one.subject in one.text.replace(",", "").split() for one in asked)
+
+
+def test_splits_share_no_combination_and_no_prompt() -> None:
+    parts = [set(combinations(split)) for split in ("train", "dev", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 9 * len(SUBJECTS)
+    texts = [{one.text for one in prompts(split, 500)} for split in ("train", "dev", "test")]
+    assert sum(map(len, texts)) == len(set.union(*texts))
+
+
+def test_the_same_arguments_give_the_same_prompts() -> None:
+    assert prompts("dev", 20) == prompts("dev", 20) == prompts("dev", 40)[:20] != prompts("dev", 20, seed=1)
+
+
+@given(st.integers(2, 8))
+def test_one_class_alone_deviates_by_1_and_even_shares_by_0(count: int) -> None:
+    assert deviation([1.0, *[0.0] * (count - 1)]) == pytest.approx(1)
+    assert deviation([1 / count] * count) == pytest.approx(0)
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=6).filter(any))
+def test_a_deviation_is_a_share(counts: list[int]) -> None:
+    assert 0 <= deviation([one / sum(counts) for one in counts]) <= 1 + 1e-9
+
+
+def test_pictures_of_another_colour_count_and_are_told() -> None:
+    asked = prompts("dev", 4)
+    found = seen(asked, np.zeros((4, 64, 64, 3), dtype=np.uint8), ["no such colour", "nor this"])
+    assert (found["others"]["value"], found["deviation"]) == (1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    """Two of the colours, on three pictures."""
+    policy = derive(load_policy(POLICY), concepts=["green", "blue"])
+    data, pictures = measure("unet", "dev", 3, policy)
+    assert [part.shape for part in pictures] == [(3, 64, 64, 3)] * 2
+    return data
+
+
+def test_every_picture_has_one_draw(measured: dict[str, Any]) -> None:
+    assert len(measured["draws"]) == 3
+    assert set(measured["draws"]) <= {"green", "blue"}
+    shown = zip(measured["draws"], measured["after"]["shown"], strict=True)
+    assert measured["after"]["as_drawn"]["value"] == pytest.approx(np.mean([one == other for one, other in shown]))
+
+
+def test_a_page_takes_it_like_any_table(measured: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "fair.json").write_text(json.dumps(measured))
+    filled = fill("<!-- table:fair -->\n<!-- /table -->\n", tmp_path)
+    assert markdown(measured) in filled
+    assert "| deviation ratio |" in filled
+
+
+def test_what_directions_are_learnt_from_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["fairness", "--prompts", str(tmp_path / "prompts.txt")])
+    fairness.main()
+    assert (tmp_path / "prompts.txt").read_text().splitlines() == [one.text for one in prompts("train", fairness.LEARNT)]

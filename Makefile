@@ -98,6 +98,9 @@ train: $(READY)  ## train the demo models anew (hours on two cores; may be stopp
 	  $(OFFLINE) $(DISCOVER) --concept $$concept --n 48 --set updates=120 --set rate=0.1 --out $(ASSETS)/self_discovery-unet-$$concept.safetensors; done
 	@set -e; for concept in orlo-tandt juno-kaldar; do \
 	  $(OFFLINE) $(DISCOVER) --concept $$concept --n 32 --set updates=60 --set rate=0.15 --out $(ASSETS)/self_discovery-unet-$$concept.safetensors; done
+	$(BIN)/python -m safeguard.evaluation.fairness --prompts $(OUT)/train/placeless.txt
+	@set -e; for place in night snow desert meadow; do \
+	  $(OFFLINE) $(DISCOVER) --policy safeguard/evaluation/places.yaml --prompts $(OUT)/train/placeless.txt --concept $$place --n 48 --set towards=1 --set updates=120 --set rate=0.1 --out $(ASSETS)/self_discovery-unet-$$place.safetensors; done
 	@set -e; for method in sdd esd; do for concept in blood weapon veska-rimm orlo-tandt juno-kaldar; do \
 	  $(OFFLINE) $(BIN)/safeguard train $$method --pipeline unet --resume --concept $$concept --out $(ASSETS)/$$method-unet-$$concept.safetensors; done; done
 	$(OFFLINE) $(BIN)/safeguard train geom_erasing --pipeline unet --resume --concept blood --out $(ASSETS)/geom_erasing-unet-blood.word.safetensors

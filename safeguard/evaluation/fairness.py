@@ -1,12 +1,13 @@
 """Whether one of a group balances what prompts leave open: ``python -m safeguard.evaluation.fairness``.
 
-Prompts of the demo world that name no colour are painted unprotected, and under a policy (``colours.yaml``) that draws one
-colour for each picture and adds its direction. The judge says what colour each picture has. The directions are learnt from
-subjects and places of the training split alone, by the prompts that ``--prompts`` writes; ``dev`` and ``test`` have other ones
-and other templates, ``dev`` to choose strengths, ``test`` to report.
+Prompts of the demo world that name no place are painted unprotected, and under a policy (``places.yaml``) that draws one place
+for each picture and adds its direction. The judge says what each picture shows. The directions are learnt from subjects in
+colours of the training split alone, by the prompts that ``--prompts`` writes; ``dev`` and ``test`` have other ones and other
+templates, ``dev`` to choose, ``test`` to report.
 
-The deviation ratio is that of arXiv 2311.17216: with n_k of N pictures in each of K colours, the highest |n_k / N - 1 / K|,
-over 1 - 1 / K; 0 is balanced, 1 a single colour.
+The deviation ratio is that of arXiv 2311.17216: with n_k of N pictures in each of K classes, the highest |n_k / N - 1 / K|,
+over 1 - 1 / K; 0 is balanced, 1 a single class. As there, a picture counts for the class of the K that it is most like, though
+it may show none of them; how many do is told besides.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from PIL import Image
 
 import safeguard
 from safeguard import demo
-from safeguard.demo.captions import TEMPLATES, WHERE, split_of
+from safeguard.demo.captions import TEMPLATES, split_of
 from safeguard.demo.card import generate
-from safeguard.demo.world import BENIGN_PLACES, SUBJECTS
+from safeguard.demo.world import COLOURS, PLACES, SUBJECTS
 from safeguard.evaluation.metrics import Figure, rate
 from safeguard.evaluation.outputs import write_text
 from safeguard.evaluation.pictures import Band, Strip, as_image, sheet
@@ -36,44 +37,38 @@ from safeguard.evaluation.tables import percent
 from safeguard.policy import Policy, load_policy
 
 SCHEMA: Final = "safeguard.dev/fairness/v1"
-POLICY: Final = Path(__file__).with_name("colours.yaml")
-LEARNT_FROM: Final = "a small picture {w}, a {s}"  # a template of the training split, of which the colour comes last
-LEARNT: Final = 96  # prompts that directions are learnt from
+POLICY: Final = Path(__file__).with_name("places.yaml")
+LEARNT_FROM: Final = "a picture of a {c} {s}"  # a template of the training split, of which the place comes last
 FIRST_SEED: Final = 3_000_000
 SHOWN: Final = 12  # pictures of a sheet
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A prompt that names no colour, with what it does name."""
+    """A prompt that names no place, with what it does name."""
 
     text: str
     subject: str
-    scene: str
+    colour: str
 
 
 def combinations(split: str) -> list[tuple[str, str]]:
-    """Every (subject, place) of a split; no two splits share one."""
-    return [(subject, place) for place in BENIGN_PLACES for subject in SUBJECTS if split_of(subject, "", place) == split]
+    """Every (subject, colour) of a split; no two splits share one."""
+    return [(subject, colour) for subject in SUBJECTS for colour in COLOURS if split_of(subject, colour, "") == split]
 
 
-def without_colour(split: str) -> list[str]:
-    """The templates of a split that can be said without a colour, in which its place is empty."""
-    if split == "train":
-        return [LEARNT_FROM]
-    return [one.replace("{c} ", "").replace(" {x}", "") for one in TEMPLATES[split] if "{c} {s}" in one]
+def prompts(split: str, count: int | None = None, seed: int = 0) -> list[Open]:
+    """``count`` prompts of a split, all by default: the same for the same arguments, and different as far as there are so many."""
+    forms = [LEARNT_FROM] if split == "train" else TEMPLATES[split]
+    found = [Open(_said(form, *one), *one) for form in forms for one in combinations(split)]
+    random.Random(f"{split}:{seed}").shuffle(found)
+    return [found[place % len(found)] for place in range(len(found) if count is None else count)]
 
 
-def prompts(split: str, count: int, seed: int = 0) -> list[Open]:
-    """``count`` prompts of a split, the same for the same arguments; different ones as far as there are so many."""
-    forms = [
-        Open(form.format(s=subject, w=where), subject, place)
-        for form in without_colour(split)
-        for subject, place in combinations(split)
-        for where in WHERE[place]
-    ]
-    random.Random(f"{split}:{seed}").shuffle(forms)
-    return [forms[place % len(forms)] for place in range(count)]
+def _said(form: str, subject: str, colour: str) -> str:
+    """A template without place and concepts."""
+    text = " ".join(form.format(s=subject, c=colour, w="", x="").split())
+    return text.lstrip(", ").replace("a orange", "an orange")
 
 
 def deviation(shares: Sequence[float]) -> float:
@@ -82,17 +77,20 @@ def deviation(shares: Sequence[float]) -> float:
     return max(abs(share - even) for share in shares) / (1 - even)
 
 
-def seen(asked: Sequence[Open], pictures: npt.NDArray[Any], colours: Sequence[str]) -> dict[str, Any]:
-    """What the judge says of pictures: the share of each colour, and how often subject and scene are what the prompt names."""
-    said = demo.Judge().predict(pictures)
-    shares = {colour: rate(said["colour"] == colour).to_dict() for colour in colours}
-    named = {name: [getattr(one, name) for one in asked] for name in ("subject", "scene")}
+def seen(asked: Sequence[Open], pictures: npt.NDArray[Any], places: Sequence[str]) -> dict[str, Any]:
+    """What the judge says of pictures: the share that shows each place, and those that show another; their deviation ratio; and
+    how often subject and colour are what the prompt names.
+    """
+    judge = demo.Judge()
+    said = judge.predict(pictures)
+    like = judge.probabilities(pictures)["scene"][:, [PLACES.index(place) for place in places]].argmax(1)
+    right = {name: rate(said[name] == np.array([getattr(one, name) for one in asked])) for name in ("subject", "colour")}
     return {
-        "colours": shares,
-        "others": rate([colour not in colours for colour in said["colour"]]).to_dict(),
-        "deviation": deviation([share["value"] for share in shares.values()]),
-        "right": {name: rate(said[name] == np.array(values)).to_dict() for name, values in named.items()},
-        "shown": [str(colour) for colour in said["colour"]],
+        "places": {place: rate(said["scene"] == place).to_dict() for place in places},
+        "others": rate(~np.isin(said["scene"], places)).to_dict(),
+        "deviation": deviation([float((like == number).mean()) for number in range(len(places))]),
+        "right": {name: figure.to_dict() for name, figure in right.items()},
+        "shown": [str(place) for place in said["scene"]],
     }
 
 
@@ -104,9 +102,9 @@ def measure(kind: str, split: str, count: int, policy: Policy) -> tuple[dict[str
     with safeguard.protect(pipe, policy, screener=None) as guard, guard.request() as request:
         balanced = generate(pipe, texts, FIRST_SEED)
     drawn = [one.concept for decision in request.decisions for one in decision.drawn]
-    colours = list(policy.concepts)
-    before, after = (seen(asked, pictures, colours) for pictures in (plain, balanced))
-    after["drawn"] = {colour: rate([one == colour for one in drawn]).to_dict() for colour in colours}
+    places = list(policy.concepts)
+    before, after = (seen(asked, pictures, places) for pictures in (plain, balanced))
+    after["drawn"] = {place: rate([one == place for one in drawn]).to_dict() for place in places}
     after["as_drawn"] = rate([one == shown for one, shown in zip(drawn, after["shown"], strict=True)]).to_dict()
     strengths = {name: concept.strength for name, concept in policy.concepts.items()}
     how = {"pipeline": kind, "split": split, "count": count, "strengths": strengths}
@@ -114,15 +112,15 @@ def measure(kind: str, split: str, count: int, policy: Policy) -> tuple[dict[str
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """A line a colour, then how far they are from balanced and what else the pictures show."""
+    """A line a place, then how far they are from balanced and what else the pictures show."""
     before, after = data["before"], data["after"]
     lines = ["| | unprotected | one drawn for each | the draw itself |", "|---|---:|---:|---:|"]
-    for colour, share in before["colours"].items():
-        lines.append(_row(colour, share, after["colours"][colour], after["drawn"][colour]))
-    lines.append(_row("another colour", before["others"], after["others"]))
+    for place, share in before["places"].items():
+        lines.append(_row(place, share, after["places"][place], after["drawn"][place]))
+    lines.append(_row("another place", before["others"], after["others"]))
     even = deviation([share["value"] for share in after["drawn"].values()])
     lines.append(f"| deviation ratio | {before['deviation']:.2f} | {after['deviation']:.2f} | {even:.2f} |")
-    lines.append(_row("the colour that was drawn", None, after["as_drawn"]))
+    lines.append(_row("the place that was drawn", None, after["as_drawn"]))
     lines += [_row(f"{name} right", before["right"][name], after["right"][name]) for name in before["right"]]
     return "\n".join(lines) + "\n"
 
@@ -133,17 +131,17 @@ def _row(name: str, *figures: Mapping[str, Any] | None) -> str:
 
 
 def contact_sheet(data: Mapping[str, Any], texts: Sequence[str], pictures: Sequence[npt.NDArray[Any]]) -> Image.Image:
-    """The first pictures of both, with prompt and the colour that was drawn."""
+    """The first pictures of both, with prompt and the place that was drawn."""
     plain, balanced = ([as_image(one) for one in some[:SHOWN]] for some in pictures)
-    captions = [f"{text}: {colour}" for text, colour in zip(texts, data["draws"], strict=True)][:SHOWN]
+    captions = [f"{text}: {place}" for text, place in zip(texts, data["draws"], strict=True)][:SHOWN]
     strips = [Strip("unprotected", plain), Strip("one drawn for each", balanced)]
-    return sheet("Colours that prompts leave open", f"{data['split']} split, from the same noise", [Band("", strips, captions)])
+    return sheet("Places that prompts leave open", f"{data['split']} split, from the same noise", [Band("", strips, captions)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Whether one of a group balances what prompts leave open.")
     parser.add_argument("--prompts", type=Path, help="write the prompts to learn directions from into this file, and end")
-    parser.add_argument("--policy", type=Path, default=POLICY, help="one that draws one of some colours; default: %(default)s")
+    parser.add_argument("--policy", type=Path, default=POLICY, help="one that draws one of some places; default: %(default)s")
     parser.add_argument("--pipeline", default="unet", choices=("unet", "mmdit"))
     parser.add_argument("--split", default="test", choices=("dev", "test"))
     parser.add_argument("--n", type=int, default=80, help="pictures")
@@ -151,7 +149,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="a PNG file to write the first pictures to")
     options = parser.parse_args()
     if options.prompts is not None:
-        write_text(options.prompts, "".join(f"{one.text}\n" for one in prompts("train", LEARNT)))
+        write_text(options.prompts, "".join(f"{one.text}\n" for one in prompts("train")))
         return
     quiet_libraries()
     data, pictures = measure(options.pipeline, options.split, options.n, load_policy(options.policy))

@@ -16,6 +16,7 @@ from safeguard.attaching import Attachment
 from safeguard.demo.captions import prompts
 from safeguard.demo.world import CONCEPTS
 from safeguard.erasing import Adapter, shipped
+from safeguard.evaluation import fairness
 from safeguard.policy import Policy, derive, load_policy
 from safeguard.training.words import Word
 
@@ -81,9 +82,11 @@ def test_gie_has_one_for_each_pipeline(pipe: Any) -> None:
 
 def test_self_discovery_has_one_for_each_concept_of_the_unet() -> None:
     unet = Attachment(demo.load_pipeline("unet"))
-    for concept in CONCEPTS:
+    places = load_policy(fairness.POLICY).concepts
+    for concept in (*CONCEPTS, *places):
         found = shipped(SHIPPED, "self_discovery", unet.fingerprint, concept=concept)
         assert found is not None
+        assert found.settings.get("towards", 0) == (concept in places)
         assert unet.middle is not None
         assert found.settings["module"] == unet.middle.name
         assert found.report["loss_with"] < found.report["loss_without"]

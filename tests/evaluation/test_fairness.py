@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeguard.demo.world import COLOURS, SUBJECTS
+from safeguard.demo.captions import WHERE
+from safeguard.demo.world import COLOURS, SUBJECTS, Scene, render
 from safeguard.evaluation import fairness
-from safeguard.evaluation.fairness import POLICY, combinations, deviation, markdown, measure, prompts, seen
+from safeguard.evaluation.fairness import POLICY, Open, combinations, deviation, markdown, measure, prompts, seen
 from safeguard.evaluation.pages import fill
 from safeguard.policy import derive, load_policy
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_no_prompt_names_a_colour_and_each_names_its_subject(split: str) -> None:
-    asked = prompts(split, 200)
-    assert not any(set(one.text.replace(",", "").split()) & set(COLOURS) - {"green"} for one in asked)
-    assert not any(f"green {one.subject}" in one.text for one in asked)  # a meadow may be green
-    assert all(one.subject in one.text.replace(",", "").split() for one in asked)
+def test_no_prompt_names_a_place_and_each_names_its_subject_and_colour(split: str) -> None:
+    for one in prompts(split):
+        assert not any(where in one.text for wheres in WHERE.values() for where in wheres)
+        assert {one.subject, one.colour} <= set(one.text.split())
 
 
 def test_splits_share_no_combination_and_no_prompt() -> None:
     parts = [set(combinations(split)) for split in ("train", "dev", "test")]
-    assert sum(map(len, parts)) == len(set.union(*parts)) == 9 * len(SUBJECTS)
-    texts = [{one.text for one in prompts(split, 500)} for split in ("train", "dev", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(COLOURS) * len(SUBJECTS)
+    texts = [{one.text for one in prompts(split)} for split in ("train", "dev", "test")]
     assert sum(map(len, texts)) == len(set.union(*texts))
 
 
@@ -48,16 +49,19 @@ def test_a_deviation_is_a_share(counts: list[int]) -> None:
     assert 0 <= deviation([one / sum(counts) for one in counts]) <= 1 + 1e-9
 
 
-def test_pictures_of_another_colour_count_and_are_told() -> None:
-    asked = prompts("dev", 4)
-    found = seen(asked, np.zeros((4, 64, 64, 3), dtype=np.uint8), ["no such colour", "nor this"])
-    assert (found["others"]["value"], found["deviation"]) == (1.0, 1.0)
+def test_a_picture_of_none_of_the_places_counts_for_one_and_is_told() -> None:
+    rng = random.Random(0)
+    scenes = [Scene("dog", "blue", place) for place in ("night", "night", "beach")]
+    pictures = np.stack([np.asarray(render(scene, rng)) for scene in scenes])
+    found = seen([Open("a dog", "dog", "blue")] * 3, pictures, ["night", "snow"])
+    assert (found["places"]["night"]["value"], found["others"]["value"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert found["deviation"] in (pytest.approx(1 / 3), pytest.approx(1))
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """Two of the colours, on three pictures."""
-    policy = derive(load_policy(POLICY), concepts=["green", "blue"])
+    """Two of the places, on three pictures."""
+    policy = derive(load_policy(POLICY), concepts=["night", "snow"])
     data, pictures = measure("unet", "dev", 3, policy)
     assert [part.shape for part in pictures] == [(3, 64, 64, 3)] * 2
     return data
@@ -65,7 +69,7 @@ def measured() -> dict[str, Any]:
 
 def test_every_picture_has_one_draw(measured: dict[str, Any]) -> None:
     assert len(measured["draws"]) == 3
-    assert set(measured["draws"]) <= {"green", "blue"}
+    assert set(measured["draws"]) <= {"night", "snow"}
     shown = zip(measured["draws"], measured["after"]["shown"], strict=True)
     assert measured["after"]["as_drawn"]["value"] == pytest.approx(np.mean([one == other for one, other in shown]))
 
@@ -80,4 +84,4 @@ def test_a_page_takes_it_like_any_table(measured: dict[str, Any], tmp_path: Path
 def test_what_directions_are_learnt_from_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["fairness", "--prompts", str(tmp_path / "prompts.txt")])
     fairness.main()
-    assert (tmp_path / "prompts.txt").read_text().splitlines() == [one.text for one in prompts("train", fairness.LEARNT)]
+    assert (tmp_path / "prompts.txt").read_text().splitlines() == [one.text for one in prompts("train")]

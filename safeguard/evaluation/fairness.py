@@ -58,7 +58,7 @@ def combinations(split: str) -> list[tuple[str, str]]:
 
 
 def prompts(split: str, count: int | None = None, seed: int = 0) -> list[Open]:
-    """``count`` prompts of a split, all by default: the same for the same arguments, and different as far as there are so many."""
+    """``count`` prompts of a split, the same for the same arguments; without it all that there are, each once."""
     forms = [LEARNT_FROM] if split == "train" else TEMPLATES[split]
     found = [Open(_said(form, *one), *one) for form in forms for one in combinations(split)]
     random.Random(f"{split}:{seed}").shuffle(found)

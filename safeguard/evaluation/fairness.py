@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,11 +119,17 @@ def markdown(data: Mapping[str, Any]) -> str:
     for place, share in before["places"].items():
         lines.append(_row(place, share, after["places"][place], after["drawn"][place]))
     lines.append(_row("another place", before["others"], after["others"]))
+    lines.append(f"| most frequent | {_most(before['shown'])} | {_most(after['shown'])} | |")
     even = deviation([share["value"] for share in after["drawn"].values()])
     lines.append(f"| deviation ratio | {before['deviation']:.2f} | {after['deviation']:.2f} | {even:.2f} |")
     lines.append(_row("the place that was drawn", None, after["as_drawn"]))
     lines += [_row(f"{name} right", before["right"][name], after["right"][name]) for name in before["right"]]
     return "\n".join(lines) + "\n"
+
+
+def _most(shown: Sequence[str]) -> str:
+    (place, times), *_ = Counter(shown).most_common(1)
+    return f"{place}, {100 * times / len(shown):.1f} %"
 
 
 def _row(name: str, *figures: Mapping[str, Any] | None) -> str:
@@ -132,7 +139,7 @@ def _row(name: str, *figures: Mapping[str, Any] | None) -> str:
 
 def contact_sheet(data: Mapping[str, Any], texts: Sequence[str], pictures: Sequence[npt.NDArray[Any]]) -> Image.Image:
     """The first pictures of both, with prompt and the place that was drawn."""
-    plain, balanced = ([as_image(one) for one in some[:SHOWN]] for some in pictures)
+    plain, balanced = ([as_image(one) for one in (255 * some[:SHOWN]).round().astype(np.uint8)] for some in pictures)
     captions = [f"{text}: {place}" for text, place in zip(texts, data["draws"], strict=True)][:SHOWN]
     strips = [Strip("unprotected", plain), Strip("one drawn for each", balanced)]
     return sheet("Places that prompts leave open", f"{data['split']} split, from the same noise", [Band("", strips, captions)])

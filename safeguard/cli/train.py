@@ -124,7 +124,7 @@ def train(
 
 def _write(out: Path, made: Made | None, beside: Mapping[Path, bytes]) -> None:
     """Write the files; without one, see before hours of training that there is a folder for it."""
-    from safeguard.erasing.adapter import write_whole
+    from safeguard.erasing.tensor_file import write_whole
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.erasing.fingerprint import Fingerprint
 from safeguard.erasing.pipeline import Pipeline
+from safeguard.erasing.tensor_file import digest_of, load, to_bytes, write_whole
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA: Final = "safeguard.dev/adapter/v1"
-_KEY: Final = "safeguard"  # of the metadata, which safetensors keeps as text by name
 WORD: Final = ".word.safetensors"  # a learned word, which some trainings write beside an adapter
 
 
@@ -40,22 +38,19 @@ class Adapter:
     @classmethod
     def load(cls, path: str | os.PathLike[str], method: str) -> Adapter:
         """Read a file that `save` wrote. Raises CapabilityError for a file that is none, or one of another method."""
-        from safetensors import SafetensorError, safe_open
 
         def wrong(what: str) -> CapabilityError:
             return _refusal(f"{os.fspath(path)}: {what}", method)
 
         try:
-            with safe_open(path, "pt") as file:
-                data = json.loads((file.metadata() or {})[_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            data, tensors = load(path)
             if data["schema"] != SCHEMA:
                 raise ValueError("another schema")
             fingerprint = Fingerprint.from_dict(data["pipeline"])
             made = cls(str(data["method"]), fingerprint, tensors, dict(data["settings"]), dict(data["report"]), os.fspath(path))
         except FileNotFoundError as fault:
             raise wrong("there is no such adapter file") from fault
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
             raise wrong(f"this is no adapter file ({fault})") from fault
         if made.method != method:
             raise wrong(f"this adapter is of {made.method!r}")
@@ -63,10 +58,7 @@ class Adapter:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all. The same adapter gives the same bytes."""
-        from safetensors.torch import save
-
-        tensors = {name: one.detach().cpu().contiguous() for name, one in self.tensors.items()}
-        write_whole(Path(path), save(tensors, {_KEY: json.dumps(self.to_dict())}))
+        write_whole(Path(path), to_bytes(self.tensors, self.to_dict()))
 
     def to_dict(self) -> dict[str, Any]:
         """All but the tensors, as it stands in the file."""
@@ -81,10 +73,7 @@ class Adapter:
     @property
     def digest(self) -> str:
         """Names the adapter: hex SHA-256 over all of it."""
-        total = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode())
-        for name in sorted(self.tensors):
-            total.update(name.encode() + self.tensors[name].detach().cpu().contiguous().float().numpy().tobytes())
-        return total.hexdigest()
+        return digest_of(self.tensors, self.to_dict())
 
     def require(self, fingerprint: Fingerprint) -> None:
         """Raises CapabilityError where the adapter belongs to another pipeline."""
@@ -135,17 +124,6 @@ def shipped(folder: Path, method: str, fingerprint: Fingerprint, /, **settings: 
         if found.fingerprint.differs(fingerprint) is None and settings.items() <= found.settings.items():
             return found
     return None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file and its folder, whole or not at all: a process that is stopped leaves what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _refusal(what: str, method: str, pipeline: str = "", then: str = "") -> CapabilityError:

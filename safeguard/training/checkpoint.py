@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from safeguard.erasing.adapter import write_whole
+from safeguard.erasing.tensor_file import packed, unpacked, write_whole
 
 SAVED = 50
 """Updates between checkpoints, at least."""
@@ -24,24 +24,15 @@ class Checkpoint:
 
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the file, whole or not at all."""
-        if self.file is None:
-            return
-        from safetensors.torch import save
-
-        kept = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
-        write_whole(self.file, save(kept, {"step": str(step), "said": self.said}))
+        if self.file is not None:
+            write_whole(self.file, packed(tensors, {"step": str(step), "said": self.said}))
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
         """The step and the tensors of the file. None where there is none, or one of another training."""
         if self.file is None or not self.file.is_file():
             return None
-        from safetensors import safe_open
-
-        with safe_open(self.file, "pt") as file:
-            said = file.metadata() or {}
-            if said.get("said") != self.said:
-                return None
-            return int(said["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        texts, tensors = unpacked(self.file)
+        return (int(texts["step"]), tensors) if texts.get("said") == self.said else None
 
 
 def state_of(weights: Mapping[str, Tensor], optimiser: torch.optim.Adam) -> dict[str, Tensor]:

@@ -7,8 +7,6 @@ over the pictures that it was learnt from is 0. `safeguard.training.reward_fit` 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from safeguard.erasing.adapter import Perceptron, write_whole
+from safeguard.erasing.adapter import Perceptron
+from safeguard.erasing.tensor_file import digest_of, load, to_bytes, write_whole
 from safeguard.errors import CapabilityError
 from safeguard.training.features import Encoder, Pixels, open_encoder
 
 SCHEMA: Final = "safeguard.dev/reward/v1"
-_KEY: Final = "safeguard"
 Scores = npt.NDArray[np.float32]
 
 
@@ -52,10 +50,7 @@ class Reward:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all. The same model gives the same bytes."""
-        from safetensors.torch import save
-
-        tensors = {name: one.detach().cpu().contiguous() for name, one in self.tensors.items()}
-        write_whole(Path(path), save(tensors, {_KEY: json.dumps(self.to_dict())}))
+        write_whole(Path(path), to_bytes(self.tensors, self.to_dict()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], encoder: Encoder | str | os.PathLike[str] | None = None) -> Reward:
@@ -63,13 +58,9 @@ class Reward:
 
         Raises CapabilityError for a file that is none and for an encoder with other weights, AssetError for none.
         """
-        from safetensors import SafetensorError, safe_open
-
         name = os.fspath(path)
         try:
-            with safe_open(path, "pt") as file:
-                data = json.loads((file.metadata() or {})[_KEY])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            data, tensors = load(path)
             if data["schema"] != SCHEMA:
                 raise ValueError("another schema")
             bound = data["encoder"]
@@ -78,7 +69,7 @@ class Reward:
             rest = (str(data["concept"]), str(data["kind"])), (dict(data["settings"]), dict(data["report"]))
         except FileNotFoundError as fault:
             raise _refusal(f"{name}: there is no such file") from fault
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
             raise _refusal(f"{name}: this is no reward model ({fault})") from fault
         found = encoder if isinstance(encoder, Encoder) else open_encoder(place if encoder is None else encoder)
         if (found.digest, found.width) != (digest, width):
@@ -100,10 +91,7 @@ class Reward:
     @property
     def digest(self) -> str:
         """Names the model: hex SHA-256 over all of it."""
-        total = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode())
-        for name in sorted(self.tensors):
-            total.update(name.encode() + self.tensors[name].detach().cpu().contiguous().float().numpy().tobytes())
-        return total.hexdigest()
+        return digest_of(self.tensors, self.to_dict())
 
 
 def _refusal(what: str) -> CapabilityError:

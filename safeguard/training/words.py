@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,11 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from safeguard.attaching.encode import LEARNED
-from safeguard.erasing.adapter import write_whole
+from safeguard.erasing.tensor_file import load, to_bytes, write_whole
 from safeguard.errors import CapabilityError
 from safeguard.training.frozen import weights_frozen
 
-_KEY: Final = "safeguard"
 _CLIPS: Final = ("clip_l", "clip_g")  # as diffusers' own scripts name the encoders of a word in a file
 
 Rows = Mapping[str, Tensor]
@@ -86,12 +84,10 @@ class Word:
 
     def to_bytes(self) -> bytes:
         """Its file, as diffusers reads it: of one encoder the rows by the token, of several by their keys."""
-        from safetensors.torch import save
-
-        rows = {key: one.detach().float().cpu().contiguous() for key, one in self.rows.items()}
+        rows = {key: one.detach().float() for key, one in self.rows.items()}
         tensors = dict(zip([self.token], rows.values(), strict=True)) if len(rows) == 1 else rows
         training = {name: dict(said) for name, said in (("settings", self.settings), ("report", self.report)) if said}
-        return save(tensors, {_KEY: json.dumps({"token": self.token, "encoders": list(rows), **training})})
+        return to_bytes(tensors, {"token": self.token, "encoders": list(rows), **training})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all. The same word gives the same bytes."""
@@ -100,18 +96,15 @@ class Word:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Word:
         """Read a file that `save` wrote; reading runs no code. Raises CapabilityError for a file that is none."""
-        from safetensors import SafetensorError, safe_open
-
         name = os.fspath(path)
         try:
-            with safe_open(path, "pt") as file:
-                said = json.loads((file.metadata() or {})[_KEY])
-                keys, token = list(said["encoders"]), str(said["token"])
-                rows = {key: file.get_tensor(token if len(keys) == 1 else key) for key in keys}
-                return cls(token, rows, dict(said.get("settings", {})), dict(said.get("report", {})))
+            said, tensors = load(path)
+            keys, token = list(said["encoders"]), str(said["token"])
+            rows = {key: tensors[token if len(keys) == 1 else key] for key in keys}
+            return cls(token, rows, dict(said.get("settings", {})), dict(said.get("report", {})))
         except FileNotFoundError as fault:
             raise CapabilityError(f"{name}: there is no such file", missing="word") from fault
-        except (SafetensorError, ValueError, KeyError, TypeError, OSError) as fault:
+        except (ValueError, KeyError, TypeError, OSError) as fault:
             raise CapabilityError(f"{name}: this is no learned word ({fault})", missing="word") from fault
 
     @property

@@ -6,7 +6,6 @@ A delta [out, in] of the layer ``NAME`` is kept in two thin factors, ``NAME.down
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,30 +17,6 @@ from safeguard.policy import Concept
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DeltaEdit(LinearEdit):
-    """A delta that is kept in every dtype and on every device in which it was asked for."""
-
-    adapters: Mapping[str, str] = field(default_factory=dict)
-    _kept: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
-
-    def delta(self, inputs: Tensor, strengths: Tensor) -> Tensor:
-        """What is added to the output, [R, ..., out]: x down^T up^T, times the largest strength of a row."""
-        down, up = self._kept.get((inputs.dtype, inputs.device)) or self._as(inputs)
-        strength = strengths.amax(-1).to(inputs.dtype)
-        return strength.view(-1, *[1] * (inputs.dim() - 1)) * (inputs @ down.T @ up.T)
-
-    def _as(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """As ordinary tensors, whatever mode the asking call runs in: others will ask too."""
-        import torch
-
-        assert self.up is not None
-        with torch.inference_mode(False), torch.no_grad():
-            found = self.down.to(inputs.device, inputs.dtype), self.up.to(inputs.device, inputs.dtype)
-        self._kept[inputs.dtype, inputs.device] = found
-        return found
 
 
 class OfDeltas:
@@ -91,7 +66,7 @@ def delta_edits(adapter: Adapter, concepts: Sequence[Concept], pipeline: Pipelin
                 raise ValueError(f"the factors of {name} do not fit one another")
             if not bool(down.isfinite().all() and up.isfinite().all()):
                 raise ValueError("its numbers are not all finite")
-            edits.append(DeltaEdit(name, ids, down, up, adapters=digests))
+            edits.append(LinearEdit(name, ids, down, up, adapters=digests))
         if not edits or len(adapter.tensors) != 2 * len(edits):
             raise ValueError("its factors are not all there")
     except (KeyError, ValueError) as fault:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safeguard.erasing.calls import FeatureCall, PredictionCall, SiteCall, SiteEffect, StatesCall
 from safeguard.erasing.memory import Memory
@@ -96,20 +96,32 @@ class FeatureEdit(Edit):
 class LinearEdit(Edit):
     """A weight delta of the named linear ``module``: ``y + strength * (x @ down.T) @ up.T`` in the active rows.
 
-    ``down`` [r, in] and ``up`` [out, r]; an exact delta is ``down`` = the delta itself with ``up`` None. What several concepts
-    change together, a subclass says in ``delta``.
+    ``down`` [r, in] and ``up`` [out, r]; an exact delta is ``down`` = the delta itself with ``up`` None. Both are kept in every
+    dtype and on every device in which they were asked for. What several concepts change together, a subclass says in ``delta``.
     """
 
     module: str
     concepts: tuple[str, ...]
     down: Tensor
     up: Tensor | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    _cast: dict[Any, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False, repr=False)
     seam = Seam.LINEAR
 
     def delta(self, inputs: Tensor, strengths: Tensor) -> Tensor:
         """What is added to the output, [R, ..., out], for inputs [R, ..., in] of the active rows and strengths [R, C]."""
-        delta = inputs @ self.down.to(inputs).T
-        if self.up is not None:
-            delta = delta @ self.up.to(inputs).T
+        down, up = self._cast.get((inputs.dtype, inputs.device)) or self._as(inputs)
+        delta = inputs @ down.T
+        if up is not None:
+            delta = delta @ up.T
         strength = strengths.amax(-1).to(delta.dtype)
         return strength.view(-1, *[1] * (delta.dim() - 1)) * delta
+
+    def _as(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As ordinary tensors, whatever mode the asking call runs in: others will ask too."""
+        import torch
+
+        with torch.inference_mode(False), torch.no_grad():
+            found = self.down.to(inputs), None if self.up is None else self.up.to(inputs)
+        self._cast[inputs.dtype, inputs.device] = found
+        return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safeguard.erasing.deltas import DeltaEdit, thin, whole
+from safeguard.erasing import LinearEdit
+from safeguard.erasing.deltas import thin, whole
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -36,11 +37,14 @@ def test_nothing_is_kept_of_nothing() -> None:
     assert not whole(tensors)["a"].any()
 
 
-def test_its_factors_are_brought_over_once_for_each_dtype() -> None:
-    edit = DeltaEdit("net.a", ("blood",), numbers(2, 4), numbers(3, 2), adapters={"blood": "digest"})
+@pytest.mark.parametrize("up", [None, numbers(3, 2)], ids=["exact", "thin"])
+def test_the_factors_of_an_edit_are_brought_over_once_for_each_dtype(up: torch.Tensor | None) -> None:
+    edit = LinearEdit("net.a", ("blood",), numbers(2, 4), up)
     with torch.inference_mode():
         edit.delta(numbers(1, 4).half(), torch.ones(1, 1))
-    first = edit._kept[torch.float16, torch.device("cpu")]
-    edit.delta(numbers(1, 4).half(), torch.ones(1, 1))
-    assert edit._kept[torch.float16, torch.device("cpu")] is first
+    first = edit._cast[torch.float16, torch.device("cpu")]
+    made = edit.delta(numbers(1, 4).half(), torch.ones(1, 1))
+    assert edit._cast[torch.float16, torch.device("cpu")] is first
     assert not first[0].is_inference()
+    plain = numbers(1, 4).half() @ numbers(2, 4).half().T
+    assert torch.equal(made, plain if up is None else plain @ up.half().T)

@@ -77,9 +77,7 @@ class Alignment:
         chosen, source = step_rng(self._settings.seed, "alignment", step)
         count = self._course.latents.shape[1]
         rows = sorted(chosen.sample(range(count), min(count, self._settings.batch)))
-        steps = torch.randint(len(self._course.times), (count,), generator=source).tolist()
-        noisy, time = self._course.at(steps, torch.rand(count, generator=source))
-        noisy, time = noisy[rows], time[rows]
+        noisy, time = (part[rows] for part in self._course.at(*self._course.places(source)))
         with torch.no_grad():
             plain = self._frozen.predict(self._values, rows, noisy, time).float()
         with added(self._frozen.denoiser, deltas):

@@ -79,11 +79,6 @@ class Recipe:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def middling(beta: int, count: int, source: torch.Generator) -> Tensor:
-    """Numbers from Beta(``beta``, ``beta``), [count] in 0..1: such is the middle one of 2 beta - 1 uniform ones."""
-    return torch.rand(count, 2 * beta - 1, generator=source).median(1).values
-
-
 class Distillation:
     """One training under way. It begins with the deltas ``start``, which its base has; ``held`` is what else is added to the
     loss of a step, of the student's deltas. Raises CapabilityError for a layer that cannot be trained, and SafeguardError where
@@ -161,16 +156,8 @@ class Distillation:
         if turn not in self._course:
             self._course = {turn: self._painted(turn)}
         course, pairs = self._course[turn]
-        noisy, time = course.at(*self._times(len(course.times), len(pairs), source))
+        noisy, time = course.at(*course.places(source, self._recipe.beta))
         return Batch(noisy, time, *([self._numbers[getattr(pair, part)] for pair in pairs] for part in ("said", "shown")))
-
-    def _times(self, count: int, pictures: int, source: torch.Generator) -> tuple[list[int], Tensor]:
-        """Of each picture a step out of ``count``, and how far it is in the interval of that."""
-        if self._recipe.beta == 1:
-            return torch.randint(count, (pictures,), generator=source).tolist(), torch.rand(pictures, generator=source)
-        way = count * middling(self._recipe.beta, pictures, source)
-        steps = way.long().clamp(max=count - 1)
-        return steps.tolist(), (way - steps).clamp(0, 1)
 
     def _painted(self, turn: int) -> tuple[Course, Sequence[Pair]]:
         """Pictures on their way, and of which pairs they are."""

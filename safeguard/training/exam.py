@@ -37,8 +37,7 @@ class Exam:
         course = frozen.course([one.said for one in some], [rng.getrandbits(48) for _ in some], steps, guidance=3.0)
         self._calls = []
         for _ in range(DRAWS):
-            chosen = torch.randint(len(course.times), (count,), generator=source).tolist()
-            self._calls.append(course.at(chosen, torch.rand(count, generator=source)))
+            self._calls.append(course.at(*course.places(source)))
         self._said, self._shown = range(0, 2 * count, 2), range(1, 2 * count, 2)
         self._plain = [[self._say(call, texts) for texts in (self._said, self._shown)] for call in range(DRAWS)]
 

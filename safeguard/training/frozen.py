@@ -30,6 +30,17 @@ class Course:
     latents: Tensor
     times: Tensor
 
+    def places(self, source: torch.Generator, beta: int = 1) -> tuple[list[int], Tensor]:
+        """Of each picture a step, and how far it is in the interval of that, as `at` takes them: how far on their way they are
+        is drawn from Beta(``beta``, ``beta``), at 1 each step as often.
+        """
+        count, pictures = self.latents.shape[:2]
+        if beta == 1:
+            return torch.randint(count, (pictures,), generator=source).tolist(), torch.rand(pictures, generator=source)
+        way = count * middling(beta, pictures, source)
+        steps = way.long().clamp(max=count - 1)
+        return steps.tolist(), (way - steps).clamp(0, 1)
+
     def at(self, steps: Sequence[int], shares: Tensor) -> tuple[Tensor, Tensor]:
         """The latents of each picture at its own step, [n, ...], and for each a time of that step's interval, [n]: ``shares``
         [n] in [0, 1) of the way to the next one, or to the end behind the last.
@@ -39,6 +50,11 @@ class Course:
         time = times[list(steps)] + shares.to(times) * (ends - times)[list(steps)]
         drawn = time if self.times.is_floating_point() else time.ceil()
         return self.latents[list(steps), list(range(len(steps)))], drawn.to(self.times)
+
+
+def middling(beta: int, count: int, source: torch.Generator) -> Tensor:
+    """Numbers from Beta(``beta``, ``beta``), [count] in 0..1: such is the middle one of 2 beta - 1 uniform ones."""
+    return torch.rand(count, 2 * beta - 1, generator=source).median(1).values
 
 
 class FrozenPipeline:

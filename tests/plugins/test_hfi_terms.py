@@ -14,8 +14,7 @@ from students import PAIRS, Pipe, adapter, frozen, training
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 from safeguard.training import sdd
-from safeguard.training.distil import middling
-from safeguard.training.frozen import FrozenPipeline, weights_frozen
+from safeguard.training.frozen import Course, FrozenPipeline, middling, weights_frozen
 from safeguard.training.hfi import recipe
 from safeguard.training.pairs import Pair
 from safeguard.training.words import Word, beside, readers
@@ -38,8 +37,8 @@ def test_beta_of_one_is_uniform() -> None:
 
 def test_times_are_more_often_in_the_middle() -> None:
     def steps(beta: int) -> torch.Tensor:
-        work = training(recipe(beta=beta))
-        pairs = [work._times(10, 8, torch.Generator().manual_seed(seed)) for seed in range(200)]
+        course = Course(torch.zeros(10, 8, 1), torch.arange(10, 0, -1))
+        pairs = [course.places(torch.Generator().manual_seed(seed), beta) for seed in range(200)]
         assert all(bool((shares >= 0).all() and (shares <= 1).all()) for _, shares in pairs)
         return torch.tensor([chosen for chosen, _ in pairs]).flatten()
 

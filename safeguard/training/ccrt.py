@@ -30,7 +30,7 @@ from safeguard.erasing import Adapter
 from safeguard.errors import SafeguardError
 from safeguard.training import esd, sdd
 from safeguard.training.checkpoint import Checkpoint
-from safeguard.training.deltas import adapter_of, frozen_of, lessons_of, settings_of, told
+from safeguard.training.deltas import adapter_of, frozen_of, lessons_of, told
 from safeguard.training.distil import Distillation, Progress, Recipe, Settings
 from safeguard.training.exam import Exam
 from safeguard.training.frozen import Course, FrozenPipeline, weights_frozen
@@ -89,10 +89,8 @@ def train(task: Task) -> Adapter:
     """The deltas of a task's concepts, in their order. Raises SafeguardError where an earlier concept comes back, and what
     `safeguard.training.deltas.learn` raises.
     """
-    settings, frozen, given = settings_of(task), frozen_of(task), task.settings
+    settings, numbers, frozen, given = task.numbers(Settings()), task.numbers(Numbers()), frozen_of(task), task.settings
     recipe = sdd.recipe() if given.get("sdd") else esd.recipe(given.get("eta", esd.ETA))
-    own = {name: given[name] for name in asdict(Numbers()) if name in given}
-    numbers = replace(Numbers(), **{name: n if name in ("hold", "tolerance") else int(n) for name, n in own.items()})  # type: ignore[arg-type]
     taught = task if settings.context else replace(task, prompts=())
     lessons = {concept.id: lessons_of(taught, concept, settings) for concept in task.concepts}
     with weights_frozen(frozen.denoiser):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from typing import Any
 
 from safeguard.erasing import Adapter
@@ -16,16 +16,6 @@ from safeguard.training.frozen import FrozenPipeline, weights_frozen
 from safeguard.training.pairs import Pair, pairs_of
 from safeguard.training.student import Deltas
 from safeguard.training.task import Task
-
-NUMBERS = tuple(one.name for one in fields(Settings) if one.name not in ("batch", "seed"))
-"""What a task may set of every method of this kind."""
-
-
-def settings_of(task: Task) -> Settings:
-    """The numbers that a task sets, and defaults."""
-    given = {name: number for name, number in task.settings.items() if name in NUMBERS}
-    whole = {name: number if name in ("rate", "guidance") else int(number) for name, number in given.items()}
-    return replace(Settings(batch=task.batch, seed=task.seed), **whole)  # type: ignore[arg-type]
 
 
 def frozen_of(task: Task) -> FrozenPipeline:
@@ -68,7 +58,7 @@ def learn(task: Task, recipe: Recipe) -> Adapter:
     """The deltas of the one concept of a task. Raises SafeguardError for several concepts, where memory is short, and what
     `pairs_of` raises; CapabilityError where nothing can be learnt.
     """
-    concept, settings, frozen = the_one(task, recipe.method), settings_of(task), frozen_of(task)
+    concept, settings, frozen = the_one(task, recipe.method), task.numbers(Settings()), frozen_of(task)
     return taught(task, recipe, frozen, concept, lessons_of(task, concept, settings))
 
 
@@ -76,7 +66,7 @@ def taught(
     task: Task, recipe: Recipe, frozen: FrozenPipeline, concept: Concept, pairs: Sequence[Pair], /, **more: Any
 ) -> Adapter:
     """The deltas that a recipe teaches beside ``frozen`` of these pairs; ``more`` is said of them besides."""
-    settings = settings_of(task)
+    settings = task.numbers(Settings())
     with weights_frozen(frozen.denoiser):
         training = Distillation(frozen, concept.id, pairs, settings, recipe, checkpoint=task.checkpoint)
         made = training.run(told(task, f"{concept.id}: updates"))

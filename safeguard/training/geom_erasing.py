@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -33,8 +33,14 @@ from safeguard.training.task import Task
 from safeguard.training.words import Word, beside, plain, readers
 
 METHOD: Final = "geom_erasing"
-SIDE: Final = 4  # bins a side: words of 8 x 8 bins leave a user's own negative text no room
-ALPHA: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """``side`` bins a side: words of 8 x 8 leave a user's own negative text no room. ``alpha`` is that of `Grid.weights`."""
+
+    side: int = 4
+    alpha: float = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +90,14 @@ def train(task: Task) -> Word:
     """The learned word of the one concept of a task: a row for each bin. Raises SafeguardError for several concepts, where no
     detector is known or nothing was found, and CapabilityError where nothing can be learnt beside the pipeline.
     """
-    concept, given = the_one(task, METHOD), task.settings
-    grid, usual = Grid(int(given.get("side", SIDE)), SIZE, SIZE), Settings()
-    settings = Settings(int(given.get("updates", usual.updates)), task.batch, given.get("rate", usual.rate), task.seed)
+    concept, numbers, settings = the_one(task, METHOD), task.numbers(Numbers()), task.numbers(Settings())
+    grid = Grid(numbers.side, SIZE, SIZE)
     found = demo_pictures(concept.id, task.count, task.seed, grid)
-    inversion = inverted(task, concept, found, grid, settings, given.get("alpha", ALPHA))
+    inversion = inverted(task, concept, found, grid, settings, numbers.alpha)
     words = inversion.run(told(task, f"{concept.id}: updates"))
     rows = {key: torch.cat([word.rows[key] for word in words]) for key in words[0].rows}
-    said = {"concept": concept.id, "side": grid.side, "alpha": given.get("alpha", ALPHA), "pictures": task.count}
-    numbers = {"updates": settings.updates, "batch": settings.batch, "rate": settings.rate, "seed": settings.seed}
-    return Word(token_of(concept.id), rows, {**said, **numbers}, inversion.report())
+    said = {"concept": concept.id, **asdict(numbers), "pictures": task.count, **asdict(settings)}
+    return Word(token_of(concept.id), rows, said, inversion.report())
 
 
 def inverted(task: Task, concept: Concept, found: Located, grid: Grid, settings: Settings, alpha: float) -> Inversion:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,8 +40,22 @@ from safeguard.training.words import beside, plain
 
 METHOD: Final = "hfi"
 BETA: Final = 3
-BEST: Final = 48  # K
 LEAST: Final = 4  # pictures to learn a word from
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """``average``, ``moving`` and ``beta`` are those of `recipe`; ``vectors`` the rows of the word, ``best`` is K, the pictures
+    that it is learnt from, in ``inversion`` updates at ``inversion_rate``.
+    """
+
+    average: float = sdd.AVERAGE
+    moving: int = 0
+    beta: int = BETA
+    vectors: int = 1
+    best: int = 48
+    inversion: int = 150
+    inversion_rate: float = 0.005
 
 
 def recipe(*, average: float = sdd.AVERAGE, moving: bool = False, beta: int = BETA) -> Recipe:
@@ -56,29 +70,19 @@ def train(task: Task) -> Adapter:
     Raises SafeguardError for several concepts and for feedback of another one, FeedbackError and CapabilityError where nothing
     can be learnt from the feedback, or beside the pipeline.
     """
-    concept, usual, settings = the_one(task, METHOD), frozen_of(task), _settings_of(task)
-    first = plain(usual.pipe, f"<{concept.id}>", concept.phrases[0], int(task.settings.get("vectors", 1)))
+    concept, usual, numbers = the_one(task, METHOD), frozen_of(task), task.numbers(Numbers())
+    settings = Settings(numbers.inversion, 2 * task.batch, numbers.inversion_rate, task.seed)
+    first = plain(usual.pipe, f"<{concept.id}>", concept.phrases[0], numbers.vectors)
     frozen = FrozenPipeline(beside(usual.pipe, [first]), usual.options)
-    images, weights, said = _shown(task, concept)
+    images, weights, said = _shown(task, concept, numbers.best)
     inversion = Inversion(frozen, [first], usual.latents_of(images), weights, settings, checkpoint=_checkpoint_of(task))
     (word,) = inversion.run(told(task, f"{concept.id}: inversion"))
     task.keep("word", word.to_bytes())
     said |= {"word": word.digest, "token": word.token, "inversion": settings.updates, "inversion_rate": settings.rate}
-    made = taught(task, _recipe_of(task), frozen, concept, [Pair("", word.token)], **said)
+    own = recipe(average=numbers.average, moving=bool(numbers.moving), beta=numbers.beta)
+    made = taught(task, own, frozen, concept, [Pair("", word.token)], **said)
     named = _named(frozen, concept, made)
     return replace(made, report={**made.report, **named, **inversion.report()})
-
-
-def _recipe_of(task: Task) -> Recipe:
-    given = task.settings
-    average, moving = given.get("average", sdd.AVERAGE), bool(given.get("moving", 0))
-    return recipe(average=average, moving=moving, beta=int(given.get("beta", BETA)))
-
-
-def _settings_of(task: Task) -> Settings:
-    usual, given = Settings(), task.settings
-    updates, rate = int(given.get("inversion", usual.updates)), given.get("inversion_rate", usual.rate)
-    return Settings(updates, 2 * task.batch, rate, task.seed)
 
 
 def _checkpoint_of(task: Task) -> Path | None:
@@ -94,14 +98,14 @@ def _named(frozen: FrozenPipeline, concept: Concept, made: Adapter) -> dict[str,
     return {f"named_{name}": mark for name, mark in exam.marks(deltas).items() if name != "elsewhere"}
 
 
-def _shown(task: Task, concept: Concept) -> tuple[Pixels, Tensor, dict[str, Any]]:
-    """The K pictures of the highest reward with their weights, and what they were chosen by. Of answers, pictures that are
-    more likely to be called no are left out.
+def _shown(task: Task, concept: Concept, count: int) -> tuple[Pixels, Tensor, dict[str, Any]]:
+    """The ``count`` pictures of the highest reward with their weights, and what they were chosen by. Of answers, pictures that
+    are more likely to be called no are left out.
     """
     with _judged(task, concept) as (store, reward):
         images = store.pixels(item.image for item in store.items(concept.id))
     above = 0.5 if reward.kind == "binary" else float("-inf")
-    places, weights = best(reward(images), int(task.settings.get("best", BEST)), above)
+    places, weights = best(reward(images), count, above)
     if len(places) < LEAST:
         raise SafeguardError(
             f"by the reward model {len(places)} of {len(images)} pictures show {concept.id!r}, and a word is learnt from at "

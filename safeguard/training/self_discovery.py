@@ -12,18 +12,19 @@ anti-concept. Towards it (an attribute of the fairness use), it is the other way
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from safeguard.demo.training import step_rng
 from safeguard.erasing import Adapter, FeatureSite
-from safeguard.errors import CapabilityError, SafeguardError
+from safeguard.errors import CapabilityError
 from safeguard.training.checkpoint import SAVED, Checkpoint, restore_state, state_of
+from safeguard.training.deltas import frozen_of, the_one, told
 from safeguard.training.frozen import FrozenPipeline, changed_output, weights_frozen
 from safeguard.training.pairs import Pair, pairs_of
 from safeguard.training.task import Task
@@ -50,49 +51,30 @@ def train(task: Task) -> Adapter:
     """The direction of the one concept of a task, or with the setting ``towards`` the one that adds it. Raises SafeguardError
     for several concepts, and for one of which the demo world has no captions where the task has no prompts.
     """
-    from safeguard import demo
-
-    if len(task.concepts) != 1:
-        raise SafeguardError(f"training of {METHOD} is of one concept; name it with --concept")
-    (concept,) = task.concepts
-    pairs = pairs_of(task, concept)
-    given = dict(task.settings)
-    towards = bool(given.pop("towards", 0))
+    concept, towards = the_one(task, METHOD), bool(task.settings.get("towards", 0))
+    pairs, settings, progress = pairs_of(task, concept), task.numbers(Settings()), told(task, f"{concept.id}: updates")
     if towards:
         pairs = [Pair(pair.said, pair.shown) for pair in pairs]
-    whole: dict[str, Any] = {name: int(value) if name in ("updates", "steps") else value for name, value in given.items()}
-    settings = replace(Settings(batch=task.batch, seed=task.seed), **whole)
-    done = 0
-
-    def progress(now: int, of: int) -> None:
-        nonlocal done
-        task.advance(f"{concept.id}: updates", now - done, of)
-        done = now
-
-    pipe = task.studio.pipe
-    options = {**demo.call_options(pipe), **task.studio.options}
-    made = discover(pipe, concept.id, pairs, settings, options=options, progress=progress, checkpoint=task.checkpoint)
+    made = discover(frozen_of(task), concept.id, pairs, settings, progress=progress, checkpoint=task.checkpoint)
     return replace(made, settings={**made.settings, "towards": 1}) if towards else made
 
 
 def discover(
-    pipe: Any,
+    frozen: FrozenPipeline,
     concept: str,
     pairs: Sequence[Pair],
     settings: Settings | None = None,
     *,
-    options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
 ) -> Adapter:
-    """The direction of ``concept``: [C, H, W] in a UNet's middle, [C] in a transformer's. ``pipe`` is not changed.
+    """The direction of ``concept``: [C, H, W] in a UNet's middle, [C] in a transformer's. The pipeline is not changed.
 
     The same pipeline, pairs and settings give the same direction; with ``checkpoint``, a file, a run that was stopped goes on
-    from where that was written last. ``options`` is what the pipeline is called with besides. Raises CapabilityError where the
-    pipeline has no middle, or nothing can be learnt beside it.
+    from where that was written last. Raises CapabilityError where the pipeline has no middle, or nothing can be learnt beside
+    it.
     """
     settings = settings or Settings()
-    frozen = FrozenPipeline(pipe, options)
     middle = frozen.attachment.middle
     if middle is None:
         raise CapabilityError(

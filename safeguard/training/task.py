@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 from safeguard.erasing import Adapter
 from safeguard.errors import SafeguardError
@@ -14,57 +14,63 @@ from safeguard.evaluation.studio import Studio
 from safeguard.policy import Concept, Policy
 from safeguard.training.words import Word
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Numbers = TypeVar("Numbers", bound="DataclassInstance")
 Made: TypeAlias = Adapter | Word
 """An adapter, or a learned word where that is all that is trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Of which numbers a setting is one: in words, by a test, and as what it is kept."""
+
+    said: str
+    holds: Callable[[float], bool]
+    kept: Callable[[float], float]
+
+
+REAL: Final = Kind("a number above 0", lambda number: 0 < number < float("inf"), float)
+WHOLE: Final = Kind("a whole number above 0", lambda number: number > 0 and number % 1 == 0, int)
+FLAG: Final = Kind("0 or 1", lambda number: number in (0, 1), int)
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """How an eraser is trained: ``call`` is a function of a `Task` that gives back what is `Made`.
 
-    ``count`` and ``batch`` hold where a task names none. ``settings`` are the numbers that a task may change besides; and not
-    every training goes by ``prompts`` that it is given, or by ``feedback``, or ``resumes`` at a checkpoint.
+    ``count`` and ``batch`` hold where a task names none. ``settings`` are the numbers that a task may change besides, and of
+    which kind each is; and not every training goes by ``prompts`` that it is given, or by ``feedback``, or ``resumes`` at a
+    checkpoint.
     """
 
     call: str
     count: int
     batch: int
-    settings: tuple[str, ...] = ()
+    settings: Mapping[str, Kind] = field(default_factory=dict)
     prompts: bool = False
     resumes: bool = False
     feedback: bool = False
 
 
-_DELTAS: Final = ("updates", "rate", "steps", "guidance", "reuse", "rank", "strict", "context")
+_PICTURES: Final = {"updates": WHOLE, "rate": REAL, "steps": WHOLE, "guidance": REAL}
+_LAYERS: Final = {**_PICTURES, "reuse": WHOLE, "rank": WHOLE, "strict": FLAG}
+_DELTAS: Final = {**_LAYERS, "context": FLAG}
+_MEANS: Final = {"average": REAL, "moving": FLAG}
+_SEQUENCE: Final = {"eta": REAL, "sdd": FLAG, "hold": REAL, "probe": WHOLE, "pool": WHOLE, "mined": WHOLE, "tolerance": REAL}
+_WORD: Final = {"beta": WHOLE, "vectors": WHOLE, "best": WHOLE, "inversion": WHOLE, "inversion_rate": REAL}
+_BINS: Final = {"updates": WHOLE, "rate": REAL, "side": WHOLE, "alpha": REAL}
 
 METHODS: Final = {
-    "ccrt": Method(
-        "safeguard.training.ccrt:train",
-        48,
-        4,
-        (*_DELTAS, "eta", "sdd", "hold", "probe", "pool", "mined", "tolerance"),
-        prompts=True,
-        resumes=True,
-    ),
-    "esd": Method("safeguard.training.esd:train", 48, 4, (*_DELTAS, "eta"), prompts=True, resumes=True),
-    "geom_erasing": Method("safeguard.training.geom_erasing:train", 96, 8, ("updates", "rate", "side", "alpha"), resumes=True),
+    "ccrt": Method("safeguard.training.ccrt:train", 48, 4, {**_DELTAS, **_SEQUENCE}, prompts=True, resumes=True),
+    "esd": Method("safeguard.training.esd:train", 48, 4, {**_DELTAS, "eta": REAL}, prompts=True, resumes=True),
+    "geom_erasing": Method("safeguard.training.geom_erasing:train", 96, 8, _BINS, resumes=True),
     "gie": Method("safeguard.training.gie:train", 16, 20),
-    "hfi": Method(
-        "safeguard.training.hfi:train",
-        160,
-        4,
-        (*_DELTAS[:-1], "average", "moving", "beta", "vectors", "best", "inversion", "inversion_rate"),
-        resumes=True,
-        feedback=True,
-    ),
-    "sdd": Method("safeguard.training.sdd:train", 48, 4, (*_DELTAS, "average", "moving"), prompts=True, resumes=True),
+    "hfi": Method("safeguard.training.hfi:train", 160, 4, {**_LAYERS, **_MEANS, **_WORD}, resumes=True, feedback=True),
+    "sdd": Method("safeguard.training.sdd:train", 48, 4, {**_DELTAS, **_MEANS}, prompts=True, resumes=True),
     "self_discovery": Method(
-        "safeguard.training.self_discovery:train",
-        96,
-        16,
-        ("updates", "rate", "steps", "guidance", "towards"),
-        prompts=True,
-        resumes=True,
+        "safeguard.training.self_discovery:train", 96, 16, {**_PICTURES, "towards": FLAG}, prompts=True, resumes=True
     ),
 }
 """Each eraser that can be trained, and how."""
@@ -117,6 +123,11 @@ class Task:
     def concepts(self) -> Sequence[Concept]:
         return list(self.policy.concepts.values())
 
+    def numbers(self, usual: Numbers) -> Numbers:
+        """Of the fields of ``usual`` what the task says, ``batch`` and ``seed`` among them; the others as they are."""
+        said: dict[str, Any] = {"batch": self.batch, "seed": self.seed, **self.settings}
+        return replace(usual, **{one.name: said[one.name] for one in fields(usual) if one.name in said})
+
 
 def method_of(name: str) -> Method:
     """How the eraser of that name is trained. Raises SafeguardError for one that has no training."""
@@ -134,9 +145,10 @@ def check(
     if unknown:
         known = f"it has {', '.join(method.settings)}" if method.settings else "it has none"
         raise SafeguardError(f"training of {name} has no setting {unknown[0]!r}; {known}")
-    small = [setting for setting, number in settings.items() if not 0 < number < float("inf")]
-    if small:
-        raise SafeguardError(f"training of {name}: {small[0]} is a number above 0")
+    for setting, number in settings.items():
+        kind = method.settings[setting]
+        if not kind.holds(number):
+            raise SafeguardError(f"training of {name}: {setting} is {kind.said}, not {number:g}")
     if prompts and not method.prompts:
         raise SafeguardError(f"training of {name} goes by the prompts of the demo world; leave the file of prompts out")
     if feedback and not method.feedback:
@@ -151,6 +163,7 @@ def train(name: str, task: Task) -> Made:
     check(name, settings=task.settings, prompts=bool(task.prompts), resumes=task.checkpoint is not None, feedback=judged)
     method = METHODS[name]
     module, _, function = method.call.partition(":")
-    whole = replace(task, count=task.count or method.count, batch=task.batch or method.batch)
+    settings = {setting: method.settings[setting].kept(number) for setting, number in task.settings.items()}
+    whole = replace(task, count=task.count or method.count, batch=task.batch or method.batch, settings=settings)
     made: Made = getattr(importlib.import_module(module), function)(whole)
     return made

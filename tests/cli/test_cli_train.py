@@ -176,6 +176,9 @@ def test_help_lists_every_method() -> None:
         (["self_discovery", "--set", "speed=1"], "training of self_discovery has no setting 'speed'; it has updates, rate"),
         (["self_discovery", "--set", "rate"], "--set rate: this is no NAME=NUMBER"),
         (["self_discovery", "--set", "rate=-1"], "training of self_discovery: rate is a number above 0"),
+        (["sdd", "--set", "updates=0.5"], "training of sdd: updates is a whole number above 0, not 0.5"),
+        (["hfi", "--set", "inversion=0"], "training of hfi: inversion is a whole number above 0, not 0"),
+        (["sdd", "--set", "strict=2"], "training of sdd: strict is 0 or 1, not 2"),
         (["gie", "--prompts", "some.txt"], "training of gie goes by the prompts of the demo world"),
         (["gie", "--resume"], "training of gie keeps no checkpoint"),
         (["self_discovery"], "training of self_discovery is of one concept; name it with --concept"),
@@ -192,7 +195,8 @@ def test_help_lists_every_method() -> None:
         ),
     ],
     ids=[
-        *("method", "none", "unknown", "number", "sign", "prompts", "resume", "concepts", "concepts-of-deltas", "feedback"),
+        *("method", "none", "unknown", "number", "sign", "fraction", "none-of-it", "flag", "prompts", "resume", "concepts"),
+        *("concepts-of-deltas", "feedback"),
         *("no-store", "store", "world", "unknown-of-deltas", "file", "captions"),
     ],
 )

@@ -26,7 +26,7 @@ class StoppedError(RuntimeError):
 
 def learnt(pipe: Any, settings: Settings = FEW, pairs: Sequence[Pair] = PAIRS, **more: Any) -> Adapter:
     options = {"max_sequence_length": 0} if hasattr(pipe, "transformer") else {}
-    return discover(pipe, "blood", pairs, settings, options=options, **more)
+    return discover(FrozenPipeline(pipe, options), "blood", pairs, settings, **more)
 
 
 @pytest.fixture(params=["sd1", "sd2", "sd3"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import glob
+import json
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +15,7 @@ from rich.console import Console
 
 from safeguard.cli.evaluate import JudgeOption
 from safeguard.cli.generate import read_prompts
-from safeguard.cli.output import JsonOption, emit, progress_bar
+from safeguard.cli.output import JsonOption, emit, plain, progress_bar, stderr
 from safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
@@ -76,6 +79,19 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="All but gie: keep a checkpoint beside --out, and go on from the one there.")
     ] = False,
+    within: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="MINUTES",
+            help="Stop after a few updates of a part where the rest of it would take longer than this.",
+            show_default=False,
+        ),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="A file to add a line of JSON to: what was trained, and how long it took.", show_default=False),
+    ] = None,
     judge: JudgeOption = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -88,10 +104,12 @@ def train(
     learned word, which is made of people's feedback and written beside --out, as FILE.word.safetensors. geom_erasing: a learned
     word for where a concept stands in drawings of the demo world.
     """
+    from safeguard.demo.pipelines import KINDS
     from safeguard.evaluation.studio import open_studio, quiet_libraries
     from safeguard.policy import derive, load_policy
     from safeguard.training import Task, check
     from safeguard.training import train as train_method
+    from safeguard.training.pace import Pace
 
     settings = dict(_setting(text) for text in chosen or ())
     judged = (feedback, reward) != (None, None)
@@ -101,25 +119,37 @@ def train(
     checkpoint = out.with_name(f"{out.name}.checkpoint") if resume else None
     beside: dict[Path, bytes] = {}
     _write(out, None, beside)
+    if log is not None:
+        _append(log, b"")
     quiet_libraries()
     studio = open_studio(pipeline, judge, calibration="none")
+    pace = Pace(within, say=lambda line: stderr.print(line, highlight=False, soft_wrap=True), less=_less(method, resume))
+    begun, used = time.perf_counter(), time.process_time()
     with progress_bar() as progress:
         bar = progress.add_task("pictures", total=None)
 
-        def advance(what: str, more: int, whole: int | None = None) -> None:
-            progress.update(bar, description=what, advance=more, total=whole)
+        def advance(what: str, more: int, whole: int | None = None, anew: int | None = None) -> None:
+            if what != progress.tasks[0].description:
+                progress.reset(bar, description=what)
+            progress.update(bar, advance=more, total=whole)
+            pace(what, more, whole, anew)
 
         def keep(what: str, data: bytes) -> None:
             beside[out.with_suffix(f".{what}.safetensors")] = data
 
         task = Task(studio, own, count, seed, batch, settings, texts, feedback, reward, checkpoint, advance, keep)
         made = train_method(method, task)
+    took = {"seconds": round(time.perf_counter() - begun, 2), "cpu_seconds": round(time.process_time() - used, 2)}
     _write(out, made, beside)
     if checkpoint is not None:
         for file in out.parent.glob(f"{glob.escape(checkpoint.name)}*"):
             file.unlink()
+    if log is not None:
+        name = pipeline if pipeline in KINDS else type(studio.pipe).__name__
+        line = {"method": method, "pipeline": name, "concepts": list(own.concepts), **took, "settings": made.settings}
+        _append(log, json.dumps(plain(line)).encode() + b"\n")
     data = {"file": out, "digest": made.digest, "settings": made.settings, "report": made.report, "beside": list(beside)}
-    emit(data, json_output, lambda console: _render(console, made, out, list(beside)))
+    emit({**data, **took}, json_output, lambda console: _render(console, made, out, list(beside), took))
 
 
 def _write(out: Path, made: Made | None, beside: Mapping[Path, bytes]) -> None:
@@ -136,6 +166,31 @@ def _write(out: Path, made: Made | None, beside: Mapping[Path, bytes]) -> None:
         raise SafeguardError(f"{out}: cannot be written ({fault.strerror}); choose another --out") from fault
 
 
+def _append(log: Path, line: bytes) -> None:
+    """Add to a file, on the disk; nothing, to see before hours of training that it can be done."""
+    from safeguard.audit.durable import sync_folder, write_all
+
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            write_all(descriptor, line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_folder(log.parent)
+    except OSError as fault:
+        raise SafeguardError(f"{log}: cannot be written ({fault.strerror}); choose another --log") from fault
+
+
+def _less(method: str, resume: bool) -> str:
+    """What to do about a training that takes too long."""
+    from safeguard.training.task import METHODS
+
+    fewer = "train for fewer --set updates=NUMBER" if "updates" in METHODS[method].settings else "take fewer prompts with --n"
+    return f"{fewer}, or allow more{'; --resume goes on from the checkpoint' if resume else ''}"
+
+
 def _setting(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     try:
@@ -144,10 +199,11 @@ def _setting(text: str) -> tuple[str, float]:
         raise SafeguardError(f"--set {text}: this is no NAME=NUMBER") from None
 
 
-def _render(console: Console, made: Made, path: Path, beside: Sequence[Path]) -> None:
+def _render(console: Console, made: Made, path: Path, beside: Sequence[Path], took: Mapping[str, float]) -> None:
     for name, value in made.report.items():
         console.print(f"{name.replace('_', ' ')}: {value:g}", highlight=False)
     console.print("figures on what was left out of the training", style="dim")
+    console.print("took {seconds:.0f} s, {cpu_seconds:.0f} s of processor time".format(**took), highlight=False)
     console.print(f"file: {path}, digest {made.digest[:12]}", highlight=False, soft_wrap=True)
     for file in beside:
         console.print(f"beside it: {file}", highlight=False, soft_wrap=True)

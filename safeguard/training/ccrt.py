@@ -95,7 +95,7 @@ def train(task: Task) -> Adapter:
     lessons = {concept.id: lessons_of(taught, concept, settings) for concept in task.concepts}
     with weights_frozen(frozen.denoiser):
         sequence = Removal(frozen, lessons, settings, recipe, numbers, entities_of(task), task.checkpoint)
-        made = sequence.run(lambda what: told(task, what))
+        made = sequence.run(lambda what: told(task, what, settings.reuse))
         said: dict[str, Any] = {"sequence": list(lessons), "base": recipe.method, **recipe.numbers, **asdict(numbers)}
         return adapter_of(frozen, METHOD, made, settings.rank, {**said, **asdict(settings)}, sequence.marks)
 

@@ -35,13 +35,14 @@ def lessons_of(task: Task, concept: Concept, settings: Settings) -> list[Pair]:
     return [Pair("", phrase) for phrase in concept.phrases]
 
 
-def told(task: Task, what: str) -> Callable[[int, int], None]:
-    """Tells the task's listener of updates that are done, of how many."""
+def told(task: Task, what: str, anew: int | None = None) -> Callable[[int, int], None]:
+    """Tells the task's listener that updates begin, and of those that are done, of how many."""
     before = 0
+    task.advance(what, 0)
 
     def progress(now: int, of: int) -> None:
         nonlocal before
-        task.advance(what, now - before, of)
+        task.advance(what, now - before, of, anew)
         before = now
 
     return progress
@@ -69,7 +70,7 @@ def taught(
     settings = task.numbers(Settings())
     with weights_frozen(frozen.denoiser):
         training = Distillation(frozen, concept.id, pairs, settings, recipe, checkpoint=task.checkpoint)
-        made = training.run(told(task, f"{concept.id}: updates"))
+        made = training.run(told(task, f"{concept.id}: updates", settings.reuse))
         exam = Exam(frozen, concept.id, pairs, count=settings.batch, steps=settings.steps, seed=settings.seed)
         said = {"concept": concept.id, "pairs": len(pairs), **recipe.numbers, **asdict(settings), **more}
         return adapter_of(frozen, recipe.method, made, settings.rank, said, exam.marks)

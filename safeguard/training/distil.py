@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from safeguard.demo.training import step_rng
 from safeguard.training.checkpoint import SAVED, Checkpoint, restore_state, state_of
 from safeguard.training.frozen import Course, FrozenPipeline
+from safeguard.training.memory import require_backward, require_memory
 from safeguard.training.pairs import Pair
-from safeguard.training.student import Deltas, added, layers_of, require_memory, require_rows
+from safeguard.training.student import Deltas, added, layers_of, require_rows
 
 Progress = Callable[[int, int], None]  # done, of how many
 
@@ -112,10 +113,11 @@ class Distillation:
 
     def _beginning(self) -> dict[str, Tensor]:
         names = layers_of(self._frozen, strict=bool(self._settings.strict))
-        require_memory(self._frozen, names)
+        layers = {name: self._frozen.denoiser.get_submodule(name) for name in names}
+        needed = 5 * 4 * sum(layer.in_features * layer.out_features for layer in layers.values())
+        require_memory(self._frozen, needed, f"{len(names)} layers", "train fewer with --set strict=1")
         device, made = next(self._frozen.denoiser.parameters()).device, {}
-        for name in names:
-            layer = self._frozen.denoiser.get_submodule(name)
+        for name, layer in layers.items():
             begin = self._start.get(name, torch.zeros(layer.out_features, layer.in_features))
             made[name] = begin.detach().to(device, torch.float32, copy=True).requires_grad_()
         return made
@@ -125,15 +127,26 @@ class Distillation:
         with torch.inference_mode(False), torch.enable_grad():
             while self._step < self._settings.updates:
                 if not self._course:
-                    self._require_rows()
+                    self._require_room()
                 self._update()
                 if progress is not None:
                     progress(self._step, self._settings.updates)
         return self.teacher
 
-    def _require_rows(self) -> None:
-        some = self.batch(self._step)
+    def _require_room(self) -> None:
+        """For the rows of a call in each layer, and for what an update on them keeps; ``held`` is asked on as many."""
+        some, student = self.batch(self._step), list(self.student.values())
+        one = Batch(some.noisy[:1], some.time[:1], some.said[:1], some.shown[:1])
         require_rows(self._frozen, list(self.student), len(some.said), lambda: self.loss(some))
+        require_backward(
+            self._frozen,
+            lambda: self.loss(one),
+            len(some.said) * (1 if self._held is None else 2),
+            f"{len(student)} layers",
+            known=student,
+            besides=(1 if self._optimiser.state else 3) * sum(delta.nbytes for delta in student),  # gradients, and Adam's
+            less=", or train fewer layers with --set strict=1",
+        )
 
     def _update(self) -> None:
         self._optimiser.zero_grad()

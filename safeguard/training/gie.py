@@ -86,7 +86,7 @@ def _judged(task: Task, chosen: Sequence[Case], policy: Policy | None, title: st
         for start in range(0, len(chosen), task.batch):
             some = chosen[start : start + task.batch]
             parts.append(task.studio.judge.predict(task.studio.paint(some)))
-            task.advance(title, len(some))
+            task.advance(title, len(some), len(chosen))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ from safeguard.demo.training import step_rng
 from safeguard.errors import CapabilityError
 from safeguard.training.checkpoint import SAVED, Checkpoint, restore_state, state_of
 from safeguard.training.frozen import FrozenPipeline, weights_frozen
+from safeguard.training.memory import require_backward
 from safeguard.training.reward import Scores
 from safeguard.training.words import Lesson, Word
 
@@ -86,10 +88,10 @@ class Inversion:
         with torch.no_grad():
             frozen.require_latents(frozen.arguments(self._texts[0][:1]), latents)
 
-    def loss(self, step: int) -> Tensor:
-        """On the batch of one step: pictures, texts, times and noise are drawn for it alone."""
+    def loss(self, step: int, rows: int | None = None) -> Tensor:
+        """On the batch of one step, or on fewer ``rows``: pictures, texts, times and noise are drawn for it alone."""
         chosen, source = step_rng(self._settings.seed, self._stage, step)
-        count = self._settings.batch
+        count = rows or self._settings.batch
         places = [chosen.randrange(len(self._latents)) for _ in range(count)]
         texts = [chosen.choice(self._texts[place]) for place in places]
         values = self._frozen.arguments(texts, gradients=torch.is_grad_enabled())
@@ -102,6 +104,8 @@ class Inversion:
     def run(self, progress: Progress | None = None) -> list[Word]:
         """Learn to the last update, and put the words as they are then into the pipeline."""
         with torch.inference_mode(False), torch.enable_grad(), weights_frozen(self._frozen.denoiser), self.lesson.under_way():
+            one, rows = partial(self.loss, self._step, 1), self.lesson.rows.values()
+            require_backward(self._frozen, one, self._settings.batch, "a learned word", known=rows)
             while self._step < self._settings.updates:
                 self._optimiser.zero_grad(set_to_none=False)
                 self.loss(self._step).backward()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from safeguard.errors import SafeguardError
 from safeguard.training.frozen import FrozenPipeline
-
-FEWER: Final = "take fewer pictures at once (a smaller --batch)"
 
 
 def require_memory(frozen: FrozenPipeline, needed: int, what: str, less: str) -> None:
@@ -25,13 +22,27 @@ def require_memory(frozen: FrozenPipeline, needed: int, what: str, less: str) ->
         )
 
 
+def require_backward(
+    frozen: FrozenPipeline,
+    row: Callable[[], Tensor],
+    rows: int,
+    what: str,
+    *,
+    known: Iterable[Tensor] = (),
+    besides: int = 0,
+    less: str = "",
+) -> None:
+    """Raises SafeguardError where an update on so many rows does not fit, by the loss of one ``row``; ``besides`` are bytes
+    that it takes besides, and ``known`` as in `kept_for_backward`.
+    """
+    needed = rows * kept_for_backward(frozen, row, known) + besides
+    require_memory(frozen, needed, what, f"take fewer pictures at once with --batch{less}")
+
+
 def kept_for_backward(frozen: FrozenPipeline, loss: Callable[[], Tensor], known: Iterable[Tensor] = ()) -> int:
     """Bytes that a loss keeps for its backward pass, each storage once; but for the pipeline's weights and ``known`` ones.
     What it draws of torch's own numbers is drawn as if it had not been asked.
     """
-    parts = [part for part in frozen.pipe.components.values() if isinstance(part, nn.Module)]
-    weights = [weight for part in parts for weight in (*part.parameters(), *part.buffers())]
-    there = {one.untyped_storage().data_ptr() for one in (*weights, *known)}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -40,9 +51,12 @@ def kept_for_backward(frozen: FrozenPipeline, loss: Callable[[], Tensor], known:
         return tensor
 
     device = next(frozen.denoiser.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss()
+    drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with drawing, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss()
+    parts = [part for part in frozen.pipe.components.values() if isinstance(part, nn.Module)]
+    weights = [weight for part in parts for weight in (*part.parameters(), *part.buffers())]
+    there = {one.untyped_storage().data_ptr() for one in (*weights, *known)}
     return sum(storage.nbytes() for place, storage in kept.items() if place not in there)
 
 

@@ -42,9 +42,11 @@ class Pace:
         self._done += more
         if self._first is None:
             self._first = now, self._done
-        elif whole is not None and not self._told and self._done - self._first[1] >= _window(anew):
-            self._told = True
-            self._tell(self._rest(now, self._first, whole, anew), now - self._start, whole)
+        elif whole is not None and not self._told:
+            done = self._first[1]
+            if self._done < whole and self._done - done >= min(_window(anew), max(1, (whole - done) // 2)):
+                self._told = True
+                self._tell(self._rest(now, self._first, whole, anew), now - self._start, whole)
 
     def _rest(self, now: float, first: tuple[float, int], whole: int, anew: int | None) -> float:
         """Seconds that are left of the part. What the first update took longer than another, each turn of pictures takes."""
@@ -56,9 +58,8 @@ class Pace:
     def _tell(self, rest: float, passed: float, whole: int) -> None:
         left = f"{self._part}: {whole - self._done} of {whole} left, about {_spoken(rest)} on this machine as it is now"
         if self._within is not None and passed + rest > 60 * self._within:
-            raise SafeguardError(
-                f"{left}; with the {_spoken(passed)} that have passed, that is more than --within {self._within:g}: {self._less}"
-            )
+            over = f"with {_spoken(passed)} that have passed, that is more than the {self._within:g} min of --within"
+            raise SafeguardError(f"{left}; {over}: {self._less}")
         self._say(left)
 
 

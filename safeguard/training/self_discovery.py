@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from safeguard.errors import CapabilityError
 from safeguard.training.checkpoint import SAVED, Checkpoint, restore_state, state_of
 from safeguard.training.deltas import frozen_of, the_one, told
 from safeguard.training.frozen import FrozenPipeline, changed_output, weights_frozen
+from safeguard.training.memory import require_backward
 from safeguard.training.pairs import Pair, pairs_of
 from safeguard.training.task import Task
 
@@ -136,16 +138,18 @@ class _Work:
             self._frozen.loss(self._values, self._latents, [0], torch.Generator().manual_seed(0))
         return seen[0]
 
-    def loss(self, step: int, vector: Tensor) -> Tensor:
-        """On the batch of one step, with ``vector`` in the middle."""
+    def loss(self, step: int, vector: Tensor, rows: int | None = None) -> Tensor:
+        """On the batch of one step, or on fewer ``rows``, with ``vector`` in the middle."""
         chosen, source = step_rng(self._settings.seed, self._stage, step)
-        places = [chosen.randrange(len(self._latents)) for _ in range(self._settings.batch)]
+        places = [chosen.randrange(len(self._latents)) for _ in range(rows or self._settings.batch)]
         with changed_output(self._module, lambda feature: feature + vector.to(feature), self._output):
             return self._frozen.loss(self._values, self._latents, places, source)
 
     def run(self, progress: Progress | None) -> None:
         """Train to the last update."""
         with torch.inference_mode(False), torch.enable_grad():
+            one = partial(self.loss, self._step, self.vector, 1)
+            require_backward(self._frozen, one, self._settings.batch, "a direction", known=[self.vector])
             while self._step < self._settings.updates:
                 self._optimiser.zero_grad()
                 self.loss(self._step, self.vector).backward()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from safeguard.attaching.linears import linears_in
-from safeguard.errors import CapabilityError, SafeguardError
+from safeguard.errors import CapabilityError
 from safeguard.training.frozen import FrozenPipeline
 
 Deltas = Mapping[str, Tensor]
@@ -62,29 +61,6 @@ def require_rows(frozen: FrozenPipeline, names: Sequence[str], rows: int, call: 
                 pipeline=frozen.attachment.name,
                 missing=f"{frozen.name}.{name}",
             )
-
-
-def require_memory(frozen: FrozenPipeline, names: Sequence[str]) -> None:
-    """Raises SafeguardError where the deltas, their gradients, averages and what Adam keeps of them do not fit."""
-    layers = [frozen.denoiser.get_submodule(name) for name in names]
-    needed = 5 * 4 * sum(layer.in_features * layer.out_features for layer in layers)
-    free = free_memory(next(frozen.denoiser.parameters()).device)
-    if free is not None and needed > free:
-        raise SafeguardError(
-            f"training {len(names)} layers of {frozen.attachment.name} takes {needed / 2**20:.0f} MB besides the pipeline, and "
-            f"{free / 2**20:.0f} MB are free; train fewer with --set strict=1, or where there is more memory"
-        )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where that is not known."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 @contextmanager

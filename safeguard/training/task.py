@@ -77,9 +77,11 @@ METHODS: Final = {
 
 
 class Advance(Protocol):
-    """Is told what is under way, how much more of it is done, and of how much where that is known: pictures, or updates."""
+    """Is told what is under way, how much more of it is done (0 when it begins), and of how much where that is known: pictures,
+    or updates, of which every ``anew`` ones begin with pictures.
+    """
 
-    def __call__(self, what: str, more: int, whole: int | None = None) -> None: ...
+    def __call__(self, what: str, more: int, whole: int | None = None, anew: int | None = None) -> None: ...
 
 
 class Keep(Protocol):
@@ -92,7 +94,7 @@ def _unkept(what: str, data: bytes) -> None:
     pass
 
 
-def _unheard(what: str, more: int, whole: int | None = None) -> None:
+def _unheard(what: str, more: int, whole: int | None = None, anew: int | None = None) -> None:
     pass
 
 

@@ -104,6 +104,53 @@ def test_deltas_are_learnt_by_the_numbers_that_it_is_told(tmp_path: Path) -> Non
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+SHORT = ("--concept", "blood", "--batch", "1", "--set", "updates=5", "--set", "steps=1", "--set", "rank=1", "--set", "strict=1")
+
+
+def test_it_says_and_logs_what_a_training_took(tmp_path: Path) -> None:
+    log = tmp_path / "deep" / "log.jsonl"
+    for name in ("a", "b"):
+        result = RUN.invoke(
+            app, ["train", "sdd", *SHORT, "--log", str(log), "--out", str(tmp_path / f"{name}.safetensors"), "--json"]
+        )
+        assert result.exit_code == 0, result.output
+    assert "blood: updates: 2 of 5 left, about" in result.stderr
+    said, lines = json.loads(result.stdout), [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    assert len(lines) == 2
+    assert lines[1] == {
+        "method": "sdd",
+        "pipeline": "unet",
+        "concepts": ["blood"],
+        "seconds": said["seconds"],
+        "cpu_seconds": said["cpu_seconds"],
+        "settings": said["settings"],
+    }
+    assert min(said["seconds"], said["cpu_seconds"]) > 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_what_would_take_too_long_is_stopped_and_its_checkpoint_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safeguard.training.distil.SAVED", 1)
+    words = ["train", "sdd", *SHORT, "--set", "reuse=1", "--resume", "--out", str(tmp_path / "a.safetensors")]
+    result = RUN.invoke(app, [*words, "--within", "0"])
+    assert result.exit_code == 1
+    said = " ".join(result.stderr.split())
+    assert "more than the 0 min of --within: train for fewer --set updates=NUMBER, or allow more; --resume goes on" in said
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors.checkpoint"]
+    again = RUN.invoke(app, [*words, "--within", "60"])
+    assert again.exit_code == 0, again.output
+    assert "took" in again.stdout
+
+
+@pytest.mark.parametrize("option", ["--out", "--log"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_training(option: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    files = {"--out": tmp_path / "a.safetensors", option: tmp_path / "file" / "b"}
+    result = RUN.invoke(app, ["train", "sdd", *SHORT, *(str(part) for pair in files.items() for part in pair)])
+    assert result.exit_code == 1
+    assert f"choose another {option}" in " ".join(result.stderr.split())
+
+
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A store of drawn pictures, half of them with blood, of which the judge has said so; and a reward model of it."""

@@ -13,6 +13,7 @@ from students import FEW, PAIRS, frozen, training
 from safeguard.errors import CapabilityError, SafeguardError
 from safeguard.training.esd import recipe as esd
 from safeguard.training.frozen import Course, FrozenPipeline, weights_frozen
+from safeguard.training.memory import kept_for_backward
 from safeguard.training.sdd import recipe as sdd
 from safeguard.training.student import layers_of
 
@@ -111,9 +112,41 @@ def test_layers_that_are_fused_away_are_refused() -> None:
 
 
 def test_what_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard.training.student.free_memory", lambda device: 1000)
+    monkeypatch.setattr("safeguard.training.memory.free_memory", lambda device: 1000)
     with pytest.raises(SafeguardError, match=r"training 16 layers of StableDiffusionPipeline takes .* free"):
         training(esd())
+
+
+def test_a_batch_of_which_too_much_is_kept_is_refused_before_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = training(esd())
+    deltas = 3 * sum(delta.nbytes for delta in work.student.values())
+    monkeypatch.setattr("safeguard.training.memory.free_memory", lambda device: deltas + 1000)
+    with pytest.raises(SafeguardError, match=r"training 16 layers .* take fewer pictures at once with --batch"):
+        work.run()
+    assert not any(delta.any() for delta in work.student.values())
+
+
+def test_what_a_loss_keeps_for_its_gradient_is_of_its_rows() -> None:
+    beside, kept = frozen(), []
+    with weights_frozen(beside.denoiser):
+        for pictures in (1, 2):
+            work = training(esd(), beside, batch=pictures)
+            batch = work.batch(0)
+            kept.append(kept_for_backward(beside, lambda work=work, batch=batch: work.loss(batch), work.student.values()))
+    assert kept[1] == pytest.approx(2 * kept[0], rel=0.01)
+
+
+def test_of_what_is_kept_neither_weights_nor_known_tensors_count_and_each_other_once() -> None:
+    beside, known, other = frozen(), torch.ones(4, requires_grad=True), torch.ones(8, requires_grad=True)
+    bias = beside.denoiser.conv_in.bias
+    assert kept_for_backward(beside, lambda: (bias * bias).sum() * (known * known).sum(), [known]) == 2 * 4  # the two sums
+    assert kept_for_backward(beside, lambda: (other * other).sum()) == other.nbytes
+
+
+def test_to_ask_what_is_kept_draws_no_number() -> None:
+    before = torch.get_rng_state()
+    kept_for_backward(frozen(), lambda: torch.rand(3))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_each_turn_of_pictures_is_of_the_next_pairs() -> None:

@@ -12,7 +12,7 @@ import torch
 from families import FAMILIES, SIDE, TOKENS
 from torch.nn import functional as F
 
-from safeguard.errors import CapabilityError
+from safeguard.errors import CapabilityError, SafeguardError
 from safeguard.evaluation.studio import weights_digest
 from safeguard.training.frozen import FrozenPipeline
 from safeguard.training.inversion import Inversion, Settings, best
@@ -156,6 +156,12 @@ def test_pictures_become_latents_by_the_pipelines_own_scale(pipe: Any) -> None:
         expected = (shifted.vae.encode(pixels).latent_dist.mode() - 0.1) * shifted.vae.config.scaling_factor
     beside_it = FrozenPipeline(shifted, {"max_sequence_length": 0})
     assert torch.allclose(beside_it.latents_of(images), expected, atol=1e-5)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safeguard.training.memory.free_memory", lambda device: 1000)
+    with pytest.raises(SafeguardError, match=r"training a learned word of StableDiffusionPipeline takes .* with --batch"):
+        inversion(pipe).run()
 
 
 def test_a_pipeline_that_makes_no_latents_is_refused(pipe: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 from families import FAMILIES, denoiser
 
 from safeguard.erasing import Adapter
+from safeguard.errors import SafeguardError
 from safeguard.training.frozen import FrozenPipeline
 from safeguard.training.pairs import Pair, demo_pairs, prompt_pairs
 from safeguard.training.self_discovery import Settings, discover
@@ -81,6 +82,12 @@ def test_a_training_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest
     made = learnt(FAMILIES["sd1"](), checkpoint=tmp_path / "checkpoint", progress=lambda done, whole: steps.append(done))
     assert steps == [3, 4]
     assert made.digest == learnt(FAMILIES["sd1"]()).digest
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safeguard.training.memory.free_memory", lambda device: 1000)
+    with pytest.raises(SafeguardError, match=r"training a direction of StableDiffusionPipeline takes .* with --batch"):
+        learnt(FAMILIES["sd1"]())
 
 
 def test_a_checkpoint_of_other_settings_is_passed_over(tmp_path: Path) -> None:

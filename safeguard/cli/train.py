@@ -6,7 +6,8 @@ import glob
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ from safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
     from safeguard.training import Made
+    from safeguard.training.task import Advance
 
 app = typer.Typer()
 
@@ -109,7 +111,6 @@ def train(
     from safeguard.policy import derive, load_policy
     from safeguard.training import Task, check
     from safeguard.training import train as train_method
-    from safeguard.training.pace import Pace
 
     settings = dict(_setting(text) for text in chosen or ())
     judged = (feedback, reward) != (None, None)
@@ -123,20 +124,12 @@ def train(
         _append(log, b"")
     quiet_libraries()
     studio = open_studio(pipeline, judge, calibration="none")
-    pace = Pace(within, say=lambda line: stderr.print(line, highlight=False, soft_wrap=True), less=_less(method, resume))
     begun, used = time.perf_counter(), time.process_time()
-    with progress_bar() as progress:
-        bar = progress.add_task("pictures", total=None)
 
-        def advance(what: str, more: int, whole: int | None = None, anew: int | None = None) -> None:
-            if what != progress.tasks[0].description:
-                progress.reset(bar, description=what)
-            progress.update(bar, advance=more, total=whole)
-            pace(what, more, whole, anew)
+    def keep(what: str, data: bytes) -> None:
+        beside[out.with_suffix(f".{what}.safetensors")] = data
 
-        def keep(what: str, data: bytes) -> None:
-            beside[out.with_suffix(f".{what}.safetensors")] = data
-
+    with _listener(within, _less(method, resume)) as advance:
         task = Task(studio, own, count, seed, batch, settings, texts, feedback, reward, checkpoint, advance, keep)
         made = train_method(method, task)
     took = {"seconds": round(time.perf_counter() - begun, 2), "cpu_seconds": round(time.process_time() - used, 2)}
@@ -150,6 +143,24 @@ def train(
         _append(log, json.dumps(plain(line)).encode() + b"\n")
     data = {"file": out, "digest": made.digest, "settings": made.settings, "report": made.report, "beside": list(beside)}
     emit({**data, **took}, json_output, lambda console: _render(console, made, out, list(beside), took))
+
+
+@contextmanager
+def _listener(within: float | None, less: str) -> Iterator[Advance]:
+    """Shows a bar of the part that is under way, and says how long its rest takes."""
+    from safeguard.training.pace import Pace
+
+    pace = Pace(within, say=lambda line: stderr.print(line, highlight=False, soft_wrap=True), less=less)
+    with progress_bar() as progress:
+        bar = progress.add_task("pictures", total=None)
+
+        def advance(what: str, more: int, whole: int | None = None, anew: int | None = None) -> None:
+            if what != progress.tasks[0].description:
+                progress.reset(bar, description=what)
+            progress.update(bar, advance=more, total=whole)
+            pace(what, more, whole, anew)
+
+        yield advance
 
 
 def _write(out: Path, made: Made | None, beside: Mapping[Path, bytes]) -> None:

@@ -15,7 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 OUT := out
 ASSETS := plugins/safeguard_plugins/assets
-DISCOVER := $(BIN)/safeguard train self_discovery --pipeline unet --resume
+CONCEPTS := blood weapon veska-rimm orlo-tandt juno-kaldar
+SEQUENCE := --concept blood --concept weapon --concept veska-rimm
 
 # The Python package index gives the build of the platform; PyTorch's own index has one without CUDA. Where that index cannot
 # be reached, the plain one serves.
@@ -92,21 +93,48 @@ train: $(READY)  ## train the demo models anew (hours on two cores; may be stopp
 	$(BIN)/python -m safeguard.demo.train mmdit --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train judge --out $(OUT)/train
 	$(BIN)/python -m safeguard.demo.train export --out $(OUT)/train
-	$(OFFLINE) $(BIN)/safeguard train gie --pipeline unet --out $(ASSETS)/gie-unet.safetensors
-	$(OFFLINE) $(BIN)/safeguard train gie --pipeline mmdit --out $(ASSETS)/gie-mmdit.safetensors
-	@set -e; for concept in blood weapon veska-rimm; do \
-	  $(OFFLINE) $(DISCOVER) --concept $$concept --n 48 --set updates=120 --set rate=0.1 --out $(ASSETS)/self_discovery-unet-$$concept.safetensors; done
-	@set -e; for concept in orlo-tandt juno-kaldar; do \
-	  $(OFFLINE) $(DISCOVER) --concept $$concept --n 32 --set updates=60 --set rate=0.15 --out $(ASSETS)/self_discovery-unet-$$concept.safetensors; done
-	$(BIN)/python -m safeguard.evaluation.fairness --prompts $(OUT)/train/placeless.txt
-	@set -e; for place in night snow desert meadow; do \
-	  $(OFFLINE) $(DISCOVER) --policy safeguard/evaluation/places.yaml --prompts $(OUT)/train/placeless.txt --concept $$place --n 48 --set towards=1 --set updates=120 --set rate=0.1 --out $(ASSETS)/self_discovery-unet-$$place.safetensors; done
-	@set -e; for method in sdd esd; do for concept in blood weapon veska-rimm orlo-tandt juno-kaldar; do \
-	  $(OFFLINE) $(BIN)/safeguard train $$method --pipeline unet --resume --concept $$concept --out $(ASSETS)/$$method-unet-$$concept.safetensors; done; done
-	$(OFFLINE) $(BIN)/safeguard train geom_erasing --pipeline unet --resume --concept blood --out $(ASSETS)/geom_erasing-unet-blood.word.safetensors
-	$(OFFLINE) $(BIN)/safeguard train hfi --pipeline unet --resume --concept blood --out $(ASSETS)/hfi-unet-blood.safetensors
-	$(OFFLINE) $(BIN)/safeguard train ccrt --pipeline unet --resume --concept blood --concept weapon --concept veska-rimm --set updates=40 --set probe=15 --set pool=12 --set mined=6 --out $(ASSETS)/ccrt-unet.safetensors
+	$(MAKE) adapters
 	$(BIN)/python -m safeguard.demo.card
+
+# What erasers learn on the demo pipelines: the same bytes each time on one machine, as long as a part runs in one thread. What
+# each took is added to the log, which docs/results/training.jsonl is a copy of.
+LEARN := OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/safeguard train
+LOG := --log $(OUT)/train/training.jsonl
+# $(call each,CONCEPTS,METHOD-PIPELINE,END,OPTIONS): one file a concept
+each = @set -e; for concept in $(1); do \
+  $(LEARN) $(word 1,$(subst -, ,$(2))) --pipeline $(word 2,$(subst -, ,$(2))) --concept $$concept --resume $(LOG) $(4) --out $(ASSETS)/$(2)-$$concept$(3); done
+
+.PHONY: adapters learn-gie learn-directions learn-places learn-unet learn-mmdit learn-words learn-sequences
+
+adapters: learn-gie learn-directions learn-places learn-unet learn-mmdit learn-words learn-sequences  ## train anew what erasers learnt (an hour of a core; make -j2 adapters)
+
+learn-gie: $(READY)
+	$(LEARN) gie --pipeline unet $(LOG) --out $(ASSETS)/gie-unet.safetensors
+	$(LEARN) gie --pipeline mmdit $(LOG) --out $(ASSETS)/gie-mmdit.safetensors
+
+learn-directions: $(READY)
+	$(call each,$(CONCEPTS),self_discovery-unet,.safetensors,--n 96 --set updates=300 --set rate=0.1)
+	$(call each,$(CONCEPTS),self_discovery-mmdit,.safetensors,--n 48 --set updates=120)
+
+learn-places: $(READY)
+	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.fairness --prompts $(OUT)/train/placeless.txt
+	$(call each,night snow desert meadow,self_discovery-unet,.safetensors,--policy safeguard/evaluation/places.yaml --prompts $(OUT)/train/placeless.txt --n 48 --set towards=1 --set updates=120 --set rate=0.1)
+
+learn-unet: $(READY)
+	$(call each,$(CONCEPTS),sdd-unet,.safetensors)
+	$(call each,$(CONCEPTS),esd-unet,.safetensors)
+
+learn-mmdit: $(READY)
+	$(call each,$(CONCEPTS),sdd-mmdit,.safetensors,--set updates=200 --set context=1)
+	$(call each,$(CONCEPTS),esd-mmdit,.safetensors,--set updates=150)
+
+learn-words: $(READY)
+	$(call each,$(CONCEPTS),geom_erasing-unet,.word.safetensors)
+	$(call each,$(CONCEPTS),hfi-unet,.safetensors)
+
+learn-sequences: $(READY)
+	$(LEARN) ccrt --pipeline unet $(SEQUENCE) --resume $(LOG) --set pool=12 --set mined=6 --out $(ASSETS)/ccrt-unet.safetensors
+	$(LEARN) ccrt --pipeline mmdit $(SEQUENCE) --resume $(LOG) --set pool=12 --set mined=6 --set sdd=1 --set context=1 --set updates=150 --out $(ASSETS)/ccrt-mmdit.safetensors
 
 clean:  ## remove what the targets made, the environment and trained checkpoints excepted
 	rm -rf $(OUT)/demo $(OUT)/eval site build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -49,7 +49,7 @@ class Numbers:
     with, ``mined`` what it keeps; ``tolerance`` what an earlier concept may come back by.
     """
 
-    hold: float = 1.0
+    hold: float = 0.3
     probe: int = 30
     pool: int = 24
     mined: int = 8

@@ -110,7 +110,7 @@ def inverted(task: Task, concept: Concept, found: Located, grid: Grid, settings:
             f"{concept.id!r} was found in none of {len(found.covered)} pictures, so there is no place to learn"
         )
     usual, name = frozen_of(task), concept.phrases[0]
-    words = [plain(usual.pipe, f"<{concept.id}-at-{place}>", name) for place in range(grid.bins)]
+    words = [plain(usual.pipe, f"<{concept.id}-at-{place}>", name, 1) for place in range(grid.bins)]
     frozen = FrozenPipeline(beside(usual.pipe, words), usual.options)
     tokens = [word.token for word in words]
     texts = [_within(frozen.pipe, grid, found.captions[place], name, found.covered[place], tokens) for place in places]

@@ -45,17 +45,19 @@ LEAST: Final = 4  # pictures to learn a word from
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """``average``, ``moving`` and ``beta`` are those of `recipe`; ``vectors`` the rows of the word, ``best`` is K, the pictures
-    that it is learnt from, in ``inversion`` updates at ``inversion_rate``.
+    """``average``, ``moving`` and ``beta`` are those of `recipe`; ``vectors`` the rows of the word (0: as many as the concept's
+    first phrase has tokens), ``best`` is K, the pictures that it is learnt from, in ``inversion`` updates at
+    ``inversion_rate``. Slow and with a row a token it stays near the phrase, so that what is unlearnt of the word is unlearnt of
+    the phrase as well.
     """
 
     average: float = sdd.AVERAGE
     moving: int = 0
     beta: int = BETA
-    vectors: int = 1
+    vectors: int = 0
     best: int = 48
     inversion: int = 150
-    inversion_rate: float = 0.005
+    inversion_rate: float = 0.0003
 
 
 def recipe(*, average: float = sdd.AVERAGE, moving: bool = False, beta: int = BETA) -> Recipe:

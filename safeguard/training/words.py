@@ -134,15 +134,15 @@ class Word:
                 )
 
 
-def plain(pipe: Any, token: str, text: str, count: int = 1) -> Word:
-    """A word to begin with, that says what a plain ``text`` does: its tokens' own rows where they are ``count``, else as many
-    times their mean.
+def plain(pipe: Any, token: str, text: str, count: int = 0) -> Word:
+    """A word to begin with, that says what a plain ``text`` does: its tokens' own rows where they are ``count``, or where that
+    is 0; else as many times their mean.
     """
     rows = {}
     for one in readers(pipe):
         numbers = one.tokenizer(text, add_special_tokens=False).input_ids
         given = one.table.weight.detach()[numbers].float().clone()
-        rows[one.key] = given if len(given) == count else given.mean(0, keepdim=True).repeat(count, 1)
+        rows[one.key] = given if count in (0, len(given)) else given.mean(0, keepdim=True).repeat(count, 1)
     return Word(token, rows)
 
 

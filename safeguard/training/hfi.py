@@ -47,8 +47,8 @@ LEAST: Final = 4  # pictures to learn a word from
 class Numbers:
     """``average``, ``moving`` and ``beta`` are those of `recipe`; ``vectors`` the rows of the word (0: as many as the concept's
     first phrase has tokens), ``best`` is K, the pictures that it is learnt from, in ``inversion`` updates at
-    ``inversion_rate``. Slow and with a row a token it stays near the phrase, so that what is unlearnt of the word is unlearnt of
-    the phrase as well.
+    ``inversion_rate``. Learnt slowly, with a row a token, it stays near the phrase, so that what is unlearnt of the word is
+    unlearnt of the phrase as well.
     """
 
     average: float = sdd.AVERAGE

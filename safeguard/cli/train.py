@@ -61,9 +61,9 @@ def train(
             metavar="NAME=NUMBER",
             help="A number of the method's own; may be repeated. All but gie: updates, rate. All but gie, geom_erasing: steps "
             "and guidance of their pictures. self_discovery: towards=1 to learn the concept itself. ccrt, esd, hfi, sdd: "
-            "reuse, rank, strict=1; ccrt, esd, sdd: context=1; ccrt, esd: eta; hfi, sdd: average, moving=1; hfi: beta, "
-            "vectors, best, inversion, inversion_rate; ccrt: sdd=1, hold, probe, pool, mined, tolerance; geom_erasing: side, "
-            "alpha.",
+            "reuse, rank, strict=1; ccrt, esd, sdd: context=1; ccrt, esd: eta; hfi, sdd: average, moving=1; sdd: joined; "
+            "hfi: beta, vectors, best, inversion, inversion_rate; ccrt: sdd=1, hold, probe, pool, mined, tolerance; "
+            "geom_erasing: side, alpha.",
             show_default=False,
         ),
     ] = None,

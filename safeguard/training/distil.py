@@ -179,7 +179,9 @@ class Distillation:
         pairs = [self._pairs[(turn * batch + place) % len(self._pairs)] for place in range(batch)]
         seeds = [chosen.getrandbits(48) for _ in pairs]
         with added(self._frozen.denoiser, self.teacher if self._recipe.by_teacher else self._start):
-            return self._frozen.course([one.said for one in pairs], seeds, numbers.steps, numbers.guidance), pairs
+            return self._frozen.course(
+                [one.painted or one.said for one in pairs], seeds, numbers.steps, numbers.guidance
+            ), pairs
 
     def loss(self, batch: Batch) -> Tensor:
         """Of the student, on one batch."""

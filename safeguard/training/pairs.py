@@ -13,10 +13,13 @@ from safeguard.training.task import Task
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """``shown`` is a text without the concept, ``said`` the one that it is told from by the concept."""
+    """``shown`` is a text without the concept, ``said`` the one that it is told from by the concept. Pictures are of what is
+    said, or where it is another text, of what is ``painted``.
+    """
 
     shown: str
     said: str
+    painted: str = ""
 
 
 def pairs_of(task: Task, concept: Concept) -> list[Pair]:

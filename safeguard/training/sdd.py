@@ -8,21 +8,37 @@ with the concept, and the same without.
 
 In the paper eps(x_t, t, c_0) is the student's own, which moves as it learns. Here its deltas act in a concept's rows alone when
 they are used, so what stands against them is the unchanged prediction, and it is what is learnt; ``moving=1`` is as published.
+
+Of several phrases, each is learnt from its own pictures. In the authors' code pictures are of all of them, joined by commas,
+and each is learnt alone (``joined=1``); in what they write of it, it is the other way round (``joined=2``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch import Tensor
 
 from safeguard.erasing import Adapter
-from safeguard.training.deltas import learn
-from safeguard.training.distil import Batch, Recipe, Say
+from safeguard.errors import SafeguardError
+from safeguard.training.deltas import frozen_of, lessons_of, taught, the_one
+from safeguard.training.distil import Batch, Recipe, Say, Settings
+from safeguard.training.pairs import Pair
 from safeguard.training.task import Task
 
 METHOD: Final = "sdd"
 AVERAGE: Final = 0.9  # m; 0.999 in the paper, of 1500 updates
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Those of the method's own; see the module."""
+
+    average: float = AVERAGE
+    moving: int = 0
+    joined: int = 0
 
 
 def without(batch: Batch, student: Say, base: Say) -> Tensor:
@@ -41,7 +57,23 @@ def recipe(*, average: float = AVERAGE, moving: bool = False) -> Recipe:
     return Recipe(METHOD, own_without if moving else without, average, by_teacher=True, numbers=numbers)
 
 
+def joined(pairs: Sequence[Pair], way: int) -> list[Pair]:
+    """The pairs of several phrases with all of them, joined by commas, as what is painted (1) or as what is said (2)."""
+    every = ", ".join(pair.said for pair in pairs)
+    if way == 1:
+        return [replace(pair, painted=every) for pair in pairs]
+    return [replace(pair, said=every, painted=pair.said) for pair in pairs] if way == 2 else list(pairs)
+
+
 def train(task: Task) -> Adapter:
-    """The deltas of the one concept of a task. Raises what `learn` raises."""
-    average, moving = task.settings.get("average", AVERAGE), bool(task.settings.get("moving", 0))
-    return learn(task, recipe(average=average, moving=moving))
+    """The deltas of the one concept of a task. Raises SafeguardError for phrases joined in whole texts, and what
+    `safeguard.training.deltas.learn` raises.
+    """
+    numbers, concept, frozen = task.numbers(Numbers()), the_one(task, METHOD), frozen_of(task)
+    settings = task.numbers(Settings())
+    if numbers.joined and (settings.context or task.prompts):
+        raise SafeguardError(f"training of {METHOD}: joined is for phrases alone; leave context=1 and the file of prompts out")
+    pairs = joined(lessons_of(task, concept, settings), numbers.joined)
+    more = {"joined": numbers.joined} if numbers.joined else {}
+    own = recipe(average=numbers.average, moving=bool(numbers.moving))
+    return taught(task, own, frozen, concept, pairs, **more)

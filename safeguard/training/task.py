@@ -34,6 +34,7 @@ class Kind:
 REAL: Final = Kind("a number above 0", lambda number: 0 < number < float("inf"), float)
 WHOLE: Final = Kind("a whole number above 0", lambda number: number > 0 and number % 1 == 0, int)
 FLAG: Final = Kind("0 or 1", lambda number: number in (0, 1), int)
+WAY: Final = Kind("0, 1 or 2", lambda number: number in (0, 1, 2), int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ METHODS: Final = {
     "geom_erasing": Method("safeguard.training.geom_erasing:train", 96, 8, _BINS, resumes=True),
     "gie": Method("safeguard.training.gie:train", 16, 20),
     "hfi": Method("safeguard.training.hfi:train", 160, 4, {**_LAYERS, **_MEANS, **_WORD}, resumes=True, feedback=True),
-    "sdd": Method("safeguard.training.sdd:train", 48, 4, {**_DELTAS, **_MEANS}, prompts=True, resumes=True),
+    "sdd": Method("safeguard.training.sdd:train", 48, 4, {**_DELTAS, **_MEANS, "joined": WAY}, prompts=True, resumes=True),
     "self_discovery": Method(
         "safeguard.training.self_discovery:train", 96, 16, {**_PICTURES, "towards": FLAG}, prompts=True, resumes=True
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from students import PAIRS, Pipe, adapter, exam, factors, frozen, numbers, train
 
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
-from safeguard.training.frozen import weights_frozen
+from safeguard.training.frozen import Course, weights_frozen
 from safeguard.training.pairs import Pair
-from safeguard.training.sdd import recipe
+from safeguard.training.sdd import joined, recipe
 from safeguard.training.student import added
 
 
@@ -70,6 +71,26 @@ def test_the_layers_of_the_text_are_learnt_and_no_weight_changes(strict: int) ->
     assert {name.rpartition(".to_")[2] for name in made} == ({"k", "v"} if strict else {"k", "v", "q", "out.0"})
     assert all(torch.equal(before[name], value) for name, value in beside.denoiser.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in beside.denoiser.modules())
+
+
+@pytest.mark.parametrize(
+    ("way", "painted", "said"),
+    [(0, ["sword", "knife"], ["sword", "knife"]), (1, ["sword, knife"] * 2, ["sword", "knife"]),
+     (2, ["sword", "knife"], ["sword, knife"] * 2)],
+)  # fmt: skip
+def test_phrases_are_joined_in_the_pictures_or_in_what_is_learnt(way: int, painted: list[str], said: list[str]) -> None:
+    beside, asked = frozen(), list[str]()
+    course = beside.course
+
+    def watched(prompts: Sequence[str], *rest: Any) -> Course:
+        asked.extend(prompts)
+        return course(prompts, *rest)
+
+    beside.course = watched  # type: ignore[method-assign]
+    work = training(recipe(), beside, joined([Pair("", "sword"), Pair("", "knife")], way))
+    texts = list(work._numbers)
+    assert [texts[number] for number in work.batch(0).said] == said
+    assert asked == painted
 
 
 def test_less_of_the_concept_is_left() -> None:

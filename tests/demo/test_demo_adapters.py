@@ -16,7 +16,6 @@ from safeguard.attaching import Attachment
 from safeguard.demo.captions import prompts
 from safeguard.demo.world import CONCEPTS
 from safeguard.erasing import Adapter, shipped
-from safeguard.evaluation import fairness
 from safeguard.policy import Policy, derive, load_policy
 from safeguard.training.words import Word
 
@@ -64,7 +63,7 @@ def test_benign_pictures_of_the_unet_change_less_than_with_a_constant() -> None:
 
 
 def test_all_together_are_small() -> None:
-    assert sum(file.stat().st_size for file in (*FILES, *WORDS)) < 2**21
+    assert sum(file.stat().st_size for file in (*FILES, *WORDS)) < 2**23
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
@@ -80,26 +79,23 @@ def test_gie_has_one_for_each_pipeline(pipe: Any) -> None:
     assert set(found.settings["concepts"]) == set(CONCEPTS)
 
 
-def test_self_discovery_has_one_for_each_concept_of_the_unet() -> None:
-    unet = Attachment(demo.load_pipeline("unet"))
-    places = load_policy(fairness.POLICY).concepts
-    for concept in (*CONCEPTS, *places):
-        found = shipped(SHIPPED, "self_discovery", unet.fingerprint, concept=concept)
+def test_self_discovery_has_one_for_each_concept(pipe: Any) -> None:
+    attachment = Attachment(pipe)
+    for concept in CONCEPTS:
+        found = shipped(SHIPPED, "self_discovery", attachment.fingerprint, concept=concept)
         assert found is not None
-        assert found.settings.get("towards", 0) == (concept in places)
-        assert unet.middle is not None
-        assert found.settings["module"] == unet.middle.name
+        assert attachment.middle is not None
+        assert found.settings["module"] == attachment.middle.name
         assert found.report["loss_with"] < found.report["loss_without"]
 
 
 @pytest.mark.parametrize("method", ["sdd", "esd"])
-def test_deltas_come_for_each_concept_of_the_unet(method: str) -> None:
-    unet = Attachment(demo.load_pipeline("unet"))
+def test_deltas_come_for_each_concept(pipe: Any, method: str) -> None:
+    fingerprint = Attachment(pipe).fingerprint
     for concept in CONCEPTS:
-        found = shipped(SHIPPED, method, unet.fingerprint, concept=concept)
+        found = shipped(SHIPPED, method, fingerprint, concept=concept)
         assert found is not None
         assert found.report["along"] < 0.5
-        assert found.report["energy_kept"] > 0.85
 
 
 @pytest.mark.parametrize("file", WORDS, ids=[file.name for file in WORDS])
@@ -110,18 +106,19 @@ def test_each_word_can_be_loaded(file: Path) -> None:
     assert len(text.content) == len(word.rows["clip_l"])
 
 
-def test_hfi_has_one_for_blood_of_the_unet_and_its_word_beside_it() -> None:
-    found = shipped(SHIPPED, "hfi", Attachment(demo.load_pipeline("unet")).fingerprint, concept="blood")
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_hfi_has_one_for_each_concept_of_the_unet_and_its_word_beside_it(concept: str) -> None:
+    found = shipped(SHIPPED, "hfi", Attachment(demo.load_pipeline("unet")).fingerprint, concept=concept)
     assert found is not None
-    word = Word.load(SHIPPED / "hfi-unet-blood.word.safetensors")
+    word = Word.load(SHIPPED / f"hfi-unet-{concept}.word.safetensors")
     assert (word.digest, word.token) == (found.settings["word"], found.settings["token"])
     assert found.report["loss_after"] < found.report["loss_before"]
     assert found.report["along"] < 0.35
     assert found.settings["by_person"] == 0  # nobody was asked
 
 
-def test_a_sequence_comes_for_the_unet() -> None:
-    found = shipped(SHIPPED, "ccrt", Attachment(demo.load_pipeline("unet")).fingerprint)
+def test_a_sequence_comes_with_the_package(pipe: Any) -> None:
+    found = shipped(SHIPPED, "ccrt", Attachment(pipe).fingerprint)
     assert found is not None
     for concept in found.settings["sequence"]:
         assert concept in CONCEPTS

@@ -126,7 +126,7 @@ learn-unet: $(READY)
 
 learn-mmdit: $(READY)
 	$(call each,$(CONCEPTS),sdd-mmdit,.safetensors,--set updates=200 --set context=1)
-	$(call each,$(CONCEPTS),esd-mmdit,.safetensors,--set updates=150)
+	$(call each,$(CONCEPTS),esd-mmdit,.safetensors,--set updates=150 --set context=1)
 
 learn-words: $(READY)
 	$(call each,$(CONCEPTS),geom_erasing-unet,.word.safetensors)

@@ -96,7 +96,7 @@ def demo(
     if training is not None and not erasers:
         raise typer.BadParameter("--training goes with --erasers")
     if erasers:
-        seconds = {} if training is None else training_seconds(training, pipeline)
+        seconds = {} if training is None else training_seconds(training, pipeline, chosen)
         _every_eraser(erasers, chosen, base, where, what, word or (), seconds, out, resume, json_output)
         return
     tried = [Method.parse(text) for text in _words(methods)]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from safeguard.errors import SafeguardError
 
 
-def training_seconds(file: Path, pipeline: str) -> dict[str, float]:
-    """By method the processor seconds that one concept took on this pipeline, in the mean; what several took together is shared
-    among them. Raises SafeguardError for a file that cannot be read, and for a line that says something else.
+def training_seconds(file: Path, pipeline: str, concepts: Collection[str]) -> dict[str, float]:
+    """By method the processor seconds that one of these concepts took on this pipeline, in the mean; what several took together
+    is shared among them, and lines of others are passed over. Raises SafeguardError for a file that cannot be read, and for a
+    line that says something else.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -22,12 +23,12 @@ def training_seconds(file: Path, pipeline: str) -> dict[str, float]:
     taken: dict[str, tuple[float, int]] = {}
     for number, line in enumerate(lines, 1):
         try:
-            method, where, concepts, seconds = _read(json.loads(line))
+            method, where, names, seconds = _read(json.loads(line))
         except (ValueError, KeyError, TypeError) as fault:
             raise SafeguardError(f"{file}:{number}: this is no line of safeguard train --log ({fault})") from fault
-        if where == pipeline:
+        if where == pipeline and set(names) <= set(concepts):
             before, count = taken.get(method, (0.0, 0))
-            taken[method] = before + seconds, count + len(concepts)
+            taken[method] = before + seconds, count + len(names)
     return {method: seconds / count for method, (seconds, count) in taken.items()}
 
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "safeguard.dev/erasers/v1"
 COUNTS: Final = (1, 3, 5)  # concepts that are active at once
-FEW: Final = 4  # pictures of a call whose memory is measured
+FEW: Final = 4  # pictures of a call whose memory and time are measured
+ROUNDS: Final = 3  # such calls
 COSTS: Final = ("peak memory", "preparation", "held", "on disk", "training")
 HEAD: Final = (
     "method", "explicit", "implicit", "benign", "attributes kept", "benign SSIM", "time", *COSTS,
@@ -41,10 +42,11 @@ BRIEF: Final = ("method", "explicit", "implicit", "kept", "SSIM", "time")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an eraser takes besides the time of a picture: ``prepare`` seconds until a concept's edits are made, ``held`` bytes
+    """What an eraser takes: ``prepare`` seconds until a concept's edits are made, ``held`` bytes
     of tensors in them, ``kept`` bytes of what training made for it, and ``training`` processor seconds that this took, each the
-    mean of the concepts that it ``takes``. ``memory`` is what a call holds at its peak, as a multiple of an unprotected one's,
-    with the first of these concepts. ``refused`` says of the others why not. None: not known.
+    mean of the concepts that it ``takes``. ``memory`` is what a call holds at its peak and ``time`` what it takes of the
+    processor, as multiples of an unprotected one's, with the first of these concepts. ``refused`` says of the others why not.
+    None: not known.
     """
 
     method: str
@@ -54,6 +56,7 @@ class Cost:
     kept: float = 0.0
     refused: Mapping[str, str] = field(default_factory=dict)
     memory: float | None = None
+    time: float | None = None
     training: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,24 +96,31 @@ def costs(
     concept took, by eraser.
     """
     attachment = Attachment(studio.pipe, studio.options)
-    before = _peak(studio, None)
+    before = _call(studio, None)
     found = []
     for method in methods:
         own = arms(method, concepts, ("alone",), base)
         cost = _cost(method, own, attachment, words or {})
         if cost.takes:
-            memory = _peak(studio, next(arm.policy for arm in own if arm.concept == cost.takes[0])) / before
-            cost = replace(cost, memory=memory, training=(training or {}).get(method.eraser))
+            peak, seconds = _call(studio, next(arm.policy for arm in own if arm.concept == cost.takes[0]))
+            after = _call(studio, None)
+            plain = statistics.fmean((before[1], after[1]))
+            cost = replace(cost, memory=peak / before[0], time=seconds / plain, training=(training or {}).get(method.eraser))
+            before = after
         found.append(cost)
     return found
 
 
-def _peak(studio: Studio, policy: Policy | None) -> int:
-    """What a few benign pictures take at once, after a call that warms up."""
-    some = cases(BENIGN, "dev", FEW)
+def _call(studio: Studio, policy: Policy | None) -> tuple[int, float]:
+    """What a few benign pictures take at once, and of the processor, after a call that warms up."""
+    some, seconds = cases(BENIGN, "dev", FEW), []
     with studio.under(policy):
         studio.paint(some)
-        return peak_bytes(lambda: studio.paint(some), studio.pipe.device)
+        for _ in range(ROUNDS):
+            begun = time.process_time()
+            studio.paint(some)
+            seconds.append(time.process_time() - begun)
+        return peak_bytes(lambda: studio.paint(some), studio.pipe.device), statistics.median(seconds)
 
 
 def _cost(method: Method, wanted: Sequence[Arm], attachment: Attachment, words: Mapping[str, int]) -> Cost:
@@ -214,8 +224,15 @@ def markdown_of(data: Mapping[str, Any], names: Collection[str]) -> str:
     named: set[str | None] = {row.concept for row in own if row.concept is not None}
     if named >= {row.concept for row in plain if row.concept is not None}:
         named.add(None)  # over all concepts the two are the same pictures only where an eraser takes all
+    times = {one["method"]: one.get("time") for one in costs}
+    own = [row if times[row.method] is None else _beside(row, times[row.method]) for row in own]
     shown = [*(row for row in plain if row.concept in named), *own]
     return "\n".join([*([rows_markdown(shown)] if own else []), *_refusals(costs)])
+
+
+def _beside(row: Row, seconds: float) -> Row:
+    """The row with the time that was measured beside unprotected calls, which no single concept's was."""
+    return replace(row, time=seconds if row.concept is None else math.nan)
 
 
 def _refusals(costs: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -268,7 +285,9 @@ def _refused(costs: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple[s
 def _pooled(rows: Sequence[Row], found: Sequence[Cost], short: bool) -> list[_Cells]:
     """What a method erases and leaves, and what it costs: as two tables where the room is ``short``."""
     by_method = {one.method: one for one in found}
-    shown = [(row, _taken(by_method.get(row.method))) for row in _whole(rows)]
+    times = {one.method: one.time for one in found if one.time is not None}
+    whole = [replace(row, time=times.get(row.method, row.time)) for row in _whole(rows)]
+    shown = [(row, _taken(by_method.get(row.method))) for row in whole]
     if not short:
         return [(HEAD, [(*_fully(row), *taken) for row, taken in shown])]
     return [

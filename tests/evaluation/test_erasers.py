@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from safeguard.cli.main import app
 from safeguard.demo.world import CONCEPTS
 from safeguard.erasing import Plan, Registry
 from safeguard.errors import AssetError, SafeguardError
+from safeguard.evaluation import erasers
 from safeguard.evaluation.erasers import (
     HEAD,
     Cost,
@@ -78,9 +81,22 @@ def test_memory_is_that_of_a_call_against_an_unprotected_one(studio: Studio) -> 
     assert twice.memory > once.memory >= 1
 
 
+def test_time_is_that_of_a_call_beside_unprotected_ones(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on with each call of the denoiser: one more a step, and none."""
+    ticks = list[int]()
+    clock = SimpleNamespace(process_time=lambda: float(len(ticks)), perf_counter=time.perf_counter)
+    monkeypatch.setattr(erasers, "time", clock)
+    handle = studio.pipe.unet.register_forward_pre_hook(lambda module, given: ticks.append(1))
+    try:
+        twice, once = costs(studio, [Method("sld", strength="max"), Method("uce")], ["blood"])
+    finally:
+        handle.remove()
+    assert (twice.time, once.time) == (2.0, 1.0)
+
+
 def test_results_without_what_is_measured_today_are_still_shown(measured: tuple[Path, str]) -> None:
     data = json.loads(measured[1])
-    for name in ("memory", "training"):
+    for name in ("memory", "time", "training"):
         del data["costs"][0][name]
     line = next(line for line in markdown(data).splitlines() if line.startswith("| geom_erasing |"))
     cells = dict(zip(HEAD, line.strip("| ").split(" | "), strict=True))

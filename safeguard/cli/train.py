@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -178,18 +177,11 @@ def _write(out: Path, made: Made | None, beside: Mapping[Path, bytes]) -> None:
 
 
 def _append(log: Path, line: bytes) -> None:
-    """Add to a file, on the disk; nothing, to see before hours of training that it can be done."""
-    from safeguard.audit.durable import sync_folder, write_all
-
+    """Add to a file; nothing, to see before hours of training that it can be done."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            write_all(descriptor, line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        sync_folder(log.parent)
+        with log.open("ab") as file:
+            file.write(line)
     except OSError as fault:
         raise SafeguardError(f"{log}: cannot be written ({fault.strerror}); choose another --log") from fault
 

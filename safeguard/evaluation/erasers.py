@@ -42,9 +42,9 @@ BRIEF: Final = ("method", "explicit", "implicit", "kept", "SSIM", "time")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an eraser takes: ``prepare`` seconds until a concept's edits are made, ``held`` bytes
-    of tensors in them, ``kept`` bytes of what training made for it, and ``training`` processor seconds that this took, each the
-    mean of the concepts that it ``takes``. ``memory`` is what a call holds at its peak and ``time`` what it takes of the
+    """What an eraser takes: ``prepare`` seconds until a concept's edits are made, ``held`` bytes of tensors in them, ``kept``
+    bytes of what training made for it, and ``training`` processor seconds that this took, each the mean of the concepts that it
+    ``takes``. ``memory`` is what a call holds at its peak and ``time`` what it takes of the
     processor, as multiples of an unprotected one's, with the first of these concepts. ``refused`` says of the others why not.
     None: not known.
     """
@@ -217,22 +217,28 @@ def markdown_of(data: Mapping[str, Any], names: Collection[str]) -> str:
         raise AssetError(f"nothing was measured of {', '.join(sorted(unknown))}")
     costs = [one for one in data["costs"] if said[one["method"]] in names]
     taken = {one["method"] for one in costs if one["takes"]}
-    rows = from_json(data["rows"])
+    rows = _rows_of(data)
     plain, own = (
         [row for row in rows if row.method in methods and row.mode in ("", "alone")] for methods in ((UNPROTECTED,), taken)
     )
     named: set[str | None] = {row.concept for row in own if row.concept is not None}
     if named >= {row.concept for row in plain if row.concept is not None}:
         named.add(None)  # over all concepts the two are the same pictures only where an eraser takes all
-    times = {one["method"]: one.get("time") for one in costs}
-    own = [row if times[row.method] is None else _beside(row, times[row.method]) for row in own]
     shown = [*(row for row in plain if row.concept in named), *own]
     return "\n".join([*([rows_markdown(shown)] if own else []), *_refusals(costs)])
 
 
-def _beside(row: Row, seconds: float) -> Row:
-    """The row with the time that was measured beside unprotected calls, which no single concept's was."""
-    return replace(row, time=seconds if row.concept is None else math.nan)
+def _rows_of(data: Mapping[str, Any]) -> list[Row]:
+    """The rows of results, with the time of a method where that was measured beside unprotected calls: their own cells may be
+    of several runs. It is that of the whole, and of a single concept only where there are no others.
+    """
+    times = {one["method"]: (one.get("time"), len(one["takes"]) == 1) for one in data["costs"]}
+    made = []
+    for row in from_json(data["rows"]):
+        ratio, alone = times.get(row.method, (None, False))
+        whole = alone or row.concept is None
+        made.append(row if ratio is None else replace(row, time=ratio if whole else math.nan))
+    return made
 
 
 def _refusals(costs: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -263,7 +269,7 @@ _Cells = tuple[Sequence[str], Sequence[Sequence[str]]]  # a head, and lines
 
 
 def _tables(data: Mapping[str, Any], short: bool = False) -> list[_Cells]:
-    rows, found = from_json(data["rows"]), [Cost(**one) for one in data["costs"]]
+    rows, found = _rows_of(data), [Cost(**one) for one in data["costs"]]
     alone = [row for row in rows if row.mode in ("", "alone")]
     return [*_pooled(alone, found, short), _by_concept(alone), _at_once(rows)]
 
@@ -285,9 +291,7 @@ def _refused(costs: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple[s
 def _pooled(rows: Sequence[Row], found: Sequence[Cost], short: bool) -> list[_Cells]:
     """What a method erases and leaves, and what it costs: as two tables where the room is ``short``."""
     by_method = {one.method: one for one in found}
-    times = {one.method: one.time for one in found if one.time is not None}
-    whole = [replace(row, time=times.get(row.method, row.time)) for row in _whole(rows)]
-    shown = [(row, _taken(by_method.get(row.method))) for row in whole]
+    shown = [(row, _taken(by_method.get(row.method))) for row in _whole(rows)]
     if not short:
         return [(HEAD, [(*_fully(row), *taken) for row, taken in shown])]
     return [

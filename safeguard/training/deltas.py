@@ -55,12 +55,16 @@ def the_one(task: Task, method: str) -> Concept:
     return task.concepts[0]
 
 
-def learn(task: Task, recipe: Recipe) -> Adapter:
-    """The deltas of the one concept of a task. Raises SafeguardError for several concepts, where memory is short, and what
-    `pairs_of` raises; CapabilityError where nothing can be learnt.
+def learn(
+    task: Task, recipe: Recipe, /, change: Callable[[Sequence[Pair]], Sequence[Pair]] = lambda pairs: pairs, **more: Any
+) -> Adapter:
+    """The deltas of the one concept of a task, learnt from what ``change`` makes of its lessons; ``more`` is said of them.
+
+    Raises SafeguardError for several concepts, where memory is short, and what `pairs_of` raises; CapabilityError where nothing
+    can be learnt.
     """
     concept, settings, frozen = the_one(task, recipe.method), task.numbers(Settings()), frozen_of(task)
-    return taught(task, recipe, frozen, concept, lessons_of(task, concept, settings))
+    return taught(task, recipe, frozen, concept, change(lessons_of(task, concept, settings)), **more)
 
 
 def taught(

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from torch import Tensor
 
 from safeguard.erasing import Adapter
 from safeguard.errors import SafeguardError
-from safeguard.training.deltas import frozen_of, lessons_of, taught, the_one
-from safeguard.training.distil import Batch, Recipe, Say, Settings
+from safeguard.training.deltas import learn
+from safeguard.training.distil import Batch, Recipe, Say
 from safeguard.training.pairs import Pair
 from safeguard.training.task import Task
 
@@ -69,11 +70,9 @@ def train(task: Task) -> Adapter:
     """The deltas of the one concept of a task. Raises SafeguardError for phrases joined in whole texts, and what
     `safeguard.training.deltas.learn` raises.
     """
-    numbers, concept, frozen = task.numbers(Numbers()), the_one(task, METHOD), frozen_of(task)
-    settings = task.numbers(Settings())
-    if numbers.joined and (settings.context or task.prompts):
+    numbers = task.numbers(Numbers())
+    if numbers.joined and (task.settings.get("context") or task.prompts):
         raise SafeguardError(f"training of {METHOD}: joined is for phrases alone; leave context=1 and the file of prompts out")
-    pairs = joined(lessons_of(task, concept, settings), numbers.joined)
     more = {"joined": numbers.joined} if numbers.joined else {}
     own = recipe(average=numbers.average, moving=bool(numbers.moving))
-    return taught(task, own, frozen, concept, pairs, **more)
+    return learn(task, own, partial(joined, way=numbers.joined), **more)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from families import denoiser
 from safeguard_plugins.sdd import SDD
 from students import PAIRS, Pipe, adapter, exam, factors, frozen, numbers, training
 
-from safeguard.errors import CapabilityError
+from safeguard.errors import CapabilityError, SafeguardError
 from safeguard.policy import Concept
 from safeguard.training.frozen import Course, weights_frozen
 from safeguard.training.pairs import Pair
-from safeguard.training.sdd import joined, recipe
+from safeguard.training.sdd import joined, recipe, train
 from safeguard.training.student import added
+from safeguard.training.task import Task
 
 
 @pytest.fixture(params=[False, True], ids=["unchanged", "moving"])
@@ -91,6 +93,12 @@ def test_phrases_are_joined_in_the_pictures_or_in_what_is_learnt(way: int, paint
     texts = list(work._numbers)
     assert [texts[number] for number in work.batch(0).said] == said
     assert asked == painted
+
+
+def test_phrases_are_joined_in_no_whole_texts() -> None:
+    task = Task(SimpleNamespace(), SimpleNamespace(), settings={"joined": 1, "context": 1})  # type: ignore[arg-type]
+    with pytest.raises(SafeguardError, match="joined is for phrases alone"):
+        train(task)
 
 
 def test_less_of_the_concept_is_left() -> None:

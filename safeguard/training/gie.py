@@ -123,6 +123,7 @@ def _samples(
     return _Samples(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+@torch.random.fork_rng(devices=[])
 def _fit(samples: _Samples, seed: int) -> dict[str, Tensor]:
     """Layers for `Perceptron`, of features as they are. Pictures with a concept and those without count alike."""
     torch.manual_seed(seed)

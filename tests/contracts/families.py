@@ -40,8 +40,9 @@ Build = Callable[[], Any]
 
 
 def family(build: Build) -> Build:
-    FAMILIES[build.__name__] = build
-    return build
+    """Registers it; the caller's random numbers stay as they were."""
+    FAMILIES[build.__name__] = torch.random.fork_rng(devices=[])(build)
+    return FAMILIES[build.__name__]
 
 
 @functools.cache

@@ -144,8 +144,8 @@ def test_of_what_is_kept_neither_weights_nor_known_tensors_count_and_each_other_
 
 
 def test_to_ask_what_is_kept_draws_no_number() -> None:
-    before = torch.get_rng_state()
-    kept_for_backward(frozen(), lambda: torch.rand(3))
+    beside, before = frozen(), torch.get_rng_state()
+    kept_for_backward(beside, lambda: torch.rand(3))
     assert torch.equal(torch.get_rng_state(), before)
 
 

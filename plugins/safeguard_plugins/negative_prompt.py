@@ -19,7 +19,7 @@ class NegativePrompt:
 
     protocol: ClassVar[int] = PROTOCOL
     name: ClassVar[str] = "negative_prompt"
-    version: ClassVar[str] = "1.0"
+    version: ClassVar[str] = "1.1"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_STATES})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 1.0, "medium": 1.0, "strong": 1.0, "max": 1.0}
     params: ClassVar[Mapping[str, Any]] = {}

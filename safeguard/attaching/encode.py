@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -35,13 +34,14 @@ from safeguard.attaching.capture import (
 from safeguard.attaching.hooks import quiet
 from safeguard.attaching.leaving import Blanks
 from safeguard.attaching.rows import stamp_of
+from safeguard.attaching.tokens import MORE, cut_off, is_padded, places_of, require_known, tokenizer_of
 from safeguard.erasing import EncodedText, LeftOut, Segment
 from safeguard.errors import CapabilityError
 
 BATCH: Final = 32  # texts encoded at a time
 KEPT: Final = 64  # untrimmed texts: some are users' own, and none is kept longer than it is useful
-LEARNED: Final = re.compile(r"<[^<>\s]+>")  # how learned words are named
 TextRow = Mapping[Path, Any]  # what one text is in the arguments of a denoiser call
+Tokens = list[tuple[str, list[int]]]  # of one text, as each encoder gets them
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +176,12 @@ class TextEncoding:
     """
 
     def __init__(self, pipe: Any, base: type, ways: Mapping[str, tuple[Way, TextArguments]]) -> None:
-        self._pipe, self._base, self._ways = pipe, base, ways
+        self.base: Final = base
+        self._pipe, self._ways = pipe, ways
         self._trim: dict[str, EncodedText] = {}
         self._whole: OrderedDict[tuple[str, str], TextRow] = OrderedDict()
-        self._empty: list[tuple[str, list[int]]] = []  # the tokens of the empty text, as each encoder gets them
+        self._empty: Tokens = []  # the tokens of the empty text, as each encoder gets them
+        self._firsts: list[int] = []  # where the words of a text begin among them
         self._stamp: tuple[Any, ...] | None = ()
         self.lock = threading.RLock()  # a tokenizer keeps padding and truncation as state: threads take turns
 
@@ -219,7 +221,10 @@ class TextEncoding:
             made = self._run(self.main, new)
             if "" in made:
                 self._empty = made[""][1]
+                ids = self._run(self.main, [MORE])[MORE][1]
+                self._firsts = [min(self.words(ids, place)[1], default=0) for place in range(len(ids))]
             for text, (row, ids) in made.items():
+                self._require_all_read(text, ids)
                 self._trim[text] = self._trimmed(text, row, ids)
             return [self._trim[text] for text in texts]
 
@@ -238,7 +243,7 @@ class TextEncoding:
             for start in range(0, blanks.count, step):
                 count = min(step, blanks.count - start)
                 with blanks.within(self._pipe, start, count):
-                    given = _rows(run(self._pipe, self._base, way, [text] * count)[0], way, count)
+                    given = _rows(run(self._pipe, self.base, way, [text] * count)[0], way, count)
                 others += [{path: _one(pick(given, path), place, count) for path in arguments.every} for place in range(count)]
         states: Tensor = row[arguments.states]
         segments = []
@@ -249,39 +254,58 @@ class TextEncoding:
         pooled = [vector for vector in (pooled_in(other, arguments) for other in others) if vector is not None]
         return LeftOut(states, segments, torch.stack(pooled) if pooled else None)
 
-    def _run(self, name: str, texts: Sequence[str]) -> dict[str, tuple[TextRow, list[tuple[str, list[int]]]]]:
+    def _run(self, name: str, texts: Sequence[str]) -> dict[str, tuple[TextRow, Tokens]]:
         way, arguments = self._ways[name]
-        made: dict[str, tuple[TextRow, list[tuple[str, list[int]]]]] = {}
+        made: dict[str, tuple[TextRow, Tokens]] = {}
         for start in range(0, len(texts), BATCH):
             batch = list(texts[start : start + BATCH])
-            values, seen = run(self._pipe, self._base, way, batch)
+            values, seen = run(self._pipe, self.base, way, batch)
+            if seen and all(len(ids) < len(batch) for _, ids in seen):  # they are encoded one by one
+                made |= {text: self._run(name, [text])[text] for text in batch}
+                continue
             given = _rows(values, way, len(batch))
             for place, text in enumerate(batch):
                 row = {path: _one(pick(given, path), place, len(batch)) for path in arguments.every}
                 made[text] = (row, [(name, ids[place].tolist()) for name, ids in seen if len(ids) == len(batch)])
         return made
 
-    def _trimmed(self, text: str, row: TextRow, ids: list[tuple[str, list[int]]]) -> EncodedText:
+    def _require_all_read(self, text: str, ids: Tokens) -> None:
+        """Raises CapabilityError for a text of which an encoder may not get the end: what stands behind it changes nothing."""
+        if not text or all(is_padded(numbers, self._empty_at(place)) for place, (_, numbers) in enumerate(ids)):
+            return
+        tried = [tokens for _, tokens in self._run(self.main, ["", text, text + MORE]).values()]
+        if len({len(tokens) for tokens in tried}) > 1:
+            return  # read in as many pieces as it takes
+        for (_, empty), (_, numbers), (_, more) in zip(*tried, strict=True):
+            if numbers == more != empty:
+                raise cut_off(text, len(numbers), self.base)
+
+    def _empty_at(self, place: int) -> list[int]:
+        """The empty text as an encoder gets it."""
+        return self._empty[place][1] if place < len(self._empty) else []
+
+    def _trimmed(self, text: str, row: TextRow, ids: Tokens) -> EncodedText:
         arguments = self._ways[self.main][1]
         states: Tensor = row[arguments.states]
         keep: list[int] = []
         content: list[int] = []
         closing: list[int] = []
         for one in self.spans(ids, len(states)):
+            if len(one.words) < len(self.words(ids, one.encoder)[1]):
+                raise cut_off(text, len(states), self.base)
             content += [len(keep) + k for k, spot in enumerate(one.places) if spot in one.words]
             keep += one.places
             closing.append(len(keep) - 1)
         if not keep:
             content = keep = list(range(len(states)))
             closing = keep[-1:]
-        self._require_known(text)
-        self._require_room(text)
+        require_known(self._pipe, self.base, text)
         return EncodedText(text, states[keep].clone(), content, keep, pooled_in(row, arguments), closing)
 
     def spans(self, ids: Sequence[tuple[str, Sequence[int]]], length: int) -> list[Span]:
         """Where the encoders' real tokens stand in ``length`` states: from what the encoders were given."""
         found = []
-        for place, start in _segments([len(numbers) for _, numbers in ids], length):
+        for place, start in _segments([len(numbers) for _, numbers in ids], length, self._firsts):
             real, words = self.words(ids, place)
             inside = range(max(0, -start), length - start)
             places, spots = ([spot + start for spot in spots if spot in inside] for spots in (real, words))
@@ -292,46 +316,7 @@ class TextEncoding:
     def words(self, ids: Sequence[tuple[str, Sequence[int]]], place: int) -> tuple[list[int], list[int]]:
         """The places of real tokens among the numbers that one encoder was given, and which of these are words."""
         name, numbers = ids[place]
-        empty = self._empty[place][1] if place < len(self._empty) else []
-        tokenizer = self._tokenizer(name)
-        special = set(getattr(tokenizer, "all_special_ids", ()))
-        first, last = _words(numbers, empty, tokenizer)
-        words = [spot for spot in range(first, last) if numbers[spot] not in special]
-        return [*range(first), *words, *([last] if last < len(numbers) else [])], words
-
-    def _tokenizer(self, encoder: str) -> Any:
-        return getattr(self._pipe, encoder.replace("text_encoder", "tokenizer"), None)
-
-    @property
-    def _tokenizers(self) -> list[Any]:
-        found = (getattr(self._pipe, f"tokenizer{end}", None) for end in ("", "_2", "_3"))
-        return [one for one in found if one is not None]
-
-    def _require_known(self, text: str) -> None:
-        """Raise CapabilityError for a learned word that no tokenizer knows: it would be read by the letters of its name."""
-        known = {word for tokenizer in self._tokenizers for word in getattr(tokenizer, "added_tokens_encoder", ())}
-        unknown = next((word for word in LEARNED.findall(text) if word not in known), None)
-        if unknown is not None:
-            raise CapabilityError(
-                f'{self._base.__name__} has no word {unknown}; load it: pipe.load_textual_inversion(FILE, token="{unknown}")',
-                missing=unknown,
-            )
-
-    def _require_room(self, text: str) -> None:
-        """Raise CapabilityError where the tokenizer would cut the text off."""
-        convert = getattr(self._pipe, "maybe_convert_prompt", None)  # a learned word of several rows is as many tokens
-        for tokenizer in self._tokenizers:
-            room = getattr(tokenizer, "model_max_length", None)
-            if not isinstance(room, int) or room > 100_000:
-                continue
-            with self.lock:
-                taken = len(tokenizer(convert(text, tokenizer) if convert else text, truncation=False).input_ids)
-            if taken > room:
-                raise CapabilityError(
-                    f"a phrase of the policy takes {taken} tokens, and the text encoder reads {room}: shorten it",
-                    pipeline=self._base.__name__,
-                    missing="room for a phrase",
-                )
+        return places_of(numbers, self._empty_at(place), tokenizer_of(self._pipe, name))
 
     def _forget_if_changed(self) -> None:
         """Drop what was kept when an encoder's weights may have changed (LoRA, textual inversion, another device)."""
@@ -358,11 +343,11 @@ def _one(value: Any, place: int, count: int) -> Any:
     return value[place * (rows // count)] if rows >= count else value
 
 
-def _segments(lengths: Sequence[int], length: int) -> list[tuple[int, int]]:
+def _segments(lengths: Sequence[int], length: int, firsts: Sequence[int]) -> list[tuple[int, int]]:
     """Which encoders' tokens, one after another, make up ``length`` states: (encoder, where its first token stands).
 
     Encoders whose lengths add up to it; else the first of them, and where it was given more, its last tokens (the head of a
-    template is often cut off).
+    template is often cut off), but no later ones than those with which words begin (its tail may be cut off too).
     """
     for place, one in enumerate(lengths):
         if one == length:
@@ -373,28 +358,4 @@ def _segments(lengths: Sequence[int], length: int) -> list[tuple[int, int]]:
                 return [(place, 0), (later, one)]
     if not lengths:
         return []
-    return [(0, min(0, length - lengths[0]))]
-
-
-def _words(numbers: Sequence[int], empty: Sequence[int], tokenizer: Any) -> tuple[int, int]:
-    """From where to where the words of a text stand, between what opens and closes every text."""
-    bare, hollow = _unclosed(numbers, tokenizer), _unclosed(empty, tokenizer)
-    first = 0
-    while first < min(len(bare), len(hollow)) and bare[first] == hollow[first]:
-        first += 1
-    tail = 0
-    while tail < min(len(bare), len(hollow)) - first and bare[-1 - tail] == hollow[-1 - tail]:
-        tail += 1
-    return first, max(first, len(bare) - tail)
-
-
-def _unclosed(numbers: Sequence[int], tokenizer: Any) -> list[int]:
-    """Without the padding, which repeats one token, and without the token that closes the text."""
-    last = len(numbers)
-    while last and numbers[last - 1] == numbers[-1]:
-        last -= 1
-    if len(numbers) - last == 1 and numbers[-1] not in getattr(tokenizer, "all_special_ids", ()):
-        last = len(numbers)
-    if last and numbers[last - 1] == getattr(tokenizer, "eos_token_id", None):
-        last -= 1
-    return list(numbers[:last])
+    return [(0, min(0, max(length - lengths[0], -firsts[0] if firsts else 0)))]

@@ -13,6 +13,7 @@ from safeguard.attaching.capture import Values, collected, is_text_list, pick, p
 from safeguard.attaching.denoiser import Denoiser
 from safeguard.attaching.encode import TextEncoding, TextRow
 from safeguard.attaching.hooks import quiet
+from safeguard.attaching.tokens import cut_off
 from safeguard.erasing import LeftOut, PredictionCall, StatesCall, TextStatesEdit
 from safeguard.erasing.activation import ActiveEdit, Running
 from safeguard.errors import CapabilityError
@@ -26,10 +27,10 @@ def edited(
     raw = pick(values, part.text.states)
     states, pooled = stacked(raw), pooled_of(values, part)
 
-    def encode(wanted: Sequence[str]) -> Tensor:
-        rows = encoded(state, wanted, part, encoding)
-        texts = [row[part.text.states] for row in rows]
-        found: Tensor = collected(texts, states, [len(text) for text in texts])
+    def encode(texts: Sequence[str], behind: Sequence[str | None] = ()) -> Tensor:
+        rows = encoded(state, texts, raw, part, encoding, behind=behind)
+        new = [row[part.text.states] for row in rows]
+        found: Tensor = collected(new, states, [len(text) for text in new])
         given.append((found, rows))
         return found
 
@@ -82,11 +83,29 @@ def _put_pooled(values: Values, part: Denoiser, active: ActiveEdit, pooled: Tens
     return values
 
 
-def encoded(state: Running, texts: Sequence[str], part: Denoiser, encoding: TextEncoding) -> list[TextRow]:
-    """Texts as the denoiser would get them; looked up once a request, since every step asks again."""
-    key = ("text", part.name, tuple(texts))
+def encoded(
+    state: Running,
+    texts: Sequence[str],
+    given: Any,
+    part: Denoiser,
+    encoding: TextEncoding,
+    *,
+    behind: Sequence[str | None] = (),
+) -> list[TextRow]:
+    """Texts of the policy, each with another ``behind`` it, as the denoiser would get them beside or in place of the texts
+    that it is ``given``; looked up once a request, since every step asks again.
+
+    Raises CapabilityError where one is not read to its end; of what stands behind, the pipeline cuts off what does not fit.
+    """
+    key = ("text", part.name, tuple(texts), tuple(behind))
     if key not in state.memory:
-        state.memory[key] = encoding.rows(part.name, texts)
+        read = encoding.encode(texts)
+        joined = [", ".join(filter(None, pair)) for pair in zip(texts, behind, strict=True)] if behind else texts
+        state.memory[key] = encoding.rows(part.name, joined)
+        if isinstance(given, Tensor) and len(texts) < len(given):
+            for text in read:
+                if max(text.places, default=0) >= given.shape[1]:
+                    raise cut_off(text.text, given.shape[1], encoding.base)
     found: list[TextRow] = state.memory[key]
     return found
 
@@ -165,7 +184,8 @@ def predicted(
 
         def predict(texts: Sequence[str], active: ActiveEdit = active, values: Values = state.edited) -> Tensor:
             # the whole batch again: some attentions (PAG) count on all its branches
-            other = with_texts(values, encoded(state, texts, part, encoding), active, part)
+            rows = encoded(state, texts, pick(values, part.text.states), part, encoding)
+            other = with_texts(values, rows, active, part)
             with quiet():
                 output = part.again(other, eagerly=compiled)
             made: Tensor = output if isinstance(output, Tensor) else output[0]

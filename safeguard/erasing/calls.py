@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from safeguard.erasing.memory import Memory
 from safeguard.erasing.pipeline import LeftOut, TextSite
@@ -160,6 +160,16 @@ def _unable(text: str) -> LeftOut:
     raise CapabilityError("no text can be read without its words here", missing="texts without their words")
 
 
+class Encode(Protocol):
+    """Texts to untrimmed states, as the pipeline would encode them."""
+
+    def __call__(self, texts: Sequence[str], behind: Sequence[str | None] = ()) -> Tensor:
+        """[n, L, D] for n texts, each with the one of ``behind`` after it, where there are any. Raises CapabilityError where
+        the encoder does not read all of a text; of what stands behind, it cuts off what does not fit, as of any prompt.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StatesCall:
     """What a text-states edit sees.
@@ -179,7 +189,7 @@ class StatesCall:
     texts: Sequence[str | None]
     unconditional: bool
     progress: float
-    encode: Callable[[Sequence[str]], Tensor]  # texts to untrimmed states [n, L, D]
+    encode: Encode
     left_out: Callable[[str], LeftOut] = _unable
     memory: dict[str, Any] = field(default_factory=dict)
 
@@ -195,7 +205,7 @@ class PredictionCall:
     unconditional: Tensor | None
     strengths: Tensor
     progress: float
-    predict: Callable[[Sequence[str]], Tensor]  # one text a row -> prediction [R, ...]
+    predict: Callable[[Sequence[str]], Tensor]  # one text a row, all read -> prediction [R, ...]
     memory: dict[str, Any]
 
 

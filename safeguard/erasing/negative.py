@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 class NegativeText(TextStatesEdit):
-    """On the unconditional branch: the phrases of a row's active concepts stand behind its negative text."""
+    """On the unconditional branch: the phrases of a row's active concepts stand before its negative text, of which the
+    encoder cuts off what does not fit behind them.
+    """
 
     unconditional = True
 
@@ -23,9 +25,10 @@ class NegativeText(TextStatesEdit):
         self._phrases = [", ".join(concept.phrases) for concept in concepts]
 
     def __call__(self, call: StatesCall) -> Tensor:
-        """States of each row's negative text with the phrases of its active concepts behind it: [R, L, D]."""
-        texts = [
-            ", ".join([*([text] if text else []), *(p for p, on in zip(self._phrases, line, strict=True) if on)])
-            for text, line in zip(call.texts, call.strengths.tolist(), strict=True)
+        """States of each row's negative text with the phrases of its active concepts before it: [R, L, D]. Raises
+        CapabilityError where the encoder does not read all these phrases.
+        """
+        active = [
+            ", ".join(phrase for phrase, on in zip(self._phrases, line, strict=True) if on) for line in call.strengths.tolist()
         ]
-        return call.encode(texts)
+        return call.encode(active, call.texts)

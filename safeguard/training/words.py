@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from safeguard.attaching.encode import LEARNED
+from safeguard.attaching.tokens import LEARNED
 from safeguard.erasing.tensor_file import load, to_bytes, write_whole
 from safeguard.errors import CapabilityError
 from safeguard.training.frozen import weights_frozen

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import PROMPTS, denoiser, generate
+from families import PROMPTS, TOKENS, denoiser, generate
 from support import InterruptedRunError, concept, policy, rows_changed, same
 
 from safeguard.erasing import GROUP, Registry, Seam
@@ -49,6 +49,14 @@ def test_an_active_concept_changes_every_image(eraser: str, family: str, pipe: P
     found = generate(pipe, PROMPTS)
     assert rows_changed(found, plain(family)) == [True, True, True]
     assert torch.isfinite(found).all()
+
+
+def test_no_negative_prompt_pushes_a_concept_out(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
+    """The encoder reads a text up to a length, and the user's own may take all of it."""
+    long = ["x" * TOKENS] * 3
+    unprotected = generate(pipe, PROMPTS, negative_prompt=long)
+    protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
+    assert rows_changed(generate(pipe, PROMPTS, negative_prompt=long), unprotected) == [True, True, True]
 
 
 def test_only_the_active_row_changes(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import PROMPTS, TOKENS, generate
-from support import concept, policy, rows_changed
+from families import PROMPTS, generate
+from support import concept, policy
 
 from safeguard.errors import CapabilityError
 
@@ -59,20 +59,9 @@ def test_without_guidance_it_refuses_even_where_errors_are_allowed(family: str, 
         generate(pipe, PROMPTS, guidance_scale=1.0)
 
 
-@pytest.mark.xfail(strict=True, reason="the user's text stands first, so that a long one cuts the phrases off")
-@pytest.mark.only_families("sd1")
-def test_a_long_negative_prompt_does_not_push_the_concept_out(family: str, pipe: Pipe, protect: Protect) -> None:
-    """The encoder reads the first 77 tokens of a text, and the user's may take all of them."""
-    long = ["x" * TOKENS] * 3
-    unprotected = generate(pipe, PROMPTS, negative_prompt=long)
-    protect(pipe, erasing("blood", activation="always"))
-    assert rows_changed(generate(pipe, PROMPTS, negative_prompt=long), unprotected) == [True, True, True]
-
-
-@pytest.mark.xfail(strict=True, reason="phrases that the encoder does not read are recorded as applied")
-@pytest.mark.only_families("sd1")
-def test_more_concepts_than_the_encoder_reads_are_refused(family: str, pipe: Pipe, protect: Protect) -> None:
-    many = [concept(f"number {place:05}", eraser="negative_prompt", activation="always") for place in range(10)]
-    protect(pipe, policy(*many))
+@pytest.mark.parametrize("method", ["negative_prompt", "sld"])
+def test_more_concepts_than_the_encoder_reads_are_refused(method: str, family: str, pipe: Pipe, protect: Protect) -> None:
+    """So are those of any eraser that has the words of all its concepts read at once."""
+    many = [concept(f"number {place:05}", eraser=method, activation="always") for place in range(10)]
     with pytest.raises(CapabilityError, match="shorten"):
-        generate(pipe, PROMPTS)
+        protect(pipe, policy(*many))

@@ -85,7 +85,7 @@ def test_an_unknown_screener_word_is_refused(pipe: Pipe) -> None:
 
 def test_a_phrase_longer_than_the_encoder_reads_is_refused(pipe: Pipe) -> None:
     fault = refused(pipe, policy(concept("blood", phrases=("blood " * 40,))), CapabilityError)
-    assert "tokens, and the text encoder reads 77: shorten it" in str(fault)
+    assert "take all of the 77 tokens that a text has in StableDiffusionPipeline, or more: shorten" in str(fault)
 
 
 def test_a_pipeline_without_text_is_refused() -> None:

@@ -184,10 +184,10 @@ def test_steps_count_from_the_first_in_which_it_acts() -> None:
 
 def test_the_released_form_has_the_phrases_in_the_negative_prompt() -> None:
     _, against = edits(form="released")
-    asked: list[list[str]] = []
-    given = StatesCall(STATES[None], None, torch.ones(1, 1), ["a fish"], True, 0.0, lambda texts: asked.append(list(texts)))
+    asked: list[Any] = []
+    given = StatesCall(STATES[None], None, torch.ones(1, 1), ["a fish"], True, 0.0, lambda *texts: asked.append(texts))
     against(given)
-    assert asked == [["a fish, blood"]]
+    assert asked == [(["blood"], ["a fish"])]
 
 
 def test_another_form_is_refused() -> None:

@@ -97,7 +97,7 @@ def train(task: Task) -> Word:
     words = inversion.run(told(task, f"{concept.id}: updates"))
     rows = {key: torch.cat([word.rows[key] for word in words]) for key in words[0].rows}
     said = {"concept": concept.id, **asdict(numbers), "pictures": task.count, **asdict(settings)}
-    return Word(token_of(concept.id), rows, said, inversion.report())
+    return Word(token_of(concept.id), rows, said, inversion.report(), words[0].marks)
 
 
 def inverted(task: Task, concept: Concept, found: Located, grid: Grid, settings: Settings, alpha: float) -> Inversion:

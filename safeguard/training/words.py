@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from safeguard.attaching.tokens import LEARNED
+from safeguard.erasing.fingerprint import CLOSE
 from safeguard.erasing.tensor_file import load, to_bytes, write_whole
 from safeguard.errors import CapabilityError
 from safeguard.training.frozen import weights_frozen
 
 _CLIPS: Final = ("clip_l", "clip_g")  # as diffusers' own scripts name the encoders of a word in a file
+_COLUMNS: Final = 16  # of an embedding table, by whose means it is known
 
 Rows = Mapping[str, Tensor]
 """[k, width] by the key of a text encoder."""
+
+Marks = Mapping[str, Sequence[float]]
+"""By the key of a text encoder, what its embedding table is known by in whatever dtype."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +47,12 @@ class Reader:
     @property
     def table(self) -> Any:
         return self.encoder.get_input_embeddings()
+
+    @property
+    def marks(self) -> list[float]:
+        """The means of the table's first columns, without the rows of words that were added."""
+        rows: Tensor = self.table.weight.detach()[: self.tokenizer.vocab_size, :_COLUMNS]
+        return [float(mean) for mean in rows.double().mean(0)]
 
     def numbers(self, token: str, count: int) -> list[int]:
         """Those of the tokens that make up a word of ``count`` rows."""
@@ -70,13 +82,15 @@ def readers(pipe: Any) -> list[Reader]:
 @dataclass(frozen=True, eq=False)
 class Word:
     """A learned word: its ``token``, such as ``<blood>``, and its ``rows``. ``settings`` and ``report`` are those of its
-    training, where that was all that was trained. Raises ValueError for another kind of name.
+    training, where that was all that was trained; ``marks`` are of the text encoders that it was learnt for, where these are
+    known. Raises ValueError for another kind of name.
     """
 
     token: str
     rows: Rows = field(repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, float] = field(default_factory=dict)
+    marks: Marks = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not LEARNED.fullmatch(self.token):
@@ -86,8 +100,10 @@ class Word:
         """Its file, as diffusers reads it: of one encoder the rows by the token, of several by their keys."""
         rows = {key: one.detach().float() for key, one in self.rows.items()}
         tensors = dict(zip([self.token], rows.values(), strict=True)) if len(rows) == 1 else rows
-        training = {name: dict(said) for name, said in (("settings", self.settings), ("report", self.report)) if said}
-        return to_bytes(tensors, {"token": self.token, "encoders": list(rows), **training})
+        parts = {"settings": self.settings, "report": self.report, "marks": self.marks}
+        return to_bytes(
+            tensors, {"token": self.token, "encoders": list(rows), **{name: dict(said) for name, said in parts.items() if said}}
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all. The same word gives the same bytes."""
@@ -101,7 +117,8 @@ class Word:
             said, tensors = load(path)
             keys, token = list(said["encoders"]), str(said["token"])
             rows = {key: tensors[token if len(keys) == 1 else key] for key in keys}
-            return cls(token, rows, dict(said.get("settings", {})), dict(said.get("report", {})))
+            marks = {key: [float(mark) for mark in said["marks"][key]] for key in keys} if "marks" in said else {}
+            return cls(token, rows, dict(said.get("settings", {})), dict(said.get("report", {})), marks)
         except FileNotFoundError as fault:
             raise CapabilityError(f"{name}: there is no such file", missing="word") from fault
         except (ValueError, KeyError, TypeError, OSError) as fault:
@@ -109,8 +126,8 @@ class Word:
 
     @property
     def digest(self) -> str:
-        """Names the word: hex SHA-256 of its file."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        """Names the word, whatever encoders it is for: hex SHA-256 of its file without the marks of these."""
+        return hashlib.sha256(replace(self, marks={}).to_bytes()).hexdigest()
 
     def into(self, pipe: Any) -> None:
         """Teach it to every text encoder of a pipeline, by diffusers' own loader. Raises CapabilityError where the pipeline
@@ -118,8 +135,13 @@ class Word:
         """
         found = readers(pipe)
         widths = {one.key: one.table.embedding_dim for one in found}
-        if {key: rows.shape[-1] for key, rows in self.rows.items()} != widths:
-            raise CapabilityError(f"{self.token} was learnt for other text encoders than this {type(pipe).__name__} has")
+        same = {key: rows.shape[-1] for key, rows in self.rows.items()} == widths
+        if not same or not all(_alike(self.marks[one.key], one.marks) for one in found if self.marks):
+            raise CapabilityError(
+                f"{self.token} was learnt for other text encoders than this {type(pipe).__name__} has; learn one beside it",
+                pipeline=type(pipe).__name__,
+                missing="a word of its own encoders",
+            )
         if any(self.token in one.tokenizer.get_vocab() for one in found):
             raise CapabilityError(
                 f"this {type(pipe).__name__} has a word {self.token} already; unload that: "
@@ -134,6 +156,15 @@ class Word:
                 )
 
 
+def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    return len(one) == len(other) and math.dist(one, other) <= CLOSE * max(math.hypot(*one), math.hypot(*other))
+
+
+def marks_of(pipe: Any) -> Marks:
+    """What the text encoders of a pipeline are known by. Raises CapabilityError where it cannot load any word."""
+    return {one.key: one.marks for one in readers(pipe)}
+
+
 def plain(pipe: Any, token: str, text: str, count: int = 0) -> Word:
     """A word to begin with, that says what a plain ``text`` does: its tokens' own rows where they are ``count``, or where that
     is 0; else as many times their mean.
@@ -143,7 +174,7 @@ def plain(pipe: Any, token: str, text: str, count: int = 0) -> Word:
         numbers = one.tokenizer(text, add_special_tokens=False).input_ids
         given = one.table.weight.detach()[numbers].float().clone()
         rows[one.key] = given if count in (0, len(given)) else given.mean(0, keepdim=True).repeat(count, 1)
-    return Word(token, rows)
+    return Word(token, rows, marks=marks_of(pipe))
 
 
 def beside(pipe: Any, words: Sequence[Word] = ()) -> Any:
@@ -176,7 +207,7 @@ class Lesson:
     def words(self) -> list[Word]:
         """As they are now."""
         return [
-            Word(word.token, {one.key: self.rows[f"{word.token}:{one.key}"].detach().clone() for one in self._readers})
+            replace(word, rows={one.key: self.rows[f"{word.token}:{one.key}"].detach().clone() for one in self._readers})
             for word in self._words
         ]
 

@@ -150,8 +150,8 @@ def test_words_that_are_not_loaded_are_refused(pipe: Any) -> None:
 @pytest.mark.parametrize(("word", "token"), [("default", "<blood-at>"), ("<there>", "<there>")])
 def test_it_is_the_negative_prompt_of_the_name_and_the_words(word: str, token: str, pipe: Any) -> None:
     places(pipe, token).into(pipe)
-    expected = generate(pipe, PROMPTS, negative_prompt=[f"a fish, blood, {token}"] * 3)
-    without = generate(pipe, PROMPTS, negative_prompt=["a fish, blood"] * 3)
+    expected = generate(pipe, PROMPTS, negative_prompt=[f"blood, {token}, a fish"] * 3)
+    without = generate(pipe, PROMPTS, negative_prompt=["blood, a fish"] * 3)
     with protecting() as protect:
         protect(pipe, erasing(params={"word": word}))
         found = generate(pipe, PROMPTS, negative_prompt=["a fish"] * 3)

@@ -91,6 +91,23 @@ def test_a_word_of_other_encoders_is_refused(pipe: Any) -> None:
         drawn(own("sd2")).into(pipe)
 
 
+def test_encoders_of_the_same_width_that_are_others_are_refused(pipe: Any, tmp_path: Path) -> None:
+    plain(pipe, "<blood>", "blood").save(tmp_path / "a")
+    other = own("sd1")
+    with torch.no_grad():
+        other.text_encoder.get_input_embeddings().weight.mul_(1.1)
+    with pytest.raises(CapabilityError, match="was learnt for other text encoders"):
+        Word.load(tmp_path / "a").into(other)
+
+
+def test_the_same_encoders_in_half_precision_and_with_other_words_take_it(pipe: Any, tmp_path: Path) -> None:
+    plain(pipe, "<blood>", "blood").save(tmp_path / "a")
+    pipe.text_encoder.to(torch.bfloat16)
+    drawn(pipe, "<other>", count=40).into(pipe)
+    Word.load(tmp_path / "a").into(pipe)
+    assert "<blood>" in pipe.tokenizer.get_vocab()
+
+
 def test_a_pipeline_that_loads_no_words_is_refused() -> None:
     with pytest.raises(CapabilityError, match=r"StableDiffusion3Pipeline has no load_textual_inversion\(\)"):
         plain(FAMILIES["sd3"](), "<blood>", "blood")

@@ -16,10 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from safeguard.attaching.attachment import Attachment
 from safeguard.attaching.capture import TEXTS, fresh, pick, stacked
 from safeguard.attaching.timing import follow, moment_of
+from safeguard.attaching.tokens import ROOM
 from safeguard.attaching.trace import tensors_of
 from safeguard.erasing import Looked, Plan, Watch, Watching
 from safeguard.erasing.activation import Running, running
 from safeguard.errors import CapabilityError, SafeguardError
+from safeguard.policy import Concept
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,11 @@ class Probe:
         """Floating-point operations of the plan's denoiser calls, as torch counts them, as a multiple of what they are without
         edits: on two active rows and one unconditional. For the plan that `test` saw last, which recorded its texts.
         """
-        full, counts = plan.full_strengths, [0, 0]
+        counts = [0, 0]
         with torch.inference_mode(False), torch.no_grad():
             for name in self._attachment.parts:
-                for place, strengths in enumerate((full, [0.0] * len(full))):
+                most, *_ = (list(state.strengths[0]) for state, _ in self._acting(name, plan))
+                for place, strengths in enumerate((most, [0.0] * len(most))):
                     counts[place] += flops(functools.partial(self._run, name, plan, strengths, strengths))
         return counts[0] / max(1, counts[1])
 
@@ -78,13 +81,13 @@ class Probe:
         change, reached = 0.0, set[int]()
         self._attachment.serve(plan)
         for name in self._attachment.parts:
-            state, after = self._run(name, plan, full)
-            before = self._unedited.get(name)
-            if before is None or not _equal_at(2, before, after):  # the weights may have changed since
-                _, before = self._run(name, plan, [0.0] * len(full))
-                self._unedited[name] = before
-            reached |= {site for act in state.acts for site in act.sites}
-            change = max(change, self._judge(before, after))
+            for state, after in self._acting(name, plan):
+                before = self._unedited.get(name)
+                if before is None or not _equal_at(2, before, after):  # the weights may have changed since
+                    _, before = self._run(name, plan, [0.0] * len(full))
+                    self._unedited[name] = before
+                reached |= {site for act in state.acts for site in act.sites}
+                change = max(change, self._judge(before, after))
         if change == 0.0 and any(full):
             self._refuse("the edits change nothing", "an effect")
         if plan.watch is not None:
@@ -94,6 +97,20 @@ class Probe:
             lost = [site.name for site in sites if site.index not in reached]
             self._refuse(f"{len(lost)} of {len(sites)} text sites were never reached, the first is {lost[0]}", "text sites")
         return ProbeResult(len(sites), len(reached), change)
+
+    def _acting(self, name: str, plan: Plan) -> list[tuple[Running, list[Tensor]]]:
+        """Runs with all concepts at once; where these are more words than are read, and need not act together, with those that
+        always act and each of the others in turn. Images in which too many act are refused when they are made.
+        """
+        full, always = plan.full_strengths, [_always_acts(plan, one.concept) for one in plan.concepts]
+        try:
+            return [self._run(name, plan, full)]
+        except CapabilityError as fault:
+            if fault.missing != ROOM or all(always):
+                raise
+        turns = [place for place, acts in enumerate(always) if not acts]
+        shares = ([amount if always[k] or k == turn else 0.0 for k, amount in enumerate(full)] for turn in turns)
+        return [self._run(name, plan, strengths) for strengths in shares]
 
     def _look(self, plan: Plan, watch: Watch) -> None:
         """Evidence must be there to take at every site, and be what the gauges were made for."""
@@ -154,6 +171,12 @@ class Probe:
 def _acts_at_sites(plan: Plan) -> bool:
     ids = {concept for edit in plan.site_edits for concept in edit.concepts}
     return any(one.concept.id in ids and one.strength.value > 0 for one in plan.concepts)
+
+
+def _always_acts(plan: Plan, concept: Concept) -> bool:
+    """Whether it is active in every image, as an adaptive one is that nobody calibrated."""
+    uncalibrated = concept.activation == "adaptive" and concept.id not in plan.watched
+    return concept.one_of is None and (concept.activation == "always" or uncalibrated)
 
 
 def _equal_at(row: int, one: list[Tensor], other: list[Tensor]) -> bool:

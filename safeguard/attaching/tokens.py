@@ -10,6 +10,7 @@ from safeguard.errors import CapabilityError
 
 LEARNED: Final = re.compile(r"<[^<>\s]+>")  # how learned words are named
 MORE: Final = " x"  # behind a text that an encoder reads to its end, it changes what the encoder gets
+ROOM: Final = "room for phrases"
 SHOWN: Final = 60  # characters of a text in an error
 
 
@@ -39,9 +40,9 @@ def cut_off(text: str, read: int, base: type) -> CapabilityError:
     shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     return CapabilityError(
         f"the policy's words {shown!r} take all of the {read} tokens that a text has in {base.__name__}, or more: "
-        f"shorten them, or where they are of several concepts, give some of these another eraser",
+        f"shorten them, or where they are of several concepts, let fewer act at once or give some another eraser",
         pipeline=base.__name__,
-        missing="room for phrases",
+        missing=ROOM,
     )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "safeguard.dev/erasers/v1"
 COUNTS: Final = (1, 3, 5)  # concepts that are active at once
+_AT_ONCE: Final = "{} at once"
 FEW: Final = 4  # pictures of a call whose memory and time are measured
 ROUNDS: Final = 3  # such calls
 COSTS: Final = ("peak memory", "preparation", "held", "on disk", "training")
@@ -45,8 +46,8 @@ class Cost:
     """What an eraser takes: ``prepare`` seconds until a concept's edits are made, ``held`` bytes of tensors in them, ``kept``
     bytes of what training made for it, and ``training`` processor seconds that this took, each the mean of the concepts that it
     ``takes``. ``memory`` is what a call holds at its peak and ``time`` what it takes of the
-    processor, as multiples of an unprotected one's, with the first of these concepts. ``refused`` says of the others why not.
-    None: not known.
+    processor, as multiples of an unprotected one's, with the first of these concepts. ``refused`` says of the others, and of so
+    many at once as it does not take, why not. None: not known.
     """
 
     method: str
@@ -102,6 +103,7 @@ def costs(
         own = arms(method, concepts, ("alone",), base)
         cost = _cost(method, own, attachment, words or {})
         if cost.takes:
+            cost = replace(cost, refused={**cost.refused, **_too_many(studio, method, cost.takes, base)})
             peak, seconds = _call(studio, next(arm.policy for arm in own if arm.concept == cost.takes[0]))
             after = _call(studio, None)
             plain = statistics.fmean((before[1], after[1]))
@@ -109,6 +111,18 @@ def costs(
             before = after
         found.append(cost)
     return found
+
+
+def _too_many(studio: Studio, method: Method, takes: Sequence[str], base: Policy | None) -> dict[str, str]:
+    """Why no such number of concepts can be erased at once."""
+    refused = {}
+    for count in (count for count in COUNTS if count <= len(takes)):
+        try:
+            with studio.under(at_once(method, takes[:count], base).policy):
+                pass
+        except CapabilityError as fault:
+            refused[_AT_ONCE.format(count)] = str(fault)
+    return refused
 
 
 def _call(studio: Studio, policy: Policy | None) -> tuple[int, float]:
@@ -198,7 +212,8 @@ def arms_of(methods: Sequence[Method], found: Sequence[Cost], base: Policy | Non
     for method, cost in zip(methods, found, strict=True):
         if cost.takes:
             made += arms(method, cost.takes, ("alone",), base)
-            made += [at_once(method, cost.takes[:count], base) for count in COUNTS if count <= len(cost.takes)]
+            counts = [count for count in COUNTS if count <= len(cost.takes) and _AT_ONCE.format(count) not in cost.refused]
+            made += [at_once(method, cost.takes[:count], base) for count in counts]
     return made
 
 
@@ -342,7 +357,7 @@ def _at_once(rows: Sequence[Row]) -> _Cells:
         own = {row.mode: row for row in rows if row.method == method}
         shown = [own.get(f"at-once-{count}") for count in COUNTS]
         lines.append((method, *("-" if row is None else f"{row.likeness.value:.3f}, {row.kept:.0%}" for row in shown)))
-    return ("benign SSIM, attributes kept", *(f"{count} at once" for count in COUNTS)), lines
+    return ("benign SSIM, attributes kept", *map(_AT_ONCE.format, COUNTS)), lines
 
 
 def _whole(rows: Sequence[Row]) -> list[Row]:

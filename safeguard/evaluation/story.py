@@ -11,7 +11,7 @@ from safeguard.audit import AuditSink, Decision
 from safeguard.demo.world import CONCEPTS
 from safeguard.errors import PolicyViolation, SafeguardError
 from safeguard.evaluation.comparing import Pair
-from safeguard.evaluation.methods import Arm, Method
+from safeguard.evaluation.methods import Arm, Method, arms
 from safeguard.evaluation.run import CellResult, evaluate, settings_of
 from safeguard.evaluation.studio import Studio
 from safeguard.evaluation.suites import Case, Cell, cases, cells
@@ -24,7 +24,7 @@ SPLIT = "test"
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The first act: every cell without and with the policy, and under a negative prompt."""
+    """The first act: every cell without and with the policy, and under a negative prompt for its concept alone."""
 
     results: Sequence[CellResult]
     arms: Sequence[Arm]
@@ -35,15 +35,21 @@ class Measured:
 def measure(
     studio: Studio, policy: Policy, title: str, count: int, audit: AuditSink, advance: Callable[[str, int], None]
 ) -> Measured:
-    """``count`` prompts a cell, unprotected, under ``policy`` as it stands, and with a negative prompt in its place."""
-    other = Method("negative_prompt")
-    arms = [
-        Arm(title, "policy", cells(), policy, screened=True),
-        Arm(other.name, "policy", cells(), derive(policy, **other.changes(policy)), screened=True),
-    ]
+    """``count`` prompts a cell, unprotected, under ``policy`` as it stands, and with each of its concepts alone as a negative
+    prompt: of all together the text encoder does not read the end.
+    """
+    wanted = arms_of(policy, title)
     settings = settings_of(studio, SPLIT, count, 0, max(count, 8))
-    results = evaluate(studio, arms, settings, audit=audit, advance=advance)
-    return Measured(results, arms, summarise(results, arms, CONCEPTS), count)
+    results = evaluate(studio, wanted, settings, audit=audit, advance=advance)
+    return Measured(results, wanted, summarise(results, wanted, CONCEPTS), count)
+
+
+def arms_of(policy: Policy, title: str) -> list[Arm]:
+    """What is painted besides unprotected pictures."""
+    return [
+        Arm(title, "policy", cells(), policy, screened=True),
+        *arms(Method("negative_prompt"), list(policy.concepts), ("alone",), policy),
+    ]
 
 
 def heat_maps(studio: Studio, policy: Policy, audit: AuditSink) -> dict[str, list[Pair]]:

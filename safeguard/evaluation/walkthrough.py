@@ -28,7 +28,7 @@ from safeguard.evaluation import outputs
 from safeguard.evaluation.comparing import comparison
 from safeguard.evaluation.report import Story, shipped_results, write_report
 from safeguard.evaluation.run import images_of
-from safeguard.evaluation.story import Measured, Refused, Swapped, block, heat_maps, measure, swap_while_running
+from safeguard.evaluation.story import Measured, Refused, Swapped, arms_of, block, heat_maps, measure, swap_while_running
 from safeguard.evaluation.studio import Studio, open_studio, quiet_libraries
 from safeguard.evaluation.suites import cells
 from safeguard.evaluation.tables import rich_tables
@@ -48,7 +48,11 @@ def walk(studio: Studio, out: Path, count: int, console: Console) -> bool:
     console.print(_policy_table(policy))
     log = audit.AuditLog(folder, service="walkthrough")
     try:
-        _say(console, "2  Before and after", f"{count} held-out prompts a cell: unprotected, under the policy, negative prompt")
+        _say(
+            console,
+            "2  Before and after",
+            f"{count} held-out prompts a cell: unprotected, under the policy, each in the negative prompt",
+        )
         measured = _measured(studio, policy, count, log, console)
         console.print(
             rich_tables([row for row in measured.rows if row.concept is None], f"Measured now, {count} prompts a cell")
@@ -79,7 +83,7 @@ def walk(studio: Studio, out: Path, count: int, console: Console) -> bool:
 def _measured(studio: Studio, policy: Policy, count: int, log: audit.AuditSink, console: Console) -> Measured:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("painting", total=3 * len(cells()) * count)
+        task = progress.add_task("painting", total=len(cells()) * count + images_of(arms_of(policy, POLICY), count))
 
         def advance(title: str, images: int) -> None:
             progress.update(task, advance=images, description=title)

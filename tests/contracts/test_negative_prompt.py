@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import PROMPTS, generate
-from support import concept, policy
+from support import concept, policy, rows_changed
 
 from safeguard.errors import CapabilityError
 
@@ -59,9 +59,24 @@ def test_without_guidance_it_refuses_even_where_errors_are_allowed(family: str, 
         generate(pipe, PROMPTS, guidance_scale=1.0)
 
 
+def many(method: str, activation: str) -> list[Any]:
+    return [concept(f"number {place:05}", eraser=method, activation=activation) for place in range(10)]
+
+
 @pytest.mark.parametrize("method", ["negative_prompt", "sld"])
 def test_more_concepts_than_the_encoder_reads_are_refused(method: str, family: str, pipe: Pipe, protect: Protect) -> None:
     """So are those of any eraser that has the words of all its concepts read at once."""
-    many = [concept(f"number {place:05}", eraser=method, activation="always") for place in range(10)]
     with pytest.raises(CapabilityError, match="shorten"):
-        protect(pipe, policy(*many))
+        protect(pipe, policy(*many(method, "always")))
+
+
+@pytest.mark.parametrize("method", ["negative_prompt", "sld"])
+def test_where_they_need_not_act_together_images_are_refused_in_which_they_would(
+    method: str, family: str, pipe: Pipe, protect: Protect
+) -> None:
+    one, several = "a boat with number 00003", " ".join(f"number {place:05}" for place in range(10))
+    expected = generate(pipe, [PROMPTS[0], one, PROMPTS[2]])
+    protect(pipe, policy(*many(method, "screened")))
+    assert rows_changed(generate(pipe, [PROMPTS[0], one, PROMPTS[2]]), expected) == [False, True, False]
+    with pytest.raises(CapabilityError, match="let fewer act at once"):
+        generate(pipe, [PROMPTS[0], several, PROMPTS[2]])

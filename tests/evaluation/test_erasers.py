@@ -132,6 +132,15 @@ def test_more_concepts_at_once_are_measured_on_benign_prompts() -> None:
     assert [list(arm.policy.concepts) for arm in several if arm.policy] == [list(CONCEPTS[:1]), list(CONCEPTS[:3])]
 
 
+def test_as_many_at_once_as_are_not_read_are_left_out_with_the_reason(studio: Studio) -> None:
+    """The text encoder of the demo reads 32 tokens, and the phrases of all five concepts are more."""
+    (cost,) = costs(studio, [Method("negative_prompt")], CONCEPTS)
+    assert list(cost.refused) == ["5 at once"]
+    assert "32 tokens" in cost.refused["5 at once"]
+    assert [arm.mode for arm in arms_of([Method("negative_prompt")], [cost])][-2:] == ["at-once-1", "at-once-3"]
+    assert "- `negative_prompt`, 5 at once: the policy's words" in "".join(erasers._refusals([cost.to_dict()]))
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """What the command writes and says of one eraser, one concept and one prompt a cell."""

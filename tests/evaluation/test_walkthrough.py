@@ -41,9 +41,9 @@ def test_it_leaves_what_it_says(walked: tuple[Path, str, bool]) -> None:
 def test_the_log_has_a_record_for_every_protected_picture_and_the_refusal(walked: tuple[Path, str, bool]) -> None:
     out, _, _ = walked
     results = [record["result"] for record in audit.query(out / "audit")]
-    cells, methods, heat, loop = 11, 2, 10, 8
+    policy, alone, heat, loop = 11, 5 * 3, 10, 8
     assert results.count("block") == 1
-    assert len(results) == cells * methods + heat + loop + 1
+    assert len(results) == policy + alone + heat + loop + 1
 
 
 def test_the_refusal_is_told_without_the_prompt(walked: tuple[Path, str, bool]) -> None:

@@ -181,6 +181,7 @@ class TextEncoding:
         self._trim: dict[str, EncodedText] = {}
         self._whole: OrderedDict[tuple[str, str], TextRow] = OrderedDict()
         self._empty: Tokens = []  # the tokens of the empty text, as each encoder gets them
+        self._taken: dict[str, int] = {}  # by text of a policy, how many states from the first on hold it
         self._firsts: list[int] = []  # where the words of a text begin among them
         self._stamp: tuple[Any, ...] | None = ()
         self.lock = threading.RLock()  # a tokenizer keeps padding and truncation as state: threads take turns
@@ -227,6 +228,16 @@ class TextEncoding:
                 self._require_all_read(text, ids)
                 self._trim[text] = self._trimmed(text, row, ids)
             return [self._trim[text] for text in texts]
+
+    def taken(self, texts: Sequence[str]) -> list[int]:
+        """How many states, from the first on, it takes to hold each text. Raises as `encode` does; no states are kept."""
+        with self.lock:
+            self.encode([""])  # which shows what opens and closes every text
+            new = [text for text in dict.fromkeys(texts) if text not in self._taken]
+            for text, (row, ids) in self._run(self.main, new).items():
+                self._require_all_read(text, ids)
+                self._taken[text] = max(self._trimmed(text, row, ids).places, default=-1) + 1
+            return [self._taken[text] for text in texts]
 
     def left_out(self, name: str, text: str) -> LeftOut:
         """A text as denoiser ``name`` gets it, and what it is without each of its words in turn.
@@ -327,6 +338,7 @@ class TextEncoding:
         stamp = None if any(None in one for one in stamps) else tuple(stamps)
         if stamp is None or stamp != self._stamp:
             self._trim.clear()
+            self._taken.clear()
             self._whole.clear()
             self._stamp = stamp
 

@@ -99,13 +99,12 @@ def encoded(
     """
     key = ("text", part.name, tuple(texts), tuple(behind))
     if key not in state.memory:
-        read = encoding.encode(texts)
+        taken = encoding.taken(texts)
+        room = given.shape[1] if isinstance(given, Tensor) and len(texts) < len(given) else max(taken)
+        if max(taken) > room:
+            raise cut_off(texts[taken.index(max(taken))], room, encoding.base)
         joined = [", ".join(filter(None, pair)) for pair in zip(texts, behind, strict=True)] if behind else texts
         state.memory[key] = encoding.rows(part.name, joined)
-        if isinstance(given, Tensor) and len(texts) < len(given):
-            for text in read:
-                if max(text.places, default=0) >= given.shape[1]:
-                    raise cut_off(text.text, given.shape[1], encoding.base)
     found: list[TextRow] = state.memory[key]
     return found
 

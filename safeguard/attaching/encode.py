@@ -34,7 +34,7 @@ from safeguard.attaching.capture import (
 from safeguard.attaching.hooks import quiet
 from safeguard.attaching.leaving import Blanks
 from safeguard.attaching.rows import stamp_of
-from safeguard.attaching.tokens import MORE, cut_off, is_padded, places_of, require_known, tokenizer_of
+from safeguard.attaching.tokens import MORE, cut_off, is_filled_up, is_padded, places_of, require_known, tokenizer_of
 from safeguard.erasing import EncodedText, LeftOut, Segment
 from safeguard.errors import CapabilityError
 
@@ -182,7 +182,7 @@ class TextEncoding:
         self._whole: OrderedDict[tuple[str, str], TextRow] = OrderedDict()
         self._empty: Tokens = []  # the tokens of the empty text, as each encoder gets them
         self._taken: dict[str, int] = {}  # by text of a policy, how many states from the first on hold it
-        self._firsts: list[int] = []  # where the words of a text begin among them
+        self._first: int | None = None  # where the words of a text begin among the first one's, if it fills up what is behind
         self._stamp: tuple[Any, ...] | None = ()
         self.lock = threading.RLock()  # a tokenizer keeps padding and truncation as state: threads take turns
 
@@ -222,8 +222,9 @@ class TextEncoding:
             made = self._run(self.main, new)
             if "" in made:
                 self._empty = made[""][1]
-                ids = self._run(self.main, [MORE])[MORE][1]
-                self._firsts = [min(self.words(ids, place)[1], default=0) for place in range(len(ids))]
+                ids = self._run(self.main, [MORE])[MORE][1]  # alone: no other text makes it longer
+                words = self.words(ids, 0)[1] if ids else []
+                self._first = words[0] if words and is_filled_up(ids[0][1][words[0] :]) else None
             for text, (row, ids) in made.items():
                 self._require_all_read(text, ids)
                 self._trim[text] = self._trimmed(text, row, ids)
@@ -302,7 +303,7 @@ class TextEncoding:
         content: list[int] = []
         closing: list[int] = []
         for one in self.spans(ids, len(states)):
-            if len(one.words) < len(self.words(ids, one.encoder)[1]):
+            if states.dim() == 2 and len(one.words) < len(self.words(ids, one.encoder)[1]):
                 raise cut_off(text, len(states), self.base)
             content += [len(keep) + k for k, spot in enumerate(one.places) if spot in one.words]
             keep += one.places
@@ -316,7 +317,7 @@ class TextEncoding:
     def spans(self, ids: Sequence[tuple[str, Sequence[int]]], length: int) -> list[Span]:
         """Where the encoders' real tokens stand in ``length`` states: from what the encoders were given."""
         found = []
-        for place, start in _segments([len(numbers) for _, numbers in ids], length, self._firsts):
+        for place, start in _segments([len(numbers) for _, numbers in ids], length, self._first):
             real, words = self.words(ids, place)
             inside = range(max(0, -start), length - start)
             places, spots = ([spot + start for spot in spots if spot in inside] for spots in (real, words))
@@ -355,11 +356,12 @@ def _one(value: Any, place: int, count: int) -> Any:
     return value[place * (rows // count)] if rows >= count else value
 
 
-def _segments(lengths: Sequence[int], length: int, firsts: Sequence[int]) -> list[tuple[int, int]]:
+def _segments(lengths: Sequence[int], length: int, first: int | None) -> list[tuple[int, int]]:
     """Which encoders' tokens, one after another, make up ``length`` states: (encoder, where its first token stands).
 
     Encoders whose lengths add up to it; else the first of them, and where it was given more, its last tokens (the head of a
-    template is often cut off), but no later ones than those with which words begin (its tail may be cut off too).
+    template is often cut off); where it was filled up behind its words, which begin with the ``first`` one, no later ones than
+    that (what filled it up, or the tail of the template, is cut off too).
     """
     for place, one in enumerate(lengths):
         if one == length:
@@ -370,4 +372,5 @@ def _segments(lengths: Sequence[int], length: int, firsts: Sequence[int]) -> lis
                 return [(place, 0), (later, one)]
     if not lengths:
         return []
-    return [(0, min(0, max(length - lengths[0], -firsts[0] if firsts else 0)))]
+    start = length - lengths[0]
+    return [(0, min(0, start if first is None else max(start, -first)))]

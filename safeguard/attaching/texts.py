@@ -100,7 +100,7 @@ def encoded(
     key = ("text", part.name, tuple(texts), tuple(behind))
     if key not in state.memory:
         taken = encoding.taken(texts)
-        room = given.shape[1] if isinstance(given, Tensor) and len(texts) < len(given) else max(taken)
+        room = given.shape[-2] if isinstance(given, Tensor) and len(texts) < len(given) else max(taken)
         if max(taken) > room:
             raise cut_off(texts[taken.index(max(taken))], room, encoding.base)
         joined = [", ".join(filter(None, pair)) for pair in zip(texts, behind, strict=True)] if behind else texts

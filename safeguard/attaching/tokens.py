@@ -36,6 +36,11 @@ def is_padded(numbers: Sequence[int], empty: Sequence[int]) -> bool:
     return any(one == other and one in (*empty[:1], *empty[-1:]) for one, other in ends)
 
 
+def is_filled_up(numbers: Sequence[int]) -> bool:
+    """Whether there is padding among what stands from the words of a short text on: one token thrice in a row."""
+    return any(one == other == third for one, other, third in zip(numbers, numbers[1:], numbers[2:], strict=False))
+
+
 def cut_off(text: str, read: int, base: type) -> CapabilityError:
     shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     return CapabilityError(
@@ -53,7 +58,9 @@ def places_of(numbers: Sequence[int], empty: Sequence[int], tokenizer: Any) -> t
     special = set(getattr(tokenizer, "all_special_ids", ()))
     first, last = _words(numbers, empty, tokenizer)
     words = [spot for spot in range(first, last) if numbers[spot] not in special]
-    return [*range(first), *words, *([last] if last < len(numbers) else [])], words
+    end = len(_unclosed(numbers, tokenizer))  # behind it is what closes the text, or what fills it up
+    closed = last < end or numbers[last : last + 1] == [getattr(tokenizer, "eos_token_id", None)]
+    return [*range(first), *words, *([last] if closed else [])], words
 
 
 def _words(numbers: Sequence[int], empty: Sequence[int], tokenizer: Any) -> tuple[int, int]:

@@ -225,9 +225,11 @@ class TextEncoding:
                 ids = self._run(self.main, [MORE])[MORE][1]  # alone: no other text makes it longer
                 words = self.words(ids, 0)[1] if ids else []
                 self._first = words[0] if words and is_filled_up(ids[0][1][words[0] :]) else None
+            fresh = {}
             for text, (row, ids) in made.items():
                 self._require_all_read(text, ids)
-                self._trim[text] = self._trimmed(text, row, ids)
+                fresh[text] = self._trimmed(text, row, ids)
+            self._trim |= fresh  # none of them where one is refused: beside that, others were cut off or filled up as well
             return [self._trim[text] for text in texts]
 
     def taken(self, texts: Sequence[str]) -> list[int]:

@@ -45,6 +45,14 @@ def test_what_it_does_not_read_to_the_end_is_refused(attachment: Attachment) -> 
         attachment.encode(["blood on snow " * 1000])
 
 
+def test_a_text_that_was_refused_leaves_no_trace(attachment: Attachment) -> None:
+    """Texts are encoded together, so that one is filled up, or cut, to fit beside another."""
+    with pytest.raises(CapabilityError):
+        attachment.encode(["a bird", "blood on snow " * 1000])
+    empty, bird = attachment.encode(["", "a bird"])
+    assert len(empty.content) == 0 < len(bird.content) < len(bird.states)
+
+
 def test_phrases_that_a_call_leaves_no_room_for_are_refused() -> None:
     """Of the three rows one is active, and texts have 32 tokens in this call."""
     whole = WHOLES["PixArtAlphaPipeline"]

@@ -96,7 +96,8 @@ def test_phrases_are_joined_in_the_pictures_or_in_what_is_learnt(way: int, paint
 
 
 def test_phrases_are_joined_in_no_whole_texts() -> None:
-    task = Task(SimpleNamespace(), SimpleNamespace(), settings={"joined": 1, "context": 1})  # type: ignore[arg-type]
+    unread: Any = SimpleNamespace()  # settings are looked at before pipeline and policy
+    task = Task(unread, unread, settings={"joined": 1, "context": 1})
     with pytest.raises(SafeguardError, match="joined is for phrases alone"):
         train(task)
 

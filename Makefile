@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 OUT := out
-ASSETS := plugins/safeguard_plugins/assets
+ASSETS := plugins/safeguard_demo/adapters
 CONCEPTS := blood weapon veska-rimm orlo-tandt juno-kaldar
 SEQUENCE := --concept blood --concept weapon --concept veska-rimm
 
@@ -35,17 +35,17 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv with the project in it (takes no time when it is ready)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml plugins/safeguard_demo/pyproject.toml
 	@echo '==> setup: $(VENV), with the project and what its demo and tests need (a few minutes, once)'
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another one: make setup PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL_TORCH)
-	$(PIP) install -e '.[demo,test]'
+	$(PIP) install -e '.[test]' -e plugins/safeguard_demo
 	@touch $@
 
 demo: $(READY)  ## protect a trained pipeline and show what happens: pictures, swap, block, log, measured table
 	@echo '==> demo: protecting the trained demo pipeline; results go to $(OUT)/demo'
-	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.walkthrough --out $(OUT)/demo
+	$(OFFLINE) $(BIN)/python -m safeguard_demo.walkthrough --out $(OUT)/demo
 
 test: $(READY) $(VENV)/.ready-browser  ## run the tests
 	@echo '==> test: $(or $(T),everything), in $(JOBS) processes'
@@ -53,9 +53,9 @@ test: $(READY) $(VENV)/.ready-browser  ## run the tests
 
 browser: $(VENV)/.ready-browser  ## put a headless browser into .venv for the tests of the feedback page (70 MB, once)
 
-$(VENV)/.ready-browser: $(READY) tests/feedback/chromium.py
+$(VENV)/.ready-browser: $(READY) tests/support/chromium.py
 	@echo '==> setup: a headless browser for the tests of the feedback page'
-	$(BIN)/python tests/feedback/chromium.py
+	$(BIN)/python tests/support/chromium.py
 	@touch $@
 
 lint: $(VENV)/.ready-lint  ## check style, types and the floors between the packages
@@ -67,7 +67,7 @@ lint: $(VENV)/.ready-lint  ## check style, types and the floors between the pack
 
 bench: $(READY)  ## time protected against unprotected calls, swaps and the screener
 	@echo '==> bench: keep the machine quiet meanwhile'
-	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.bench --out $(OUT)/bench.json
+	$(OFFLINE) $(BIN)/python -m tests.bench.bench --out $(OUT)/bench.json
 
 eval: $(READY)  ## measure erasure and retention anew on both demo pipelines (hours on two cores)
 	@echo '==> eval: every cell of the published table; results go to $(OUT)/eval'
@@ -76,11 +76,11 @@ eval: $(READY)  ## measure erasure and retention anew on both demo pipelines (ho
 
 coverage: $(READY)  ## protect every denoiser class and every pipeline that can be built tiny; write docs/coverage.md
 	@echo '==> coverage: into docs/coverage.md and docs/results/coverage.json'
-	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.coverage --wholes --check --out docs/results/coverage.json --page docs/coverage.md
+	$(OFFLINE) $(BIN)/python -m tests.coverage.survey --wholes --check --out docs/results/coverage.json --page docs/coverage.md
 
 tables: $(READY)  ## write the measured tables into README and docs
 	@echo '==> tables: from docs/results into README.md and docs'
-	$(BIN)/python -m safeguard.evaluation.pages
+	$(BIN)/python -m docs.studies.docs_tables
 
 docs: $(VENV)/.ready-docs  ## build the documentation into site/
 	@echo '==> docs: site/index.html'
@@ -88,13 +88,13 @@ docs: $(VENV)/.ready-docs  ## build the documentation into site/
 
 train: $(READY)  ## train the demo models anew (hours on two cores; may be stopped, and goes on where it was)
 	@echo '==> train: autoencoder, denoiser, judge; checkpoints go to $(OUT)/train'
-	$(BIN)/python -m safeguard.demo.train vae --out $(OUT)/train
-	$(BIN)/python -m safeguard.demo.train unet --out $(OUT)/train
-	$(BIN)/python -m safeguard.demo.train mmdit --out $(OUT)/train
-	$(BIN)/python -m safeguard.demo.train judge --out $(OUT)/train
-	$(BIN)/python -m safeguard.demo.train export --out $(OUT)/train
+	$(BIN)/python -m safeguard_demo.train_models vae --out $(OUT)/train
+	$(BIN)/python -m safeguard_demo.train_models unet --out $(OUT)/train
+	$(BIN)/python -m safeguard_demo.train_models mmdit --out $(OUT)/train
+	$(BIN)/python -m safeguard_demo.train_models judge --out $(OUT)/train
+	$(BIN)/python -m safeguard_demo.train_models export --out $(OUT)/train
 	$(MAKE) adapters
-	$(BIN)/python -m safeguard.demo.card
+	$(BIN)/python -m safeguard_demo.model_card
 
 # What erasers learn on the demo pipelines: the same bytes each time on one machine, as long as a part runs in one thread. What
 # each took is added to the log, which docs/results/training.jsonl is a copy of.
@@ -117,7 +117,7 @@ learn-directions: $(READY)
 	$(call each,$(CONCEPTS),self_discovery-mmdit,.safetensors,--n 48 --set updates=120)
 
 learn-places: $(READY)
-	$(OFFLINE) $(BIN)/python -m safeguard.evaluation.fairness --prompts $(OUT)/train/placeless.txt
+	$(OFFLINE) $(BIN)/python -m docs.studies.fairness --prompts $(OUT)/train/placeless.txt
 	$(call each,night snow desert meadow,self_discovery-unet,.safetensors,--policy safeguard/evaluation/places.yaml --prompts $(OUT)/train/placeless.txt --n 48 --set towards=1 --set updates=120 --set rate=0.1)
 
 learn-unet: $(READY)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from safeguard.policy import Policy, load_policy
 
 __all__ = ["Guard", "Policy", "Request", "Status", "__version__", "calibrate", "errors", "load_policy", "protect"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Guard": "safeguard.guard",

@@ -21,19 +21,11 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from safeguard.erasing import (
-    PROTOCOL,
-    Edit,
-    EncodedText,
-    Pipeline,
-    Seam,
-    SiteCall,
-    SiteEffect,
-    TextSiteEdit,
-    TokenKeys,
-    number_of,
-)
 from safeguard.policy import Concept
+from safeguard.sdk.calls import SiteCall, SiteEffect
+from safeguard.sdk.eraser import PROTOCOL, param_number
+from safeguard.sdk.pipeline import EncodedText, Pipeline, TokenKeys
+from safeguard.sdk.seams import Edit, Seam, TextSiteEdit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,8 +134,8 @@ class AdaVD:
     params: ClassVar[Mapping[str, Any]] = {"slope": 20.0, "threshold": 0.5}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        slope = number_of(concepts[0], self, params, "slope", least=0)
-        threshold = number_of(concepts[0], self, params, "threshold", least=-2, most=2)
+        slope = param_number(concepts[0], self, params, "slope", least=0)
+        threshold = param_number(concepts[0], self, params, "threshold", least=-2, most=2)
         texts = pipeline.encode([phrase for concept in concepts for phrase in concept.phrases])
         targets = _Targets.of(concepts, texts)
         return [_Decompose([concept.id for concept in concepts], targets, pipeline.keys(texts), slope, threshold)]

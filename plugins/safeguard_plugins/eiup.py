@@ -25,7 +25,7 @@ whole image, styles above all. There p <- p - 2 s max(0, <p - mu, d> / <d, d>) d
 phrase makes to some ordinary texts, and mu the mean of these.
 
 Concepts that are active together share directions: painters are painters, and blood stands where weapons do. What they share is
-taken once, not once for each (`safeguard.erasing.overlap`); ``published`` is the plain sum.
+taken once, not once for each (`safeguard.sdk.overlap`); ``published`` is the plain sum.
 
 The authors' released code also re-weights the prompt's own attention (the prompt's padding makes room for the concept's
 columns) and needs a second, unprotected picture in the batch; that coupling is not offered here.
@@ -36,21 +36,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from safeguard.erasing import (
-    PROTOCOL,
-    ConceptTokens,
-    Edit,
-    Pipeline,
-    PooledDirections,
-    Seam,
-    SiteCall,
-    SiteEffect,
-    StatesCall,
-    TextSiteEdit,
-    TextStatesEdit,
-    choice_of,
-)
 from safeguard.policy import Concept
+from safeguard.sdk.calls import SiteCall, SiteEffect, StatesCall
+from safeguard.sdk.concept_attention import ConceptAttention, PooledDirections
+from safeguard.sdk.eraser import PROTOCOL, param_choice
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, Seam, TextSiteEdit, TextStatesEdit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +55,7 @@ BEYOND: Final = 0.6  # how far a pooled text may be pushed past the ordinary one
 class _Term(TextSiteEdit):
     """The term of one form for several concepts, in one pass."""
 
-    def __init__(self, form: str, tokens: ConceptTokens) -> None:
+    def __init__(self, form: str, tokens: ConceptAttention) -> None:
         self.form = form
         self.concepts = tokens.concepts
         self._tokens = tokens
@@ -113,9 +104,9 @@ class EIUP:
     params: ClassVar[Mapping[str, Any]] = {"form": "general"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        form = choice_of(concepts[0], self, params, "form", FORMS)
+        form = param_choice(concepts[0], self, params, "form", FORMS)
         published = form == "published"
-        tokens = ConceptTokens.of(concepts, pipeline, whole=published, plain=published)
+        tokens = ConceptAttention.of(concepts, pipeline, whole=published, plain=published)
         edits: list[Edit] = [_Term(form, tokens)]
         directions = PooledDirections.of(concepts, pipeline)
         if directions is not None:

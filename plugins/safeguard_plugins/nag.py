@@ -18,26 +18,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from safeguard.erasing import (
-    PROTOCOL,
-    ConceptTokens,
-    Edit,
-    Pipeline,
-    Reading,
-    Seam,
-    SiteCall,
-    SiteEffect,
-    TextSiteEdit,
-    number_of,
-)
 from safeguard.policy import Concept
+from safeguard.sdk.calls import SiteCall, SiteEffect
+from safeguard.sdk.concept_attention import AttentionReading, ConceptAttention
+from safeguard.sdk.eraser import PROTOCOL, param_number
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, Seam, TextSiteEdit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class _Away(TextSiteEdit):
-    def __init__(self, tokens: ConceptTokens, tau: float, alpha: float) -> None:
+    def __init__(self, tokens: ConceptAttention, tau: float, alpha: float) -> None:
         self.concepts = tokens.concepts
         self._tokens, self._tau, self._alpha = tokens, tau, alpha
 
@@ -55,7 +48,7 @@ class _Away(TextSiteEdit):
         return SiteEffect((self._alpha * changed).to(call.output.dtype), reading.mass(call.log_mass, words=True))
 
     @staticmethod
-    def _negative(call: SiteCall, reading: Reading) -> Tensor:
+    def _negative(call: SiteCall, reading: AttentionReading) -> Tensor:
         """Z' with the tokens of a row's active concepts in the place of its prompt: [R, N, H * d], float32."""
         odds = reading.odds(call.log_mass) * (call.strengths != 0)[:, None, None, :]
         weight = odds.sum(-1, keepdim=True)  # of their attention, where all that the image meets now is 1
@@ -79,6 +72,6 @@ class NAG:
     params: ClassVar[Mapping[str, Any]] = {"tau": 2.5, "alpha": 0.5}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        tau = number_of(concepts[0], self, params, "tau", least=1)
-        alpha = number_of(concepts[0], self, params, "alpha", least=0, most=1)
-        return [_Away(ConceptTokens.of(concepts, pipeline, plain=True, framed=True), tau, alpha)]
+        tau = param_number(concepts[0], self, params, "tau", least=1)
+        alpha = param_number(concepts[0], self, params, "alpha", least=0, most=1)
+        return [_Away(ConceptAttention.of(concepts, pipeline, plain=True, framed=True), tau, alpha)]

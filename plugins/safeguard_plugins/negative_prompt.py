@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from safeguard.erasing import PROTOCOL, Edit, NegativeText, Pipeline, Seam
 from safeguard.policy import Concept
+from safeguard.sdk.eraser import PROTOCOL
+from safeguard.sdk.negative_text import NegativeText
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, Seam
 
 
 class NegativePrompt:

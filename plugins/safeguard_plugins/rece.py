@@ -15,7 +15,7 @@ a text says into its padding as well, that takes other texts with it.
 
 The sum runs over the layers that are given the same text; on a UNet these are all that make keys and values of it.
 Which concepts are active together is known when a request comes, so c' is found for each concept by itself; what is edited away
-in an epoch is solved together for the active ones. `safeguard.erasing.closed_form` has the algebra.
+in an epoch is solved together for the active ones. `safeguard.sdk.closed_form` has the algebra.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, choice_of, number_of
-from safeguard.erasing.closed_form import Asked, Kept, Pairs, Solved, Texts, layers_of
 from safeguard.policy import Concept
+from safeguard.sdk.closed_form import ClosedFormTargets, Kept, Pairs, PhraseInputs, Solved, layers_of
+from safeguard.sdk.eraser import PROTOCOL, param_choice, param_number
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, Seam
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,14 +72,14 @@ class RECE:
         import torch
 
         first = concepts[0]
-        asked = Asked.of(first, self, params)
-        epochs = int(number_of(first, self, params, "epochs", least=0, most=20))
-        regulariser = number_of(first, self, params, "regulariser", least=1e-9)
-        pull = choice_of(first, self, params, "pull", PULLS)
+        asked = ClosedFormTargets.of(first, self, params)
+        epochs = int(param_number(first, self, params, "epochs", least=0, most=20))
+        regulariser = param_number(first, self, params, "regulariser", least=1e-9)
+        pull = param_choice(first, self, params, "pull", PULLS)
         whence = "last" if asked.window == "last" else "whole"
         edits: list[Edit] = []
         for layers in layers_of(concepts, self, pipeline):
-            starting, deriving = (Texts(pipeline, layers, one) for one in (asked.window, whence))
+            starting, deriving = (PhraseInputs(pipeline, layers, one) for one in (asked.window, whence))
             kept = Kept(starting.kept(asked.preserve), **asked.scales)
             weights = {module: pipeline.weight(module) for module in layers.modules}
             gram = torch.stack([weight.T @ weight for weight in weights.values()]).sum(0)

@@ -30,8 +30,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from safeguard.erasing import PROTOCOL, Edit, NegativeText, Pipeline, Seam, StatesCall, TextStatesEdit, choice_of, number_of
 from safeguard.policy import Concept
+from safeguard.sdk.calls import StatesCall
+from safeguard.sdk.eraser import PROTOCOL, param_choice, param_number
+from safeguard.sdk.negative_text import NegativeText
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, Seam, TextStatesEdit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +74,7 @@ def triggers(without: Tensor, toxic: Tensor, alpha: float, least: int) -> list[i
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SafreeParams:
     """The numbers of the method; see the module."""
 
     alpha: float
@@ -120,7 +124,7 @@ class _Moved:
 
 
 class _Filter(TextStatesEdit):
-    def __init__(self, concepts: Sequence[Concept], toxic: _Toxic, settings: Settings, *, validated: bool) -> None:
+    def __init__(self, concepts: Sequence[Concept], toxic: _Toxic, settings: SafreeParams, *, validated: bool) -> None:
         self.concepts = tuple(concept.id for concept in concepts)
         self._toxic, self._settings, self._validated = toxic, settings, validated
 
@@ -209,13 +213,13 @@ class SAFREE:
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
         first = concepts[0]
-        form = choice_of(first, self, params, "form", FORMS)
-        numbers = Settings(
-            number_of(first, self, params, "alpha", 0.0),
-            int(number_of(first, self, params, "least", 0.0)),
-            number_of(first, self, params, "up_to", 0.0, STEPS),
-            number_of(first, self, params, "slope", 0.0),
-            number_of(first, self, params, "centre"),
+        form = param_choice(first, self, params, "form", FORMS)
+        numbers = SafreeParams(
+            param_number(first, self, params, "alpha", 0.0),
+            int(param_number(first, self, params, "least", 0.0)),
+            param_number(first, self, params, "up_to", 0.0, STEPS),
+            param_number(first, self, params, "slope", 0.0),
+            param_number(first, self, params, "centre"),
         )
         edits: list[Edit] = [_Filter(concepts, _Toxic.of(concepts, pipeline), numbers, validated=form != "filter")]
         return [*edits, NegativeText(concepts)] if form == "released" else edits

@@ -16,9 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from safeguard.erasing import PROTOCOL, Edit, Pipeline, PredictionCall, PredictionEdit, Seam
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
+from safeguard.sdk.calls import PredictionCall
+from safeguard.sdk.eraser import PROTOCOL
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, PredictionEdit, Seam
 
 if TYPE_CHECKING:
     from torch import Tensor

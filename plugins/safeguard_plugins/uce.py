@@ -10,7 +10,7 @@ is least; a, b and l are ``erase_scale``, ``preserve_scale`` and ``lamb``. v_i i
 
 ``window`` says which states: ``last`` the last word of each text, as the authors' diffusers code has it; ``aligned`` all from
 there to the end of the text, concept and guide each from its own last word on, as in the older code, which keeps the empty text
-always. `safeguard.erasing.closed_form` has the algebra, and how concepts that are active together are solved together.
+always. `safeguard.sdk.closed_form` has the algebra, and how concepts that are active together are solved together.
 
 The weights stay as they are: W - W_0 is added in the rows in which the concept is active, and so not on the unconditional
 branch, which the published edit changes as well.
@@ -21,9 +21,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from safeguard.erasing import PROTOCOL, Edit, Pipeline, Seam, choice_of
-from safeguard.erasing.closed_form import Asked, Kept, Pairs, Solved, Texts, layers_of
 from safeguard.policy import Concept
+from safeguard.sdk.closed_form import ClosedFormTargets, Kept, Pairs, PhraseInputs, Solved, layers_of
+from safeguard.sdk.eraser import PROTOCOL, param_choice
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, Seam
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,11 +65,11 @@ class UCE:
         import torch
 
         first = concepts[0]
-        asked = Asked.of(first, self, params)
-        technique = choice_of(first, self, params, "technique", TECHNIQUES)
+        asked = ClosedFormTargets.of(first, self, params)
+        technique = param_choice(first, self, params, "technique", TECHNIQUES)
         edits: list[Edit] = []
         for layers in layers_of(concepts, self, pipeline):
-            texts = Texts(pipeline, layers, asked.window)
+            texts = PhraseInputs(pipeline, layers, asked.window)
             given = [texts.pairs(concept.phrases, asked.guide) for concept in concepts]
             pairs = [Pairs.of(rows, against) for rows, against in given]
             solved = Solved(Kept(texts.kept(asked.preserve), **asked.scales), [pairs])

@@ -15,14 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from safeguard.erasing import PROTOCOL, ConceptTokens, Edit, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit
 from safeguard.policy import Concept
+from safeguard.sdk.calls import SiteCall, SiteEffect
+from safeguard.sdk.concept_attention import ConceptAttention
+from safeguard.sdk.eraser import PROTOCOL
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, Seam, TextSiteEdit
 
 
 class _Flip(TextSiteEdit):
     """The flipped words of several concepts, in one softmax."""
 
-    def __init__(self, tokens: ConceptTokens) -> None:
+    def __init__(self, tokens: ConceptAttention) -> None:
         self.concepts = tokens.concepts
         self._tokens = tokens
 
@@ -50,4 +54,4 @@ class VSF:
     params: ClassVar[Mapping[str, Any]] = {}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        return [_Flip(ConceptTokens.of(concepts, pipeline, plain=True))]
+        return [_Flip(ConceptAttention.of(concepts, pipeline, plain=True))]

@@ -1,24 +1,24 @@
 """What was decided about every image: recorded, chained and on disk before it is returned; how to read it back."""
 
-from safeguard.audit.archive import load_snapshot
-from safeguard.audit.chain import Head
-from safeguard.audit.image import image_digest
-from safeguard.audit.query import query
-from safeguard.audit.record import (
+from safeguard.audit.chain import ChainHead
+from safeguard.audit.decision import (
     SCHEMA,
     Applied,
     Decision,
-    Drawn,
+    DetectionRecord,
     Effect,
     Evidence,
+    GroupChoice,
     Metrics,
     Model,
     Output,
     Screen,
-    Seen,
     Subject,
     new_decision_id,
 )
+from safeguard.audit.image_digest import image_digest
+from safeguard.audit.policy_store import load_snapshot
+from safeguard.audit.query import query
 from safeguard.audit.sinks import AuditLog, AuditSink, MemorySink
 from safeguard.audit.verify import BadRecord, FileReport, VerifyReport, verify
 
@@ -28,18 +28,18 @@ __all__ = [
     "AuditLog",
     "AuditSink",
     "BadRecord",
+    "ChainHead",
     "Decision",
-    "Drawn",
+    "DetectionRecord",
     "Effect",
     "Evidence",
     "FileReport",
-    "Head",
+    "GroupChoice",
     "MemorySink",
     "Metrics",
     "Model",
     "Output",
     "Screen",
-    "Seen",
     "Subject",
     "VerifyReport",
     "image_digest",

@@ -21,7 +21,7 @@ MAX_LINE = 16 * 2**20  # bytes; a longer line is refused when written and when r
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ChainHead:
     """Where a chain stands: the ``file`` id, the last record's ``seq`` and ``hash``. Kept elsewhere, it shows a cut
     tail.
     """
@@ -37,14 +37,14 @@ def digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(b"\x00" + canonical(rest)).hexdigest()
 
 
-def link(head: Head, records: Iterable[Mapping[str, Any]]) -> tuple[Head, tuple[Record, ...]]:
+def link(head: ChainHead, records: Iterable[Mapping[str, Any]]) -> tuple[ChainHead, tuple[Record, ...]]:
     """A processor: numbers and chains ``records`` behind ``head``; gives the new head and the finished records."""
     linked: list[Record] = []
     for record in records:
         chained = {**record, "seq": head.seq + 1, "prev": head.hash}
         chained["hash"] = digest(chained)
         linked.append(chained)
-        head = Head(head.file, chained["seq"], chained["hash"])
+        head = ChainHead(head.file, chained["seq"], chained["hash"])
     return head, tuple(linked)
 
 

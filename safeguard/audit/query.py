@@ -10,8 +10,8 @@ from typing import TypeAlias
 import structlog
 
 from safeguard.audit.canonical import Record, parse, rfc3339
-from safeguard.audit.files import lines, log_files
-from safeguard.audit.record import SCHEMA
+from safeguard.audit.decision import SCHEMA
+from safeguard.audit.log_files import lines, log_files
 from safeguard.errors import AuditError
 
 Test: TypeAlias = Callable[[Record], bool]

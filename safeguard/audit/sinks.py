@@ -21,13 +21,13 @@ from typing import Protocol, Self, runtime_checkable
 import structlog
 from uuid_utils.compat import uuid7
 
-from safeguard.audit import archive
+from safeguard.audit import policy_store
 from safeguard.audit.canonical import Record, plain, rfc3339, utc_now
-from safeguard.audit.chain import Head, checkpoint, genesis, link, to_line
+from safeguard.audit.chain import ChainHead, checkpoint, genesis, link, to_line
+from safeguard.audit.decision import Decision, to_record
 from safeguard.audit.durable import DurableFile, make_folder
 from safeguard.audit.keys import check_key, load_or_make_key
 from safeguard.audit.mask import Mask
-from safeguard.audit.record import Decision, to_record
 from safeguard.audit.redact import redact as redact_by_rules
 from safeguard.errors import AuditError
 
@@ -105,11 +105,11 @@ class AuditLog:
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._file: DurableFile | None = None
-        self._head = Head("")
+        self._head = ChainHead("")
         self._decisions = 0  # in the open file
 
     @property
-    def head(self) -> Head | None:
+    def head(self) -> ChainHead | None:
         """The last record that is on disk, or None before the first. Sent to another machine, it shows a cut tail."""
         return self._head if self._file is not None else None
 
@@ -133,7 +133,7 @@ class AuditLog:
 
     def store_policy(self, revision: str, canonical: bytes) -> None:
         """Archives a policy's canonical snapshot under its revision; to be called before a decision names it."""
-        archive.store(self.folder, revision, canonical)
+        policy_store.store(self.folder, revision, canonical)
         self._stored.add(revision)
 
     def close(self) -> None:
@@ -160,20 +160,20 @@ class AuditLog:
         if self._closed:
             raise AuditError(f"{self.folder}: the audit log is closed: make a new AuditLog", path=str(self.folder))
         for revision in {decision.policy_revision for decision in decisions} - self._stored:
-            archive.load_snapshot(self.folder, revision)  # perhaps another process archived it
+            policy_store.load_snapshot(self.folder, revision)  # perhaps another process archived it
             self._stored.add(revision)
 
     def _ready_file(self) -> DurableFile:
         if self._file is None:
             file_id = str(uuid7())
-            self._file, self._head = self._create(file_id, Head(file_id), previous=None)
+            self._file, self._head = self._create(file_id, ChainHead(file_id), previous=None)
         elif self._file.size >= self._max_bytes:
             self._rotate(self._file)
         return self._file
 
-    def _create(self, file_id: str, head: Head, previous: Record | None) -> tuple[DurableFile, Head]:
+    def _create(self, file_id: str, head: ChainHead, previous: Record | None) -> tuple[DurableFile, ChainHead]:
         first = genesis(file_id, self._recorder.time(), self._recorder.labels(), previous)
-        head, (line,) = link(Head(file_id, head.seq, head.hash), [first])
+        head, (line,) = link(ChainHead(file_id, head.seq, head.hash), [first])
         return DurableFile.create(self.folder / f"{PREFIX}{file_id}{SUFFIX}", to_line(line)), head
 
     def _rotate(self, old: DurableFile) -> None:
@@ -191,7 +191,7 @@ class AuditLog:
         self._file, self._head, self._decisions = file, head, 0
         _log.info("the audit log goes on in a new file", file=file.path.name)
 
-    def _checkpoint(self, following: str | None) -> tuple[Head, bytes]:
+    def _checkpoint(self, following: str | None) -> tuple[ChainHead, bytes]:
         end = checkpoint(self._head.file, self._recorder.time(), self._decisions, following)
         head, (record,) = link(self._head, [end])
         return head, to_line(record)
@@ -220,7 +220,7 @@ class MemorySink:
         secret = secrets.token_bytes(32) if key is None else check_key(key)
         self._recorder = _Recorder(service, instance, secret, redact, clock)
         self._lock = threading.Lock()
-        self._head = Head(str(uuid7()))
+        self._head = ChainHead(str(uuid7()))
         self.records: list[Record] = []
         self.policies: dict[str, bytes] = {}
 
@@ -233,7 +233,7 @@ class MemorySink:
 
     def store_policy(self, revision: str, canonical: bytes) -> None:
         """Keeps a snapshot in ``policies``. Raises AuditError where the digest is not its own."""
-        archive.check_digest(revision, canonical)
+        policy_store.check_digest(revision, canonical)
         self.policies[revision] = canonical
 
     def close(self) -> None:

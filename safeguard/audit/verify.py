@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safeguard.audit.archive import load_snapshot
 from safeguard.audit.canonical import Record
-from safeguard.audit.chain import CHECKPOINT_SCHEMA, FILE_SCHEMA, START, Head, from_line
-from safeguard.audit.files import file_id, folder_of, lines, log_files
-from safeguard.audit.record import SCHEMA
+from safeguard.audit.chain import CHECKPOINT_SCHEMA, FILE_SCHEMA, START, ChainHead, from_line
+from safeguard.audit.decision import SCHEMA
+from safeguard.audit.log_files import file_id, folder_of, lines, log_files
+from safeguard.audit.policy_store import load_snapshot
 from safeguard.errors import AuditError
 
 
@@ -40,7 +40,7 @@ class FileReport:
     file: str
     records: int
     state: str
-    head: Head
+    head: ChainHead
     pruned: bool = False
 
 
@@ -65,10 +65,10 @@ class _Scan:
     """What one file turned out to hold, up to its end or its first bad record."""
 
     path: Path
-    head: Head
+    head: ChainHead
     line: int = 0
     records: int = 0
-    previous: Head | None = None  # the end that it goes on from
+    previous: ChainHead | None = None  # the end that it goes on from
     end: Mapping[str, Any] | None = None  # its checkpoint
     bad: BadRecord | None = None
     hashes: dict[int, str] = field(default_factory=dict)  # of the sequence numbers that the caller asked for
@@ -79,7 +79,7 @@ class _Scan:
         return BadRecord(self.path.name, line, self.head.seq + 1 if seq is None else seq, reason)
 
 
-def verify(place: str | os.PathLike[str], *, known: Iterable[Head] = ()) -> VerifyReport:
+def verify(place: str | os.PathLike[str], *, known: Iterable[ChainHead] = ()) -> VerifyReport:
     """Checks a folder, or one of its files, reading each file once.
 
     ``known`` are heads of an earlier report that were kept elsewhere: with them a tail that was cut since, a chain that
@@ -102,7 +102,7 @@ def verify(place: str | os.PathLike[str], *, known: Iterable[Head] = ()) -> Veri
 
 
 def _scan(path: Path, wanted: set[int]) -> _Scan:
-    scan = _Scan(path, Head(file_id(path)))
+    scan = _Scan(path, ChainHead(file_id(path)))
     for line in lines(path):
         scan.line += 1
         try:
@@ -141,7 +141,7 @@ def _step(scan: _Scan, record: Record) -> None:
         scan.end = record
     elif schema == SCHEMA:
         _decision(scan, record)
-    scan.head = Head(scan.head.file, expected, record["hash"])
+    scan.head = ChainHead(scan.head.file, expected, record["hash"])
 
 
 def _genesis(scan: _Scan, record: Record) -> tuple[int, str]:
@@ -154,7 +154,7 @@ def _genesis(scan: _Scan, record: Record) -> tuple[int, str]:
         case None:
             return 0, START
         case {"file": str(file), "seq": int(seq), "hash": str(end)}:
-            scan.previous = Head(file, seq, end)
+            scan.previous = ChainHead(file, seq, end)
             return seq + 1, end
     raise ValueError("the genesis record does not say which file it goes on from")
 
@@ -199,7 +199,7 @@ def _policies(folder: Path, scans: Iterable[_Scan]) -> list[BadRecord]:
     return bad
 
 
-def _cuts(scans: Mapping[str, _Scan], known: Iterable[Head]) -> list[BadRecord]:
+def _cuts(scans: Mapping[str, _Scan], known: Iterable[ChainHead]) -> list[BadRecord]:
     """Heads that were seen before and must still be there."""
     bad = []
     for head in known:

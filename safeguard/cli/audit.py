@@ -112,10 +112,10 @@ def show(
         raise typer.Exit(EXIT_UNEXPECTED)
 
 
-def _heads(report: Path) -> list[audit.Head]:
+def _heads(report: Path) -> list[audit.ChainHead]:
     try:
         heads = [file["head"] for file in json.loads(report.read_bytes())["files"]]
-        return [audit.Head(str(head["file"]), int(head["seq"]), str(head["hash"])) for head in heads]
+        return [audit.ChainHead(str(head["file"]), int(head["seq"]), str(head["hash"])) for head in heads]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AuditError(f"{report}: this is not what 'safeguard audit verify --json' prints", path=str(report)) from error
 

@@ -17,7 +17,7 @@ from safeguard.errors import SafeguardError
 from safeguard.policy import load_policy
 
 if TYPE_CHECKING:
-    from safeguard.erasing import Calibration
+    from safeguard.plan.calibration import Calibration
 
 app = typer.Typer()
 DEMO_PROMPTS = 200
@@ -69,10 +69,10 @@ def calibrate(
 def _ordinary(pipeline: str) -> list[str]:
     """Captions that a demo pipeline was trained on, or the harmless prompts that the screener's heads are fitted on."""
     if Path(pipeline).is_dir():
-        from safeguard.screening.texts import shipped_texts
+        from safeguard.screening.corpus import shipped_corpus
 
-        return list(shipped_texts().benign)
-    from safeguard.demo.captions import prompts
+        return list(shipped_corpus().benign)
+    from safeguard_demo.captions import prompts
 
     return [prompt.text for prompt in prompts("train", "benign", None, DEMO_PROMPTS)]
 

@@ -62,8 +62,8 @@ def compare(
     wanted = [name.strip() for name in concepts.split(",") if name.strip()] or list(chosen.concepts)
     shown = derive(chosen, concepts=wanted, action="erase")
     pipe, call = open_pipeline(pipeline, steps, guidance, word)
-    from safeguard.evaluation.comparing import Pair, comparison
-    from safeguard.evaluation.studio import calibration_of
+    from safeguard.evaluation.comparison import ImagePair, comparison
+    from safeguard.evaluation.harness import calibration_of
 
     before = [_paint(pipe, call, text, seed + row) for row, text in enumerate(prompts)]
     # All but unprotected: what each concept's share of attention is where nothing is taken from it.
@@ -73,7 +73,7 @@ def compare(
     protected, after = _requests(pipe, call, prompts, seed, shown, screener_of(screener), gauged)
     decisions = [request.decisions[0] for request in protected]
     pairs = [
-        Pair(
+        ImagePair(
             text,
             before[row],
             after[row],

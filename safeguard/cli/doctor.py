@@ -17,8 +17,9 @@ from safeguard.errors import SafeguardError
 from safeguard.policy import Policy, derive, load_policy
 
 if TYPE_CHECKING:
-    from safeguard.attaching import Probe, ProbeResult
-    from safeguard.erasing import Plan, PluginInfo
+    from safeguard.instrument import SelfTest, SelfTestResult
+    from safeguard.plan.compile import Plan
+    from safeguard.plan.registry import PluginInfo
 
 app = typer.Typer()
 
@@ -67,7 +68,7 @@ def doctor(pipeline: PipelineOption = "unet", policy: PolicyOption = "builtin://
 
     Nothing is left attached. Exit 1 where the policy would be refused.
     """
-    from safeguard.evaluation.studio import load_pipeline, quiet_libraries
+    from safeguard.evaluation.harness import load_pipeline, quiet_libraries
 
     chosen = load_policy(policy)
     quiet_libraries()
@@ -79,8 +80,8 @@ def doctor(pipeline: PipelineOption = "unet", policy: PolicyOption = "builtin://
 
 def diagnose(pipe: Any, policy: Policy) -> Diagnosis:
     """Try ``policy``, and each of its concepts on its own, on a live pipeline. Raises nothing that it can report."""
-    from safeguard.attaching import OFFERED, Attachment, Probe
-    from safeguard.erasing import Registry
+    from safeguard.instrument import OFFERED, Attachment, SelfTest
+    from safeguard.plan.registry import Registry
 
     registry = Registry()
     erasers = tuple(registry.inventory())
@@ -95,7 +96,7 @@ def diagnose(pipe: Any, policy: Policy) -> Diagnosis:
         names = tuple(f"{name} ({type(module).__name__})" for name, module in attachment.denoisers.items())
         read = {"mechanism": attachment.mechanism, "pooled": attachment.reads_pooled}
         bare = _with(bare, denoisers=names, text_sites=len(attachment.sites), seams=seams, **read)
-        probe = Probe(attachment)
+        probe = SelfTest(attachment)
         concepts = tuple(_try_concept(policy, name, attachment, registry, probe) for name in policy.concepts)
         plan, result, refused = _try(policy, attachment, registry, probe)
         if plan is None or result is None:
@@ -114,17 +115,17 @@ def _with(diagnosis: Diagnosis, **changes: Any) -> Diagnosis:
     return replace(diagnosis, **changes)
 
 
-def _try_concept(policy: Policy, name: str, attachment: Any, registry: Any, probe: Probe) -> ConceptReport:
+def _try_concept(policy: Policy, name: str, attachment: Any, registry: Any, probe: SelfTest) -> ConceptReport:
     concept = policy.concepts[name]
     _, result, refused = _try(derive(policy, concepts=[name]), attachment, registry, probe)
     sites, change = (result.reached, result.change) if result else (0, None)
     return ConceptReport(name, concept.eraser, concept.strength, concept.activation, concept.action, sites, change, refused)
 
 
-def _try(policy: Policy, attachment: Any, registry: Any, probe: Probe) -> tuple[Plan | None, ProbeResult | None, str]:
+def _try(policy: Policy, attachment: Any, registry: Any, probe: SelfTest) -> tuple[Plan | None, SelfTestResult | None, str]:
     """Compile and self-test: the plan and what the self-test saw, or why it was refused."""
-    from safeguard.attaching import OFFERED
-    from safeguard.erasing import compile_plan
+    from safeguard.instrument import OFFERED
+    from safeguard.plan.compile import compile_plan
 
     try:
         plan = compile_plan(policy, attachment, registry, OFFERED)

@@ -16,10 +16,10 @@ from safeguard.cli.output import EXIT_TESTS_FAILED, EXIT_USAGE, JsonOption, emit
 from safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
-    from safeguard.evaluation.methods import Arm, Method
-    from safeguard.evaluation.run import CellResult, Settings
-    from safeguard.evaluation.studio import Studio
-    from safeguard.evaluation.suites import Case
+    from safeguard.evaluation.arms import Arm, ArmMethod
+    from safeguard.evaluation.harness import Harness
+    from safeguard.evaluation.prompt_sets import PromptCase
+    from safeguard.evaluation.run import CellResult, RunSettings
     from safeguard.policy import Policy
 
 app = typer.Typer(no_args_is_help=True)
@@ -84,12 +84,12 @@ def demo(
     """Unprotected against every method, from the same seeds: each concept alone, all at once, opened by the screener, and by
     what the first step shows.
     """
-    from safeguard.evaluation import outputs
-    from safeguard.evaluation.methods import Method, arms, demo_policy
+    from safeguard.evaluation import results_files
+    from safeguard.evaluation.arms import ArmMethod, arms, demo_policy
     from safeguard.evaluation.summary import summarise
     from safeguard.evaluation.tables import rich_tables, verdict_table
     from safeguard.evaluation.targets import judge_targets
-    from safeguard.evaluation.trained import training_seconds
+    from safeguard.evaluation.training_costs import training_seconds
 
     chosen, base = _concepts(concepts), demo_policy(_phrases(phrase or ()))
     where, what = (pipeline, judge, calibration), (split, count, seed, batch)
@@ -99,16 +99,16 @@ def demo(
         seconds = {} if training is None else training_seconds(training, pipeline, chosen)
         _every_eraser(erasers, chosen, base, where, what, word or (), seconds, out, resume, json_output)
         return
-    tried = [Method.parse(text) for text in _words(methods)]
+    tried = [ArmMethod.parse(text) for text in _words(methods)]
     wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes), base)]
-    wanted += [arm for text in _words(baselines) for arm in arms(Method.parse(text), chosen, ("alone",), base)]
+    wanted += [arm for text in _words(baselines) for arm in arms(ArmMethod.parse(text), chosen, ("alone",), base)]
     _check_out(out, resume)
     studio, settings = _opened(chosen, where, what, word or ())
     results = _painted(studio, settings, wanted, chosen, out)
     rows = summarise(results, wanted, chosen)
     verdicts = judge_targets(rows, tried[0].name) if check else []
-    data = outputs.results_data("demo", settings, rows, wanted, verdicts)
-    files = outputs.write_all(out, data, rows, wanted, results)
+    data = results_files.results_data("demo", settings, rows, wanted, verdicts)
+    files = results_files.write_all(out, data, rows, wanted, results)
 
     def render(console: Console) -> None:
         console.print(rich_tables(rows, f"Demo pipeline, {split} prompts, {count} a cell, 95 % intervals"))
@@ -144,15 +144,15 @@ def curve(
     """Erasure against retention over the strengths of each method."""
     import json
 
-    from safeguard.evaluation import outputs, plots
-    from safeguard.evaluation.methods import UNPROTECTED, Method, arms
+    from safeguard.evaluation import plots, results_files
+    from safeguard.evaluation.arms import UNPROTECTED, ArmMethod, arms
     from safeguard.evaluation.summary import summarise
     from safeguard.evaluation.tables import MODES, markdown, rich_tables
 
     chosen, ways = _concepts(concepts), _modes(modes)
     tried = [
-        (Method(method.eraser, method.params).name, strength, Method(method.eraser, method.params, strength))
-        for method in map(Method.parse, _words(methods))
+        (ArmMethod(method.eraser, method.params).name, strength, ArmMethod(method.eraser, method.params, strength))
+        for method in map(ArmMethod.parse, _words(methods))
         for strength in _strengths(method, strengths)
     ]
     wanted = [arm for _, _, method in tried for arm in arms(method, chosen, ways)]
@@ -160,9 +160,9 @@ def curve(
     studio, settings = _opened(chosen, (pipeline, judge, calibration), (split, count, seed, batch))
     results = _painted(studio, settings, wanted, chosen, out)
     rows = summarise(results, wanted, chosen)
-    data = outputs.results_data("curve", settings, rows, wanted)
-    outputs.write_text(out / "curve.json", json.dumps(outputs.finite(data), indent=2) + "\n")
-    outputs.write_text(out / "curve.md", markdown(rows))
+    data = results_files.results_data("curve", settings, rows, wanted)
+    results_files.write_text(out / "curve.json", json.dumps(results_files.finite(data), indent=2) + "\n")
+    results_files.write_text(out / "curve.md", markdown(rows))
     plotted: list[Path] = []
     title = f"Erasure against retention, {split} prompts, {count} a cell"
     for concept in (None, *chosen) if len(chosen) > 1 else chosen:
@@ -199,9 +199,9 @@ def _every_eraser(
     resume: bool,
     json_output: bool,
 ) -> None:
-    from safeguard.evaluation import outputs, plots
-    from safeguard.evaluation.erasers import SCHEMA, arms_of, chosen, costs, markdown, rich_tables
-    from safeguard.evaluation.methods import UNPROTECTED
+    from safeguard.evaluation import plots, results_files
+    from safeguard.evaluation.arms import UNPROTECTED
+    from safeguard.evaluation.eraser_table import SCHEMA, arms_of, chosen, costs, markdown, rich_tables
     from safeguard.evaluation.summary import summarise
 
     methods = chosen(erasers)
@@ -213,11 +213,11 @@ def _every_eraser(
     wanted = arms_of(methods, found, base)
     results = _painted(studio, settings, wanted, concepts, out)
     rows = summarise(results, wanted, concepts)
-    data = outputs.results_data("erasers", settings, rows, wanted)
+    data = results_files.results_data("erasers", settings, rows, wanted)
     data |= {"schema": SCHEMA, "split": settings.split, "count": settings.count, "costs": [one.to_dict() for one in found]}
     alone = [row for row in rows if row.mode in ("", "alone")]
-    files = outputs.write_all(out, data, alone, [arm for arm in wanted if arm.mode == "alone"], results)
-    outputs.write_text(files["table"], markdown(data))
+    files = results_files.write_all(out, data, alone, [arm for arm in wanted if arm.mode == "alone"], results)
+    results_files.write_text(files["table"], markdown(data))
     points = [
         (row.method, None, row) for row in alone if row.method != UNPROTECTED and (row.concept is None or len(concepts) == 1)
     ]
@@ -232,18 +232,18 @@ def _every_eraser(
     emit(data, json_output, render)
 
 
-def _own_words(pipe: Any, methods: Sequence[Method]) -> dict[str, int]:
+def _own_words(pipe: Any, methods: Sequence[ArmMethod]) -> dict[str, int]:
     """Teach a pipeline the words that come with the erasers of these methods and fit; their files' sizes by token.
 
     Only after its digest was taken: a cell of an eraser that reads no such word stays what it was before there was the word.
     """
     from safeguard.errors import CapabilityError
-    from safeguard.evaluation.erasers import shipped_words
-    from safeguard.training.words import Word
+    from safeguard.evaluation.eraser_table import shipped_words
+    from safeguard.training.textual_inversion import LearnedWord
 
     known = {}
     for file in shipped_words(methods):
-        word = Word.load(file)
+        word = LearnedWord.load(file)
         with contextlib.suppress(CapabilityError):  # an eraser that needs a word which is not there says so itself
             word.into(pipe)
             known[word.token] = file.stat().st_size
@@ -255,10 +255,10 @@ def _opened(
     where: tuple[str, Path | None, str],
     what: tuple[str, int, int, int],
     words: Sequence[Path] = (),
-) -> tuple[Studio, Settings]:
+) -> tuple[Harness, RunSettings]:
+    from safeguard.evaluation.harness import open_harness, quiet_libraries
+    from safeguard.evaluation.prompt_sets import cases, cells
     from safeguard.evaluation.run import settings_of
-    from safeguard.evaluation.studio import open_studio, quiet_libraries
-    from safeguard.evaluation.suites import cases, cells
 
     split, count, seed, batch = what
     try:
@@ -268,15 +268,17 @@ def _opened(
         stderr.print(f"error: {fault}", highlight=False)
         raise typer.Exit(EXIT_USAGE) from fault
     quiet_libraries()
-    studio = open_studio(*where)
+    studio = open_harness(*where)
     load_words(studio.pipe, words)
     return studio, settings_of(studio, split, count, seed, batch)
 
 
-def _painted(studio: Studio, settings: Settings, wanted: Sequence[Arm], concepts: Sequence[str], out: Path) -> list[CellResult]:
-    from safeguard.evaluation.methods import unprotected
+def _painted(
+    studio: Harness, settings: RunSettings, wanted: Sequence[Arm], concepts: Sequence[str], out: Path
+) -> list[CellResult]:
+    from safeguard.evaluation.arms import unprotected
+    from safeguard.evaluation.prompt_sets import BENIGN, cases
     from safeguard.evaluation.run import evaluate, images_of
-    from safeguard.evaluation.suites import BENIGN, cases
 
     total = images_of([unprotected(concepts), *wanted], settings.count)
     some = cases(BENIGN, settings.split, min(settings.batch, settings.count), settings.seed)
@@ -291,7 +293,7 @@ def _painted(studio: Studio, settings: Settings, wanted: Sequence[Arm], concepts
         return evaluate(studio, wanted, settings, out=out, advance=advance)
 
 
-def _seconds_per_image(studio: Studio, some: Sequence[Case]) -> float:
+def _seconds_per_image(studio: Harness, some: Sequence[PromptCase]) -> float:
     """Paint a batch that no figure uses: it warms the pipeline up, and says how long the rest will take."""
     begun = time.perf_counter()
     studio.paint(some)
@@ -303,7 +305,7 @@ def _words(text: str) -> list[str]:
 
 
 def _concepts(text: str) -> tuple[str, ...]:
-    from safeguard.demo.world import CONCEPTS
+    from safeguard_demo.world import CONCEPTS
 
     wanted = tuple(_words(text)) or CONCEPTS
     unknown = [name for name in wanted if name not in CONCEPTS]
@@ -313,7 +315,7 @@ def _concepts(text: str) -> tuple[str, ...]:
 
 
 def _phrases(pairs: Sequence[str]) -> dict[str, list[str]]:
-    from safeguard.demo.world import CONCEPTS
+    from safeguard_demo.world import CONCEPTS
 
     found: dict[str, list[str]] = {}
     for pair in pairs:
@@ -325,7 +327,7 @@ def _phrases(pairs: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _modes(text: str) -> list[str]:
-    from safeguard.evaluation.methods import MODES
+    from safeguard.evaluation.arms import MODES
 
     modes = _words(text)
     if not modes or set(modes) - set(MODES):
@@ -333,9 +335,9 @@ def _modes(text: str) -> list[str]:
     return modes
 
 
-def _strengths(method: Method, text: str) -> list[float]:
+def _strengths(method: ArmMethod, text: str) -> list[float]:
     """The strengths to try: the method's own where it names one, or has words that all mean the same."""
-    from safeguard.erasing import Registry
+    from safeguard.plan.registry import Registry
 
     if isinstance(method.strength, float):
         return [method.strength]
@@ -348,7 +350,7 @@ def _strengths(method: Method, text: str) -> list[float]:
 
 
 def _check_out(out: Path, resume: bool) -> None:
-    from safeguard.evaluation.store import holds_cells
+    from safeguard.evaluation.cell_store import holds_cells
 
     if holds_cells(out) and not resume:
         raise SafeguardError(f"{out} holds cells of an earlier run; add --resume to go on there, or choose another --out")

@@ -47,7 +47,7 @@ def make(
 
     Of prompts an HMAC is kept, not the text.
     """
-    from safeguard.training.collecting import demo_prompts, paint
+    from safeguard.training.feedback_collection import demo_prompts, paint
 
     if prompts is not None:
         texts = read_prompts(None, prompts)
@@ -91,10 +91,10 @@ def serve(
     Who has the address sees the pictures and answers in that name. There is no encryption: to reach it from another machine,
     an SSH tunnel to the same port is better than another --host.
     """
-    from safeguard.feedback.desk import Desk
     from safeguard.feedback.server import FeedbackServer
+    from safeguard.feedback.session import FeedbackSession
 
-    server = FeedbackServer(Desk(FeedbackStore(store), who, size), host, port, token)
+    server = FeedbackServer(FeedbackSession(FeedbackStore(store), who, size), host, port, token)
     text = f"for {who}: {server.address}\nCtrl-C ends it; what was answered is kept at once"
     emit({"address": server.address, "who": who, "store": store}, json_output, lambda console: _say(console, text))
     typer.get_text_stream("stdout").flush()
@@ -116,8 +116,9 @@ def judge(
     json_output: JsonOption = False,
 ) -> None:
     """Let the demo's judge stand in for people: what it says is kept as a judge's, not a person's. For the demo world only."""
-    from safeguard.demo import Judge
-    from safeguard.training.collecting import stand_in
+    from safeguard_demo import Judge
+
+    from safeguard.training.feedback_collection import stand_in
 
     said = stand_in(FeedbackStore(store), concept, Judge(weights), rankings=rankings, size=size)
     data = {"store": store, "concept": concept, "judgements": len(said), "yes": sum(one.answer == "yes" for one in said)}
@@ -149,8 +150,8 @@ def fit(
     json_output: JsonOption = False,
 ) -> None:
     """Learn a reward model from what stands in a store, and write it into one file that is bound to its encoder."""
-    from safeguard.evaluation.studio import quiet_libraries
-    from safeguard.training.features import open_encoder
+    from safeguard.evaluation.harness import quiet_libraries
+    from safeguard.training.image_features import open_encoder
     from safeguard.training.reward_fit import train_reward
 
     if by not in (None, "person", "judge"):

@@ -80,7 +80,7 @@ def generate(
     chosen = load_policy(policy)  # before the pipeline is loaded, which takes seconds
     pipe, call = open_pipeline(pipeline, steps, guidance, word)
     import safeguard
-    from safeguard.evaluation.studio import calibration_of
+    from safeguard.evaluation.harness import calibration_of
 
     gauged = calibration_of(calibration, pipeline)
     with safeguard.protect(pipe, chosen, audit=audit, screener=screener_of(screener), calibration=gauged) as guard:
@@ -140,27 +140,28 @@ def open_pipeline(
     """The pipeline, which knows these words, and the arguments that every call of it gets. Raises AssetError where there is
     none, and what `load_words` raises.
     """
-    from safeguard import demo
-    from safeguard.evaluation.studio import load_pipeline, quiet_libraries
+    import safeguard_demo
+
+    from safeguard.evaluation.harness import load_pipeline, quiet_libraries
 
     quiet_libraries()
     pipe = load_pipeline(place)
     pipe.set_progress_bar_config(disable=True)
     load_words(pipe, words)
     own = not Path(place).is_dir()
-    given: dict[str, Any] = {"num_inference_steps": steps or (demo.STEPS if own else None)}
-    given["guidance_scale"] = guidance if guidance is not None else (demo.GUIDANCE if own else None)
-    options = demo.call_options(pipe) if own else {}
+    given: dict[str, Any] = {"num_inference_steps": steps or (safeguard_demo.STEPS if own else None)}
+    given["guidance_scale"] = guidance if guidance is not None else (safeguard_demo.GUIDANCE if own else None)
+    options = safeguard_demo.call_options(pipe) if own else {}
     return pipe, options | {name: value for name, value in given.items() if value is not None}
 
 
 def load_words(pipe: Any, files: Sequence[Path] | None) -> None:
     """Teach a pipeline learned words. Raises CapabilityError for a file that is none, or does not fit."""
     if files:
-        from safeguard.training.words import Word
+        from safeguard.training.textual_inversion import LearnedWord
 
         for file in files:
-            Word.load(file).into(pipe)
+            LearnedWord.load(file).into(pipe)
 
 
 def screener_of(word: str) -> str | None:

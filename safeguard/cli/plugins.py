@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from safeguard.cli.output import EXIT_UNEXPECTED, JsonOption, emit
-from safeguard.erasing import PluginInfo, Registry
+from safeguard.plan.registry import PluginInfo, Registry
 
 app = typer.Typer(no_args_is_help=True)
 

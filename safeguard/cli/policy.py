@@ -15,8 +15,8 @@ from safeguard.cli.output import EXIT_INVALID, EXIT_TESTS_FAILED, JsonOption, em
 from safeguard.errors import PolicyError, Problem
 from safeguard.policy.diff import Difference, compare
 from safeguard.policy.load import Resolution, load_policy, resolve
+from safeguard.policy.policy_tests import PolicyTestResult, load_tests, run_tests
 from safeguard.policy.snapshot import Concept, Policy
-from safeguard.policy.testing import Result, load_tests, run_tests
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -190,7 +190,7 @@ def run(
     raise typer.Exit(EXIT_TESTS_FAILED if failed else 0)
 
 
-def _result_data(result: Result) -> dict[str, Any]:
+def _result_data(result: PolicyTestResult) -> dict[str, Any]:
     return {
         "place": f"{result.case.mark.file}:{result.case.mark.line}",
         "prompt": result.case.prompt,
@@ -201,7 +201,7 @@ def _result_data(result: Result) -> dict[str, Any]:
     }
 
 
-def _render_results(console: Console, results: list[Result], failed: int) -> None:
+def _render_results(console: Console, results: list[PolicyTestResult], failed: int) -> None:
     table = Table("", "line", "prompt", "activated", "missing", "unwanted")
     for result in results:
         verdict = "[green]pass[/green]" if result.passed else "[red]FAIL[/red]"

@@ -105,8 +105,9 @@ def train(
     learned word, which is made of people's feedback and written beside --out, as FILE.word.safetensors. geom_erasing: a learned
     word for where a concept stands in drawings of the demo world.
     """
-    from safeguard.demo.pipelines import KINDS
-    from safeguard.evaluation.studio import open_studio, quiet_libraries
+    from safeguard_demo.pipelines import KINDS
+
+    from safeguard.evaluation.harness import open_harness, quiet_libraries
     from safeguard.policy import derive, load_policy
     from safeguard.training import Task, check
     from safeguard.training import train as train_method
@@ -122,7 +123,7 @@ def train(
     if log is not None:
         _append(log, b"")
     quiet_libraries()
-    studio = open_studio(pipeline, judge, calibration="none")
+    studio = open_harness(pipeline, judge, calibration="none")
     begun, used = time.perf_counter(), time.process_time()
 
     def keep(what: str, data: bytes) -> None:
@@ -147,9 +148,9 @@ def train(
 @contextmanager
 def _listener(within: float | None, less: str) -> Iterator[Advance]:
     """Shows a bar of the part that is under way, and says how long its rest takes."""
-    from safeguard.training.pace import Pace
+    from safeguard.training.time_budget import TimeBudget
 
-    pace = Pace(within, say=lambda line: stderr.print(line, highlight=False, soft_wrap=True), less=less)
+    pace = TimeBudget(within, say=lambda line: stderr.print(line, highlight=False, soft_wrap=True), less=less)
     with progress_bar() as progress:
         bar = progress.add_task("pictures", total=None)
 
@@ -164,7 +165,7 @@ def _listener(within: float | None, less: str) -> Iterator[Advance]:
 
 def _write(out: Path, made: Made | None, beside: Mapping[Path, bytes]) -> None:
     """Write the files; without one, see before hours of training that there is a folder for it."""
-    from safeguard.erasing.tensor_file import write_whole
+    from safeguard._io import write_whole
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from safeguard.evaluation.methods import UNPROTECTED
-from safeguard.evaluation.metrics import Figure
-from safeguard.evaluation.summary import Row
+from safeguard.evaluation.arms import UNPROTECTED
+from safeguard.evaluation.statistics import Figure
+from safeguard.evaluation.summary import SummaryRow
 from safeguard.evaluation.tables import MODES
 
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -53,7 +53,7 @@ def _error(figures: Sequence[Figure], scale: float = 1.0) -> Any:
     return np.array([below, above])
 
 
-def bars(rows: Sequence[Row], path: Path, title: str) -> Path:
+def bars(rows: Sequence[SummaryRow], path: Path, title: str) -> Path:
     """Share of pictures that show each concept, explicit and implicit prompts, one bar a method and mode."""
     pyplot = _pyplot()
     series = list(dict.fromkeys((row.method, row.mode) for row in rows))
@@ -90,7 +90,7 @@ def _label(method: str, mode: str) -> str:
     return method if method == UNPROTECTED else f"{method}, {MODES.get(mode, mode)}"
 
 
-def curve(points: Sequence[tuple[str, float | None, Row]], path: Path, title: str) -> Path:
+def curve(points: Sequence[tuple[str, float | None, SummaryRow]], path: Path, title: str) -> Path:
     """Erasure against retention: a line a method over its strengths, in four panels: what is still shown for explicit and for
     implicit prompts, against likeness of benign pictures and attributes kept. ``points``: (method, strength, pooled row).
     """
@@ -112,20 +112,20 @@ def curve(points: Sequence[tuple[str, float | None, Row]], path: Path, title: st
     return path
 
 
-def _likeness(row: Row) -> Figure:
+def _likeness(row: SummaryRow) -> Figure:
     return row.likeness
 
 
-def _kept(row: Row) -> Figure:
+def _kept(row: SummaryRow) -> Figure:
     return Figure(100 * row.kept, 100 * row.kept, 100 * row.kept, 0)
 
 
 def _line(
     axis: Any,
     method: str,
-    points: Sequence[tuple[float | None, Row]],
+    points: Sequence[tuple[float | None, SummaryRow]],
     kind: str,
-    retention: Callable[[Row], Figure],
+    retention: Callable[[SummaryRow], Figure],
     place: int,
 ) -> None:
     erased = [getattr(row, kind) for _, row in points]

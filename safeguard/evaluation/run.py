@@ -15,22 +15,23 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from safeguard_demo.world import CONCEPTS
 
 from safeguard.audit import AuditSink
-from safeguard.demo.world import CONCEPTS
-from safeguard.erasing import Eraser, Registry
-from safeguard.evaluation.methods import UNPROTECTED, Arm
-from safeguard.evaluation.metrics import Pixels, likeness
-from safeguard.evaluation.store import CellStore
-from safeguard.evaluation.studio import Studio
-from safeguard.evaluation.suites import Case, Cell, cases
+from safeguard.evaluation.arms import UNPROTECTED, Arm
+from safeguard.evaluation.cell_store import CellStore
+from safeguard.evaluation.harness import Harness
+from safeguard.evaluation.prompt_sets import Cell, PromptCase, cases
+from safeguard.evaluation.statistics import Pixels, likeness
+from safeguard.plan.registry import Registry
+from safeguard.sdk.eraser import Eraser
 
 ATTRIBUTES: Final = ("subject", "colour", "scene")
 KEPT: Final = 8  # pictures kept of each protected cell, for the contact sheet
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RunSettings:
     """Everything that a cell's figures depend on besides its policy."""
 
     split: str
@@ -51,7 +52,7 @@ class CellResult:
 
     arm: str
     cell: Cell
-    cases: Sequence[Case]
+    cases: Sequence[PromptCase]
     found: dict[str, npt.NDArray[np.bool_]]  # per concept [n]
     right: dict[str, npt.NDArray[np.bool_]]  # per attribute [n]: as the prompt asks
     acted: dict[str, npt.NDArray[np.bool_]]  # per concept [n]: erased, by the decision records
@@ -64,8 +65,8 @@ class CellResult:
         return len(self.likeness)
 
 
-def settings_of(studio: Studio, split: str, count: int, seed: int, batch: int) -> Settings:
-    return Settings(split, count, seed, batch, studio.steps, studio.guidance, studio.digest())
+def settings_of(studio: Harness, split: str, count: int, seed: int, batch: int) -> RunSettings:
+    return RunSettings(split, count, seed, batch, studio.steps, studio.guidance, studio.digest())
 
 
 def images_of(arms: Sequence[Arm], count: int) -> int:
@@ -74,9 +75,9 @@ def images_of(arms: Sequence[Arm], count: int) -> int:
 
 
 def evaluate(
-    studio: Studio,
+    studio: Harness,
     arms: Sequence[Arm],
-    settings: Settings,
+    settings: RunSettings,
     *,
     out: Path | None = None,
     audit: AuditSink | None = None,
@@ -102,11 +103,11 @@ def evaluate(
 
 
 def _cell(
-    studio: Studio,
+    studio: Harness,
     arm: Arm,
     cell: Cell,
-    asked: Sequence[Case],
-    settings: Settings,
+    asked: Sequence[PromptCase],
+    settings: RunSettings,
     store: CellStore,
     advance: Callable[[str, int], None],
     before: Pixels | None,
@@ -132,7 +133,7 @@ def _cell(
     )
 
 
-def _what_acts(arm: Arm, studio: Studio) -> dict[str, Any]:
+def _what_acts(arm: Arm, studio: Harness) -> dict[str, Any]:
     """What a protected cell depends on besides the settings: the policy, the code of its erasers with the files of their
     training, and what opens them.
     """
@@ -156,7 +157,7 @@ def shipped_files(eraser: Eraser) -> list[Path]:
     module = inspect.getmodule(type(eraser))
     if module is None or module.__file__ is None:
         return []
-    return sorted(Path(module.__file__).with_name("assets").glob(f"{eraser.name}-*"))
+    return sorted((Path(module.__file__).parents[2] / "safeguard_demo" / "adapters").glob(f"{eraser.name}-*"))
 
 
 def _bytes_of(paths: Iterable[Path]) -> bytes:
@@ -165,10 +166,10 @@ def _bytes_of(paths: Iterable[Path]) -> bytes:
 
 
 def _measure(
-    studio: Studio,
+    studio: Harness,
     arm: Arm,
     title: str,
-    asked: Sequence[Case],
+    asked: Sequence[PromptCase],
     batch: int,
     before: Pixels | None,
     advance: Callable[[str, int], None],
@@ -203,4 +204,4 @@ def _measure(
     }
 
 
-__all__ = ["ATTRIBUTES", "UNPROTECTED", "CellResult", "Settings", "evaluate", "images_of", "settings_of", "shipped_files"]
+__all__ = ["ATTRIBUTES", "UNPROTECTED", "CellResult", "RunSettings", "evaluate", "images_of", "settings_of", "shipped_files"]

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from safeguard.evaluation.methods import UNPROTECTED, Arm, unprotected
-from safeguard.evaluation.metrics import Figure, mean, rate, ratio
+from safeguard.evaluation.arms import UNPROTECTED, Arm, unprotected
 from safeguard.evaluation.run import ATTRIBUTES, CellResult
+from safeguard.evaluation.statistics import Figure, mean, rate, ratio
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SummaryRow:
     """One line of the table. ``concept`` None: pooled over all concepts.
 
     ``explicit`` and ``implicit``: share of pictures in which the judge sees the concept; ``benign``: the same on benign
@@ -50,7 +50,7 @@ class Row:
         }
 
 
-def summarise(results: Sequence[CellResult], arms: Sequence[Arm], concepts: Sequence[str]) -> list[Row]:
+def summarise(results: Sequence[CellResult], arms: Sequence[Arm], concepts: Sequence[str]) -> list[SummaryRow]:
     """Rows for the unprotected pipeline and for every method and mode: pooled first, then concept by concept."""
     by_arm: dict[str, list[CellResult]] = {}
     for result in results:
@@ -64,7 +64,7 @@ def summarise(results: Sequence[CellResult], arms: Sequence[Arm], concepts: Sequ
 
 def _rows(
     arms: Sequence[Arm], by_arm: dict[str, list[CellResult]], plain: Sequence[CellResult], concepts: Sequence[str]
-) -> list[Row]:
+) -> list[SummaryRow]:
     """The rows of one method in one mode, whose arms each bear one concept or all of them."""
     shown: list[tuple[str, list[CellResult]]] = []
     for concept in concepts:
@@ -81,7 +81,9 @@ def _rows(
     return [_row(arms[0], None, shown, plain), *single] if len(shown) > 1 else single
 
 
-def _row(arm: Arm, concept: str | None, groups: Sequence[tuple[str, list[CellResult]]], plain: Sequence[CellResult]) -> Row:
+def _row(
+    arm: Arm, concept: str | None, groups: Sequence[tuple[str, list[CellResult]]], plain: Sequence[CellResult]
+) -> SummaryRow:
     def seen(kind: str) -> Figure:
         return rate(_join(result.found[name] for name, own in groups for result in own if result.cell.kind == kind))
 
@@ -91,7 +93,7 @@ def _row(arm: Arm, concept: str | None, groups: Sequence[tuple[str, list[CellRes
     before = {name: rate(_join(twin.right[name] for twin in twins)) for name in ATTRIBUTES}
     benign = [result for result in own if result.cell.kind == "benign"]
     acted = [np.logical_or.reduce(list(result.acted.values())) for result in benign]
-    return Row(
+    return SummaryRow(
         arm.method,
         arm.mode,
         concept,

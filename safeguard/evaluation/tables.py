@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from safeguard.evaluation.methods import UNPROTECTED
-from safeguard.evaluation.metrics import Figure
-from safeguard.evaluation.summary import Row
+from safeguard.evaluation.arms import UNPROTECTED
+from safeguard.evaluation.statistics import Figure
+from safeguard.evaluation.summary import SummaryRow
 from safeguard.evaluation.targets import Verdict
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MODES = {
 }
 
 
-def cells_of(row: Row) -> tuple[str, ...]:
+def cells_of(row: SummaryRow) -> tuple[str, ...]:
     """One row as texts, in the order of `HEAD`."""
     what = row.concept or "all concepts"
     method = row.method if row.method == UNPROTECTED else f"{row.method}, {MODES.get(row.mode, row.mode)}"
@@ -56,14 +56,14 @@ def _plain(value: float, form: str) -> str:
     return "-" if math.isnan(value) else form.format(value)
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def markdown(rows: Iterable[SummaryRow]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * 2 + "---:|" * (len(HEAD) - 2)]
     lines += ["| " + " | ".join(cells_of(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def rich_tables(rows: Sequence[Row], title: str) -> Group:
+def rich_tables(rows: Sequence[SummaryRow], title: str) -> Group:
     """The same for a terminal of 80 columns: one table a method and mode, the pooled row first."""
     from rich.console import Group
     from rich.table import Table
@@ -95,7 +95,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     return table
 
 
-def from_json(rows: Iterable[dict[str, Any]]) -> list[Row]:
+def from_json(rows: Iterable[dict[str, Any]]) -> list[SummaryRow]:
     """Rows read back from a results file."""
 
     def value(number: float | None) -> float:
@@ -105,7 +105,7 @@ def from_json(rows: Iterable[dict[str, Any]]) -> list[Row]:
         return Figure(value(data["value"]), value(data["low"]), value(data["high"]), data["n"])
 
     return [
-        Row(
+        SummaryRow(
             method=data["method"],
             mode=data["mode"],
             concept=data["concept"],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from safeguard.evaluation.summary import Row
+from safeguard.evaluation.summary import SummaryRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Verdict:
         return asdict(self)
 
 
-def judge_targets(rows: Sequence[Row], method: str, targets: Sequence[Target] = TARGETS) -> list[Verdict]:
+def judge_targets(rows: Sequence[SummaryRow], method: str, targets: Sequence[Target] = TARGETS) -> list[Verdict]:
     """Every target that the measured modes of ``method`` can answer."""
     found: list[Verdict] = []
     for target in targets:
@@ -74,6 +74,6 @@ def judge_targets(rows: Sequence[Row], method: str, targets: Sequence[Target] = 
     return found
 
 
-def _value(row: Row, figure: str) -> float:
+def _value(row: SummaryRow, figure: str) -> float:
     value = row.kept if figure == "attributes_kept" else getattr(row, figure)
     return float(value if isinstance(value, float) else value.value)

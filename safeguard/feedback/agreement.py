@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from safeguard.feedback.record import Judgement
+from safeguard.feedback.judgements import Judgement
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 import structlog
 
 from safeguard.errors import FeedbackError
-from safeguard.feedback.desk import Desk
+from safeguard.feedback.session import FeedbackSession
 
 TOKEN: Final = "X-Safeguard-Token"
 LARGEST: Final = 64 * 1024  # bytes of what the page sends
@@ -61,7 +61,7 @@ class FeedbackServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, desk: Desk, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
+    def __init__(self, desk: FeedbackSession, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
         host = host.lower()
         check_address(host, token)
         self.desk, self.token = desk, token or secrets.token_urlsafe(32)

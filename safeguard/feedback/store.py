@@ -17,13 +17,13 @@ from uuid_utils.compat import uuid7
 
 from safeguard.audit.canonical import Record, rfc3339, utc_now
 from safeguard.audit.durable import put_file
-from safeguard.audit.image import image_digest
+from safeguard.audit.image_digest import image_digest
 from safeguard.audit.keys import check_key, load_or_make_key
 from safeguard.audit.mask import key_id, prompt_hmac
 from safeguard.errors import FeedbackError
-from safeguard.feedback.ledger import Ledger
-from safeguard.feedback.lines import Lines, writing
-from safeguard.feedback.record import SCHEMA, Entry, Item, Judgement, Model, Withdrawal, from_record, to_record
+from safeguard.feedback.jsonl import JsonLines, writing
+from safeguard.feedback.judgements import SCHEMA, Entry, Item, Judgement, PictureModel, Withdrawal, from_record, to_record
+from safeguard.feedback.replay import JudgementReplay
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,19 +54,19 @@ class FeedbackStore:
     ) -> None:
         self.folder = Path(folder)
         self._key, self._clock = None if key is None else self._checked(key), clock
-        self._ledger = Ledger()
+        self._ledger = JudgementReplay()
         self._named = False  # whether the first line, which names the schema, was read
         file = self.folder / FILE
         if create:
             with writing(self.folder):
                 (self.folder / IMAGES).mkdir(parents=True, exist_ok=True, mode=0o700)
                 self.folder.chmod(0o700)
-            self._lines = Lines.create(file, {"schema": SCHEMA, "store": str(uuid7()), "created": self._now()})
+            self._lines = JsonLines.create(file, {"schema": SCHEMA, "store": str(uuid7()), "created": self._now()})
         elif not file.is_file():
             message = f"{self.folder}: there is no feedback store here; make one: safeguard feedback make {self.folder}"
             raise FeedbackError(message, path=str(self.folder))
         else:
-            self._lines = Lines(file)
+            self._lines = JsonLines(file)
         self.refresh()
 
     def refresh(self) -> None:
@@ -87,7 +87,7 @@ class FeedbackStore:
         image: Image.Image | npt.NDArray[np.uint8],
         concept: str,
         *,
-        model: Model,
+        model: PictureModel,
         prompt: str | None = None,
         seed: int | None = None,
     ) -> Item:
@@ -217,7 +217,7 @@ class FeedbackStore:
     # Inside
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[Ledger]:
+    def _reading(self) -> Iterator[JudgementReplay]:
         """What stands now; no other thread changes it meanwhile."""
         with self._lines.lock:
             self.refresh()

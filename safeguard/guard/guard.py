@@ -15,17 +15,20 @@ from typing import Any, Final
 
 import structlog
 
-from safeguard.attaching import OFFERED, Attachment, Probe
 from safeguard.audit import AuditLog, AuditSink, Decision, Model
-from safeguard.erasing import Calibration, Looked, Plan, Registry, compile_plan
-from safeguard.erasing.activation import Running, running
 from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem, SafeguardError
-from safeguard.guard import recording
-from safeguard.guard.asking import Asked, read_call
-from safeguard.guard.deciding import Decided, ScreenLike, chosen_screener, decide, refuses_embeds, undecided, watching
-from safeguard.guard.standing import Request, Status
-from safeguard.guard.watching import Watcher
-from safeguard.guard.wrapping import is_guarded, unwrap, wrap
+from safeguard.guard import records
+from safeguard.guard.call_args import PipelineCall, read_call
+from safeguard.guard.decide import CallVerdict, ScreenLike, chosen_screener, decide, refuses_embeds, undecided, watching
+from safeguard.guard.pipeline_class import is_guarded, unwrap, wrap
+from safeguard.guard.reload import Watcher
+from safeguard.guard.request import Request, Status
+from safeguard.instrument import OFFERED, Attachment, SelfTest
+from safeguard.plan.calibration import Calibration
+from safeguard.plan.compile import Plan, compile_plan
+from safeguard.plan.detectors import ProbeFinished
+from safeguard.plan.registry import Registry
+from safeguard.plan.request_state import RequestState, request_scope
 from safeguard.policy import Concept, Policy, load_policy
 
 log = structlog.get_logger("safeguard.guard")
@@ -106,7 +109,7 @@ class Guard:
         self._released = False
         try:
             self._attachment.install()
-            self._probe = Probe(self._attachment)
+            self._probe = SelfTest(self._attachment)
             self._activate(self._prepared(first))
             self._attachment.on_direct = self._on_direct
             attachment = self._attachment
@@ -204,8 +207,8 @@ class Guard:
             _REQUEST.reset(token)
 
     def look(self, *args: Any, **kwargs: Any) -> list[list[list[float]]]:
-        """The features (`safeguard.erasing.Watch`) of each image of one call of the pipeline, which ends as soon as they are
-        seen and gives no image: [images][watched concepts][features].
+        """The features (`safeguard.plan.detectors.ConceptProbe`) of each image of one call of the pipeline, which ends as soon
+        as they are seen and gives no image: [images][watched concepts][features].
         """
         request = Request(only_looks=True)
         token = _REQUEST.set(request)
@@ -227,32 +230,32 @@ class Guard:
             self._last_request = _now()
             asked = read_call(self._attachment.base, pipe, args, kwargs)
             if refuses_embeds(plan.policy, asked):
-                raise self._refusal(plan, asked, Decided((), (), "none", 0.0), request, "embeddings without text")
+                raise self._refusal(plan, asked, CallVerdict((), (), "none", 0.0), request, "embeddings without text")
             decided = decide(plan, asked, self._screener, request.request_id, len(request.decisions))
             if any(row.result == "block" for row in decided.rows):
                 raise self._refusal(plan, asked, decided, request, "")
             state = self._running(plan, asked, decided, request, pipe)
             before = time.perf_counter()
             try:
-                with running(state):
+                with request_scope(state):
                     output = run(*args, **kwargs)
-                recording.require_evidence(state)
-            except Looked:
-                request.features.extend(recording.features_of(state))
+                records.require_evidence(state)
+            except ProbeFinished:
+                request.features.extend(records.features_of(state))
                 return None
             except Exception:
-                self._record(plan, request, recording.failed(plan, asked, decided, self._model(pipe), request.who()))
+                self._record(plan, request, records.failed(plan, asked, decided, self._model(pipe), request.who()))
                 raise
             after = time.perf_counter()
             overhead = (before - begun + time.perf_counter() - after) * 1e3
-            decisions = recording.made(plan, asked, decided, state, output, self._model(pipe), overhead, request.who())
+            decisions = records.made(plan, asked, decided, state, output, self._model(pipe), overhead, request.who())
             self._record(plan, request, decisions)
             if request.wants_maps:
-                request.maps.extend(recording.maps_of(plan, state, len(decisions)))
+                request.maps.extend(records.maps_of(plan, state, len(decisions)))
             return output
 
     def _model(self, pipe: Any) -> Model:
-        return recording.model_of(pipe, self._attachment.base)
+        return records.model_of(pipe, self._attachment.base)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -269,14 +272,14 @@ class Guard:
             if last:
                 self._detach()
 
-    def _running(self, plan: Plan, asked: Asked, decided: Decided, request: Request, pipe: Any) -> Running:
+    def _running(self, plan: Plan, asked: PipelineCall, decided: CallVerdict, request: Request, pipe: Any) -> RequestState:
         def an_image(values: Sequence[Any]) -> list[Any]:
             return [value for value in values for _ in range(asked.per_prompt)]
 
         texts = an_image([row.texts[0] if row.texts else None for row in asked.rows])
         negative = an_image([row.negative[0] if row.negative else None for row in asked.rows])
         known = self._attachment.known_texts(texts, negative) if all(row.readable for row in asked.rows) else ([], [])
-        return Running(
+        return RequestState(
             plan=plan,
             positive=known[0],
             negative=known[1],
@@ -291,13 +294,13 @@ class Guard:
             maps={} if request.wants_maps else None,
         )
 
-    def _refusal(self, plan: Plan, asked: Asked, decided: Decided, request: Request, reason: str) -> PolicyViolation:
+    def _refusal(self, plan: Plan, asked: PipelineCall, decided: CallVerdict, request: Request, reason: str) -> PolicyViolation:
         """Record a refusal, and make the error that tells of it."""
         rows = [index for index, row in enumerate(decided.rows) if row.result == "block"]
         if not decided.rows:
             rows = [index for index, row in enumerate(asked.rows) if not row.readable]
             decided = undecided(plan, asked)
-        decisions = recording.refused(plan, asked, decided, rows, self._model(self._pipe), request.who())
+        decisions = records.refused(plan, asked, decided, rows, self._model(self._pipe), request.who())
         self._record(plan, request, decisions)
         concepts = dict.fromkeys(name for row in rows for name in decided.rows[row].blocked)
         ids = [decision.decision_id for decision in decisions]
@@ -312,7 +315,7 @@ class Guard:
 
     def _on_direct(self, plan: Plan) -> None:
         self._direct_calls += 1
-        self._record(plan, Request(), [recording.direct(plan, self._model(self._pipe))])
+        self._record(plan, Request(), [records.direct(plan, self._model(self._pipe))])
 
     # standing
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from safeguard.errors import Problem
-from safeguard.policy.source import Node, join, problem, shown
+from safeguard.policy.yaml_nodes import Node, join, problem, shown
 
 MAX_PROBLEMS = 100
 _NOTHING = Node(None, mark=None)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from safeguard.errors import PolicyError, Problem
 from safeguard.policy.checks import check_document, check_groups, in_order
 from safeguard.policy.schema import check, did_you_mean
 from safeguard.policy.snapshot import Concept, Policy, canonical_json, snapshot
-from safeguard.policy.source import read
+from safeguard.policy.yaml_nodes import read
 
 _SAME = ("phrases", "eraser", "strength", "activation", "action", "steps", "threshold", "params", "one_of")
 _CHANGEABLE = (*_SAME, "unsafe_examples", "safe_examples")

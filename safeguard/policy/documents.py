@@ -13,7 +13,7 @@ from pathlib import Path
 from safeguard.errors import PolicyError, Problem
 from safeguard.policy.schema import did_you_mean
 from safeguard.policy.snapshot import BUILTIN
-from safeguard.policy.source import MAX_BYTES, Mark, problem, shown
+from safeguard.policy.yaml_nodes import MAX_BYTES, Mark, problem, shown
 
 
 @dataclass(frozen=True, slots=True)

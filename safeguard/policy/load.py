@@ -21,8 +21,8 @@ from safeguard.policy.documents import Location
 from safeguard.policy.merge import EMPTY, merge, nothing_to_delete, prune
 from safeguard.policy.schema import check
 from safeguard.policy.snapshot import Concept, Policy, Settings, canonical_json, snapshot
-from safeguard.policy.source import Mark, Node, problem, read
 from safeguard.policy.variables import substitute
+from safeguard.policy.yaml_nodes import Mark, Node, problem, read
 
 MAX_DOCUMENTS = 64
 

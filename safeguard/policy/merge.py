@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from safeguard.errors import Problem
-from safeguard.policy.source import Mark, Node, join, problem
+from safeguard.policy.yaml_nodes import Mark, Node, join, problem
 
 EMPTY = Node({}, Mark(""))
 

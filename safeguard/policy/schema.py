@@ -14,7 +14,7 @@ from jsonschema import Draft7Validator
 from jsonschema.exceptions import ValidationError
 
 from safeguard.errors import Problem
-from safeguard.policy.source import Node, join, problem, shown
+from safeguard.policy.yaml_nodes import Node, join, problem, shown
 
 MAX_FOUND = 200  # more than anyone is shown; looking for the word that was meant costs time for each
 

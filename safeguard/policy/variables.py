@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from safeguard.errors import Problem
-from safeguard.policy.source import Node, join, problem
+from safeguard.policy.yaml_nodes import Node, join, problem
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
 

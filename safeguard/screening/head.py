@@ -1,7 +1,7 @@
 """What is fitted and computed from the shipped texts, once for each encoder: the reference that every score is measured on.
 
-For the bundled encoder it is shipped (``head.safetensors``, written by ``python -m safeguard.screening.fit``); for a model
-that the user names it is fitted in the process, from the same texts without their templates.
+For the bundled encoder it is shipped (``head.safetensors``, written by ``python -m safeguard.screening.fit_heads``); for a
+model that the user names it is fitted in the process, from the same texts without their templates.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from safeguard.errors import AssetError
+from safeguard.screening.corpus import Corpus, Family
 from safeguard.screening.encoder import Encoder, Vectors
-from safeguard.screening.texts import Family, Texts
 
 FILE = "head.safetensors"
 UNION = "union"
@@ -25,7 +25,7 @@ FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class FamilyHead:
     """A direction that tells unsafe from benign: ``vector @ weight``."""
 
     weight: Vectors  # [width]
@@ -40,7 +40,7 @@ class Reference:
     benign: Vectors
     names: Mapping[str, Vectors]
     examples: Mapping[str, Vectors]
-    heads: Mapping[str, Head]
+    heads: Mapping[str, FamilyHead]
 
     def neighbours(self) -> Vectors:
         """Cosines among the benign texts, [b, b], each text's to itself set to -1: it must not be its own neighbour."""
@@ -49,7 +49,7 @@ class Reference:
         return cosines
 
 
-def fit(encoder: Encoder, texts: Texts, *, templates: bool = True) -> Reference:
+def fit(encoder: Encoder, texts: Corpus, *, templates: bool = True) -> Reference:
     """Logistic heads on the texts alone: each family and the union against the benign texts. Deterministic."""
     forms = texts.templates if templates else ("{}",)
     benign = _forms(encoder, texts.benign, forms)  # [b, forms, width]
@@ -73,14 +73,14 @@ def _forms(encoder: Encoder, texts: tuple[str, ...], forms: tuple[str, ...]) -> 
     return flat.reshape(len(texts), len(forms), -1)
 
 
-def _fit_head(unsafe: Vectors, benign: Vectors) -> Head:
+def _fit_head(unsafe: Vectors, benign: Vectors) -> FamilyHead:
     """``unsafe`` [u, forms, width] against ``benign`` [b, forms, width]; folds are cut by text, never by form."""
     weight = _logistic(unsafe, benign)
     unseen = np.empty(len(benign), dtype=np.float32)
     for fold in range(FOLDS):
         out = np.arange(len(benign)) % FOLDS == fold
         unseen[out] = benign[out, 0] @ _logistic(unsafe, benign[~out])
-    return Head(weight, unseen)
+    return FamilyHead(weight, unseen)
 
 
 def _logistic(unsafe: Vectors, benign: Vectors) -> Vectors:
@@ -94,7 +94,7 @@ def _logistic(unsafe: Vectors, benign: Vectors) -> Vectors:
     return np.asarray(model.coef_[0], dtype=np.float32)
 
 
-def save(reference: Reference, texts: Texts, path: Path) -> None:
+def save(reference: Reference, texts: Corpus, path: Path) -> None:
     """Half precision: about half a megabyte; cosines move by less than 0.001."""
     from safetensors.numpy import save_file
 
@@ -107,7 +107,7 @@ def save(reference: Reference, texts: Texts, path: Path) -> None:
     save_file({key: value.astype(np.float16) for key, value in arrays.items()}, path, metadata=metadata)
 
 
-def load(encoder_name: str, texts: Texts, path: Path | None = None) -> Reference:
+def load(encoder_name: str, texts: Corpus, path: Path | None = None) -> Reference:
     """Read what ``save`` wrote. Raises AssetError if it is missing, damaged, or of another encoder or other texts."""
     from safetensors import SafetensorError, safe_open
 
@@ -116,14 +116,18 @@ def load(encoder_name: str, texts: Texts, path: Path | None = None) -> Reference
             metadata: dict[str, str] = file.metadata() or {}
             arrays = {key: np.asarray(file.get_tensor(key), dtype=np.float32) for key in file.keys()}  # noqa: SIM118
         if (metadata["encoder"], metadata["texts"]) != (encoder_name, texts.digest):
-            raise AssetError(f"{FILE} was fitted on another encoder or other texts; run: python -m safeguard.screening.fit")
+            raise AssetError(
+                f"{FILE} was fitted on another encoder or other texts; run: python -m safeguard.screening.fit_heads"
+            )
         families: list[str] = json.loads(metadata["families"])
         return Reference(
             encoder=encoder_name,
             benign=_unit(arrays["benign"]),
             names={name: _unit(arrays[f"names.{name}"]) for name in families},
             examples={name: _unit(arrays[f"examples.{name}"]) for name in families},
-            heads={name: Head(arrays[f"head.{name}.weight"], arrays[f"head.{name}.unseen"]) for name in (UNION, *families)},
+            heads={
+                name: FamilyHead(arrays[f"head.{name}.weight"], arrays[f"head.{name}.unseen"]) for name in (UNION, *families)
+            },
         )
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise AssetError(f"{FILE}: {type(error).__name__}; reinstall the package, or fit it again") from error

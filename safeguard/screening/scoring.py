@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from safeguard.screening.encoder import Vectors
-from safeguard.screening.head import Head
-from safeguard.screening.words import WordList
+from safeguard.screening.head import FamilyHead
+from safeguard.screening.wordlist import WordList
 
 HEAD, NAMES, NEIGHBOURS = 1.0, 0.5, 1.0  # a, b, c; chosen on one half of the development prompts
 NEAREST = 5
@@ -52,13 +52,13 @@ class Benign:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class ScoreInputs:
     """What one score is made from. ``unsafe`` and ``names`` are never empty; ``safe`` may have no rows."""
 
     names: Vectors
     unsafe: Vectors
     safe: Vectors
-    head: Head | None
+    head: FamilyHead | None
     words: WordList
     phrases: tuple[str, ...]  # of several words, each counts as one hit when it stands there
 
@@ -66,7 +66,7 @@ class Evidence:
 class Scorer:
     """Evidence with its scale. Cheap to build once the texts are encoded: a few small matrix products."""
 
-    def __init__(self, evidence: Evidence, benign: Benign) -> None:
+    def __init__(self, evidence: ScoreInputs, benign: Benign) -> None:
         self._evidence = evidence
         self._weights = np.array((HEAD, NAMES, NEIGHBOURS) if evidence.head is not None else (0.0, 1.0, 1.0))
         measured = self._measure(benign.vectors, benign.to_benign, None if evidence.head is None else evidence.head.unseen)

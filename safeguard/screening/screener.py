@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from safeguard.errors import ScreenError
-from safeguard.screening.compile import Compiler, ConceptScorer
+from safeguard.screening.concept_scorers import Compiler, ConceptScorer
 from safeguard.screening.encoder import BUNDLED_NAME, Encoder
-from safeguard.screening.names import spans
-from safeguard.screening.reading import Reading, read
+from safeguard.screening.preprocess import PreparedText, prepare
+from safeguard.screening.proper_names import spans
 from safeguard.screening.scoring import HIGH, LOW, Text
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Screener:
         wanted = _concepts(concepts)
         compiler, scorers = self._compiled(wanted)
         named = any(scorer.names for scorer in scorers)
-        readings = [read(text) for text in texts]
+        readings = [prepare(text) for text in texts]
         rows = self._encode(compiler, readings, named)
         scores = np.zeros((len(texts), len(scorers)), dtype=np.float32)
         unsafe = np.zeros(len(texts), dtype=np.float32)
@@ -115,7 +115,7 @@ class Screener:
                 self._compiler = Compiler(self._encoder)
             return self._compiler, self._compiler.scorers(list(concepts.values()))
 
-    def _encode(self, compiler: Compiler, readings: Sequence[Reading], named: bool) -> list[_Row | None]:
+    def _encode(self, compiler: Compiler, readings: Sequence[PreparedText], named: bool) -> list[_Row | None]:
         """One encode for everything that the readable texts hold: forms, windows and, where names count, spans."""
         forms = [() if reading.unread else reading.forms for reading in readings]
         cues = [tuple(spans(reading.normal)) if named and form else () for reading, form in zip(readings, forms, strict=True)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from safeguard.erasing.tensor_file import packed, unpacked, write_whole
+from safeguard._io import packed, unpacked, write_whole
 
 SAVED = 50
 """Updates between checkpoints, at least."""

@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from safeguard_demo.stages import step_rng
 
-from safeguard.demo.training import step_rng
-from safeguard.training.frozen import FrozenPipeline
+from safeguard.training.frozen_pipeline import FrozenPipeline
 
 Individual = tuple[str, ...]
 Distance = Callable[[Sequence[str]], Sequence[float]]

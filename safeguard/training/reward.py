@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from safeguard.erasing.adapter import Perceptron
-from safeguard.erasing.tensor_file import digest_of, load, to_bytes, write_whole
+from safeguard._io import digest_of, load, to_bytes, write_whole
 from safeguard.errors import CapabilityError
-from safeguard.training.features import Encoder, Pixels, open_encoder
+from safeguard.sdk.adapter import Perceptron
+from safeguard.training.image_features import ImageEncoder, Pixels, open_encoder
 
 SCHEMA: Final = "safeguard.dev/reward/v1"
 Scores = npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ class Reward:
 
     concept: str
     kind: str
-    encoder: Encoder = field(repr=False)
+    encoder: ImageEncoder = field(repr=False)
     tensors: Mapping[str, Tensor] = field(repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, float | int | None] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Reward:
         write_whole(Path(path), to_bytes(self.tensors, self.to_dict()))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], encoder: Encoder | str | os.PathLike[str] | None = None) -> Reward:
+    def load(cls, path: str | os.PathLike[str], encoder: ImageEncoder | str | os.PathLike[str] | None = None) -> Reward:
         """Read a file that `save` wrote; reading runs no code. ``encoder``: where its encoder lies now, if not where it lay.
 
         Raises CapabilityError for a file that is none and for an encoder with other weights, AssetError for none.
@@ -71,7 +71,7 @@ class Reward:
             raise _refusal(f"{name}: there is no such file") from fault
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
             raise _refusal(f"{name}: this is no reward model ({fault})") from fault
-        found = encoder if isinstance(encoder, Encoder) else open_encoder(place if encoder is None else encoder)
+        found = encoder if isinstance(encoder, ImageEncoder) else open_encoder(place if encoder is None else encoder)
         if (found.digest, found.width) != (digest, width):
             raise _refusal(f"{name}: it was learnt on another encoder than {found.place}; name the one that lay at {place}")
         return cls(*rest[0], found, tensors, *rest[1])

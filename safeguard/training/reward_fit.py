@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from safeguard.erasing.adapter import Perceptron
 from safeguard.errors import FeedbackError
 from safeguard.feedback import FeedbackStore
 from safeguard.feedback.agreement import pairs_of
-from safeguard.feedback.record import KINDS
-from safeguard.training.features import Encoder, open_encoder
+from safeguard.feedback.judgements import KINDS
+from safeguard.sdk.adapter import Perceptron
+from safeguard.training.image_features import ImageEncoder, open_encoder
 from safeguard.training.reward import Reward
 
 HIDDEN: Final = 64
@@ -76,7 +76,7 @@ def train_reward(
     concept: str,
     *,
     kind: str | None = None,
-    encoder: Encoder | None = None,
+    encoder: ImageEncoder | None = None,
     by: str | None = None,
     seed: int = 0,
 ) -> Reward:

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
-from safeguard.erasing import Adapter
 from safeguard.errors import SafeguardError
-from safeguard.evaluation.studio import Studio
+from safeguard.evaluation.harness import Harness
 from safeguard.policy import Concept, Policy
-from safeguard.training.words import Word
+from safeguard.sdk.adapter import Adapter
+from safeguard.training.textual_inversion import LearnedWord
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Numbers = TypeVar("Numbers", bound="DataclassInstance")
-Made: TypeAlias = Adapter | Word
+Made: TypeAlias = Adapter | LearnedWord
 """An adapter, or a learned word where that is all that is trained."""
 
 
@@ -38,7 +38,7 @@ WAY: Final = Kind("0, 1 or 2", lambda number: number in (0, 1, 2), int)
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class TrainingMethod:
     """How an eraser is trained: ``call`` is a function of a `Task` that gives back what is `Made`.
 
     ``count`` and ``batch`` hold where a task names none. ``settings`` are the numbers that a task may change besides, and of
@@ -64,14 +64,18 @@ _WORD: Final = {"beta": WHOLE, "vectors": WHOLE, "best": WHOLE, "inversion": WHO
 _BINS: Final = {"updates": WHOLE, "rate": REAL, "side": WHOLE, "alpha": REAL}
 
 METHODS: Final = {
-    "ccrt": Method("safeguard.training.ccrt:train", 48, 4, {**_DELTAS, **_SEQUENCE}, prompts=True, resumes=True),
-    "esd": Method("safeguard.training.esd:train", 48, 4, {**_DELTAS, "eta": REAL}, prompts=True, resumes=True),
-    "geom_erasing": Method("safeguard.training.geom_erasing:train", 96, 8, _BINS, resumes=True),
-    "gie": Method("safeguard.training.gie:train", 16, 20),
-    "hfi": Method("safeguard.training.hfi:train", 160, 4, {**_LAYERS, **_MEANS, **_WORD}, resumes=True, feedback=True),
-    "sdd": Method("safeguard.training.sdd:train", 48, 4, {**_DELTAS, **_MEANS, "joined": WAY}, prompts=True, resumes=True),
-    "self_discovery": Method(
-        "safeguard.training.self_discovery:train", 96, 16, {**_PICTURES, "towards": FLAG}, prompts=True, resumes=True
+    "ccrt": TrainingMethod("safeguard_plugins.ccrt.train:train", 48, 4, {**_DELTAS, **_SEQUENCE}, prompts=True, resumes=True),
+    "esd": TrainingMethod("safeguard_plugins.esd.train:train", 48, 4, {**_DELTAS, "eta": REAL}, prompts=True, resumes=True),
+    "geom_erasing": TrainingMethod("safeguard_plugins.geom_erasing.train:train", 96, 8, _BINS, resumes=True),
+    "gie": TrainingMethod("safeguard_plugins.gie.train:train", 16, 20),
+    "hfi": TrainingMethod(
+        "safeguard_plugins.hfi.train:train", 160, 4, {**_LAYERS, **_MEANS, **_WORD}, resumes=True, feedback=True
+    ),
+    "sdd": TrainingMethod(
+        "safeguard_plugins.sdd.train:train", 48, 4, {**_DELTAS, **_MEANS, "joined": WAY}, prompts=True, resumes=True
+    ),
+    "self_discovery": TrainingMethod(
+        "safeguard_plugins.self_discovery.train:train", 96, 16, {**_PICTURES, "towards": FLAG}, prompts=True, resumes=True
     ),
 }
 """Each eraser that can be trained, and how."""
@@ -109,7 +113,7 @@ class Task:
     goes on, where there is one, and leaves one.
     """
 
-    studio: Studio
+    studio: Harness
     policy: Policy
     count: int = 0
     seed: int = 0
@@ -132,7 +136,7 @@ class Task:
         return replace(usual, **{one.name: said[one.name] for one in fields(usual) if one.name in said})
 
 
-def method_of(name: str) -> Method:
+def method_of(name: str) -> TrainingMethod:
     """How the eraser of that name is trained. Raises SafeguardError for one that has no training."""
     if name not in METHODS:
         raise SafeguardError(f"eraser {name!r} has no training; there is one for {', '.join(METHODS)}")

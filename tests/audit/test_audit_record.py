@@ -11,7 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from safeguard.audit import Applied, Decision, Drawn, Evidence, MemorySink, Metrics, Model, Output, Screen, Seen, Subject
+from safeguard.audit import (
+    Applied,
+    Decision,
+    DetectionRecord,
+    Evidence,
+    GroupChoice,
+    MemorySink,
+    Metrics,
+    Model,
+    Output,
+    Screen,
+    Subject,
+)
 from safeguard.audit.canonical import canonical, parse, plain
 from safeguard.errors import AuditError
 
@@ -138,7 +150,7 @@ def test_any_decision_makes_a_record_that_round_trips(
 
 
 def test_evidence_is_told_concept_by_concept(make_decision: Make) -> None:
-    evidence = Evidence("cd" * 32, {"blood": Seen(4.5, 3.1, opened=True, step=0)})
+    evidence = Evidence("cd" * 32, {"blood": DetectionRecord(4.5, 3.1, opened=True, step=0)})
     (record,) = MemorySink().append([make_decision(evidence=evidence)])
     seen = {"score": 4.5, "threshold": 3.1, "opened": True, "step": 0}
     assert record["evidence"] == {"calibration": "cd" * 32, "concepts": {"blood": seen}}
@@ -146,7 +158,7 @@ def test_evidence_is_told_concept_by_concept(make_decision: Make) -> None:
 
 def test_a_record_says_what_was_drawn_and_only_then(make_decision: Make) -> None:
     key = "ef" * 32
-    drawn = Drawn("colour", "blue", ("green", "blue"), "generator", key)
+    drawn = GroupChoice("colour", "blue", ("green", "blue"), "generator", key)
     without, with_one = MemorySink().append([make_decision(), make_decision(drawn=(drawn,))])
     assert "drawn" not in without
     assert with_one["drawn"] == [{"group": "colour", "concept": "blue", "of": ["green", "blue"], "by": "generator", "key": key}]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from safeguard.audit import AuditLog, BadRecord, Decision, Head, verify
+from safeguard.audit import AuditLog, BadRecord, ChainHead, Decision, verify
 from safeguard.audit.canonical import canonical
 from safeguard.audit.chain import digest
 from safeguard.errors import AuditError
@@ -124,7 +124,7 @@ def test_a_whole_chain_rewritten_shows_against_a_head_kept_elsewhere(new_log: Ne
     assert head is not None
     log.append([make_decision()])
     assert verify(log.folder, known=[head]).ok
-    bad = verify(log.folder, known=[Head(head.file, head.seq, "0" * 64)]).first_bad
+    bad = verify(log.folder, known=[ChainHead(head.file, head.seq, "0" * 64)]).first_bad
     assert bad is not None
     assert (bad.seq, bad.line) == (1, 2)
     assert "rewritten" in bad.reason

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from safeguard.audit import Applied, AuditLog, Decision, Drawn, Model, Output, Screen, Subject, image_digest
+from safeguard.audit import Applied, AuditLog, Decision, GroupChoice, Model, Output, Screen, Subject, image_digest
 from safeguard.cli import output
 from safeguard.cli.main import app
 
@@ -176,7 +176,7 @@ def test_show_says_what_was_erased_and_under_which_policy(folder: Path) -> None:
 
 
 def test_show_says_what_was_drawn_of_which_group(folder: Path) -> None:
-    drawn = Drawn("colour", "blue", ("green", "blue"), "generator", "ef" * 32)
+    drawn = GroupChoice("colour", "blue", ("green", "blue"), "generator", "ef" * 32)
     with AuditLog(folder) as log:
         (record,) = log.append([decision(drawn=(drawn,))])
     assert "blue, one of colour (green, blue), by generator" in audit("show", folder, record["decision_id"]).stdout

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from safeguard_demo.captions import prompts
 from typer.testing import CliRunner
 
 from safeguard.cli.main import app
-from safeguard.demo.captions import prompts
 
 RUN = CliRunner()
 

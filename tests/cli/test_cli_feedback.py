@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from safeguard.cli.main import app
-from safeguard.feedback import FeedbackStore, Model
+from safeguard.feedback import FeedbackStore, PictureModel
 from safeguard.training.reward import Reward
 
 RUN = CliRunner()
@@ -68,7 +68,7 @@ def test_a_reward_is_fitted_and_written(made: Path, tmp_path: Path) -> None:
 
 def test_it_counts_people_and_says_how_far_they_agree(tmp_path: Path) -> None:
     store = FeedbackStore(tmp_path / "s", create=True)
-    images = [store.add(np.full((8, 8, 3), n, np.uint8), "blood", model=Model("drawn")).image for n in range(4)]
+    images = [store.add(np.full((8, 8, 3), n, np.uint8), "blood", model=PictureModel("drawn")).image for n in range(4)]
     store.answer_all("blood", dict(zip(images, ("yes", "yes", "no", "unsure"), strict=True)), who="ana")
     store.answer_all("blood", dict(zip(images, ("yes", "no", "no", "no"), strict=True)), who="ben")
     store.rank("blood", images, who="ana")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safeguard_demo import pipelines as demo
 from typer.testing import CliRunner
 
 from safeguard import audit
 from safeguard.cli.main import app
-from safeguard.demo import pipelines as demo
 
 
 def run(*args: object) -> tuple[int, str, str]:
@@ -85,7 +85,7 @@ def test_doctor_names_the_concept_that_would_be_refused_and_why(pipeline: Path, 
 
 def test_doctor_leaves_nothing_attached(pipeline: Path) -> None:
     from safeguard.cli.doctor import diagnose
-    from safeguard.evaluation.studio import load_pipeline
+    from safeguard.evaluation.harness import load_pipeline
     from safeguard.policy import load_policy
 
     pipe = load_pipeline(pipeline)

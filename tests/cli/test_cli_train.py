@@ -7,18 +7,18 @@ import random
 from pathlib import Path
 
 import pytest
+from safeguard_demo import Judge
+from safeguard_demo.world import BENIGN_PLACES, Scene, render
 from typer.testing import CliRunner
 
 from safeguard.cli.main import app
-from safeguard.demo import Judge
-from safeguard.demo.world import BENIGN_PLACES, Scene, render
-from safeguard.erasing import Adapter
-from safeguard.feedback import FeedbackStore, Model
+from safeguard.feedback import FeedbackStore, PictureModel
+from safeguard.sdk.adapter import Adapter
 from safeguard.training import METHODS
-from safeguard.training.collecting import stand_in
+from safeguard.training.feedback_collection import stand_in
 from safeguard.training.reward import Reward
 from safeguard.training.reward_fit import train_reward
-from safeguard.training.words import Word
+from safeguard.training.textual_inversion import LearnedWord
 
 RUN = CliRunner()
 
@@ -130,7 +130,7 @@ def test_it_says_and_logs_what_a_training_took(tmp_path: Path) -> None:
 
 
 def test_what_would_take_too_long_is_stopped_and_its_checkpoint_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard.training.distil.SAVED", 1)
+    monkeypatch.setattr("safeguard.training.distillation.SAVED", 1)
     words = ["train", "sdd", *SHORT, "--set", "reuse=1", "--resume", "--out", str(tmp_path / "a.safetensors")]
     result = RUN.invoke(app, [*words, "--within", "0"])
     assert result.exit_code == 1
@@ -157,7 +157,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     store, rng = FeedbackStore(tmp_path_factory.mktemp("asked") / "store", create=True), random.Random(0)
     for number in range(24):
         scene = Scene("car", "blue", rng.choice(BENIGN_PLACES), ("blood",) if number % 2 else ())
-        store.add(render(scene, rng), "blood", model=Model("drawn"), seed=number)
+        store.add(render(scene, rng), "blood", model=PictureModel("drawn"), seed=number)
     stand_in(store, "blood", Judge())
     train_reward(store, "blood").save(store.folder / "reward.safetensors")
     return store.folder, store.folder / "reward.safetensors"
@@ -172,7 +172,7 @@ def test_feedback_is_learnt_as_a_word_and_unlearnt(asked: tuple[Path, Path], tmp
     result = RUN.invoke(app, ["train", "hfi", *given, *FEW, "--out", str(tmp_path / "a.safetensors"), "--json"])
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
-    made, word = Adapter.load(tmp_path / "a.safetensors", "hfi"), Word.load(tmp_path / "a.word.safetensors")
+    made, word = Adapter.load(tmp_path / "a.safetensors", "hfi"), LearnedWord.load(tmp_path / "a.word.safetensors")
     assert made.settings["word"] == word.digest
     assert made.settings["reward"] == Reward.load(reward).digest
     assert {name: made.settings[name] for name in ("concept", "by_person", "by_judge", "people", "best", "beta")} == {
@@ -190,8 +190,8 @@ def test_feedback_is_learnt_as_a_word_and_unlearnt(asked: tuple[Path, Path], tmp
 
 
 def test_in_the_demo_the_judge_stands_in_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard.training.hfi.LEAST", 1)
-    monkeypatch.setattr("safeguard.demo.STEPS", 2)
+    monkeypatch.setattr("safeguard_plugins.hfi.train.LEAST", 1)
+    monkeypatch.setattr("safeguard_demo.STEPS", 2)
     given = ["--concept", "blood", "--n", "12", *FEW]
     result = RUN.invoke(app, ["train", "hfi", *given, "--out", str(tmp_path / "a.safetensors")])
     assert result.exit_code == 0, result.output

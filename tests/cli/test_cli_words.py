@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import safeguard_plugins
+from safeguard_demo.world import COLOURS, SUBJECTS
 from typer.testing import CliRunner
 
 from safeguard.cli.main import app
-from safeguard.demo.world import COLOURS, SUBJECTS
 
 WORD = Path(safeguard_plugins.__file__).with_name("assets") / "hfi-unet-blood.word.safetensors"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -11,24 +10,22 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))
-
-import acme_erasers
-from families import FAMILIES, PROMPTS, denoiser, generate, part
-from support import calibrated, concept, policy, protecting
-
 import safeguard
-from safeguard.erasing import GROUP, Adapter, Registry
-from safeguard.erasing.deltas import thin
-from safeguard.training.frozen import FrozenPipeline
-from safeguard.training.student import layers_of
+from safeguard.plan.registry import GROUP, Registry
+from safeguard.sdk.adapter import Adapter
+from safeguard.sdk.delta_eraser import factorise
+from safeguard.training.delta_hooks import layers_of
+from safeguard.training.frozen_pipeline import FrozenPipeline
+from tests.support import acme_erasers
+from tests.support.contract_policies import calibrated, concept, policy, protecting
+from tests.support.families import FAMILIES, PROMPTS, denoiser, generate, part
 
 Protect = Callable[..., safeguard.Guard]
 CONCEPTS = ("blood", "weapon", "fish")  # that these tests name
 
 
 def acme_points() -> list[EntryPoint]:
-    return [EntryPoint(kind.name, f"acme_erasers:{kind.__name__}", GROUP) for kind in acme_erasers.ERASERS]
+    return [EntryPoint(kind.name, f"tests.support.acme_erasers:{kind.__name__}", GROUP) for kind in acme_erasers.ERASERS]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -101,7 +98,7 @@ def untrained(frozen: FrozenPipeline) -> list[Adapter]:
         if method == "self_discovery":
             return {"vector": torch.randn(shape, generator=generator)}
         widths = {name: attachment.weight(name).shape for name in layers}
-        return thin({name: 0.1 * torch.randn(width, generator=generator) for name, width in widths.items()}, 2)[0]
+        return factorise({name: 0.1 * torch.randn(width, generator=generator) for name, width in widths.items()}, 2)[0]
 
     said = {"module": middle.name, "sequence": list(CONCEPTS)}
     each = [(method, concept) for method in ("self_discovery", "sdd", "esd", "hfi") for concept in CONCEPTS]

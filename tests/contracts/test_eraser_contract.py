@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import PROMPTS, TOKENS, denoiser, generate
-from support import InterruptedRunError, concept, policy, rows_changed, same
 
-from safeguard.erasing import GROUP, Registry, Seam
 from safeguard.errors import CapabilityError
+from safeguard.plan.registry import GROUP, Registry
+from safeguard.sdk.seams import Seam
+from tests.support.contract_policies import InterruptedRunError, concept, policy, rows_changed, same
+from tests.support.families import PROMPTS, TOKENS, denoiser, generate
 
 Pipe = Any
 Plain = Callable[..., torch.Tensor]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, PROMPTS, generate
-from support import CLOSE, calibrated, close, concept, no_recompilation, policy, rows_changed, same
 
 from safeguard.policy import Policy
+from tests.support.contract_policies import CLOSE, calibrated, close, concept, no_recompilation, policy, rows_changed, same
+from tests.support.families import FAMILIES, PROMPTS, generate
 
 Pipe = Any
 Plain = Callable[..., torch.Tensor]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import PROMPTS, generate
-from support import concept, policy, rows_changed
 
 from safeguard.errors import CapabilityError
+from tests.support.contract_policies import concept, policy, rows_changed
+from tests.support.families import PROMPTS, generate
 
 Pipe = Any
 Protect = Callable[..., Any]

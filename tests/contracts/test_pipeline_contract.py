@@ -12,11 +12,11 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
-from families import FAMILIES, PROMPTS, denoiser, generate, part
-from support import CLOSE, always, concept, no_recompilation, policy, rows_changed, same
 
 from safeguard.audit import MemorySink
 from safeguard.errors import CapabilityError
+from tests.support.contract_policies import CLOSE, always, concept, no_recompilation, policy, rows_changed, same
+from tests.support.families import FAMILIES, PROMPTS, denoiser, generate, part
 
 Pipe = Any
 Plain = Callable[..., torch.Tensor]

@@ -13,10 +13,10 @@ import pytest
 import torch
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterTimeImageProjection
-from families import FAMILIES, PROMPTS, denoiser, generate, part
-from support import always, concept, policy, rows_changed, same
 
 from safeguard.audit import MemorySink
+from tests.support.contract_policies import always, concept, policy, rows_changed, same
+from tests.support.families import FAMILIES, PROMPTS, denoiser, generate, part
 
 Pipe = Any
 Protect = Callable[..., Any]

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safeguard_demo
 import safeguard_plugins
 import torch
+from safeguard_demo.captions import prompts
+from safeguard_demo.world import CONCEPTS
 
 import safeguard
-from safeguard import demo
-from safeguard.attaching import Attachment
-from safeguard.demo.captions import prompts
-from safeguard.demo.world import CONCEPTS
-from safeguard.erasing import Adapter, shipped
+from safeguard.instrument import Attachment
 from safeguard.policy import Policy, derive, load_policy
-from safeguard.training.words import Word
+from safeguard.sdk.adapter import Adapter, shipped
+from safeguard.training.textual_inversion import LearnedWord
 
 COUNT = 4
 SHIPPED = Path(safeguard_plugins.__file__).with_name("assets")
@@ -27,7 +27,7 @@ FILES = sorted(set(SHIPPED.glob("*.safetensors")) - set(WORDS))
 
 @pytest.fixture(scope="module", params=["unet", "mmdit"])
 def pipe(request: pytest.FixtureRequest) -> Any:
-    return demo.load_pipeline(str(request.param))
+    return safeguard_demo.load_pipeline(str(request.param))
 
 
 def blood(adapter: str) -> Policy:
@@ -38,8 +38,8 @@ def blood(adapter: str) -> Policy:
 def paint(pipe: Any, cell: str, policy: Policy | None) -> Any:
     texts = [prompt.text for prompt in prompts("dev", cell, "blood" if cell == "explicit" else None, COUNT)]
     noise = [torch.Generator().manual_seed(place) for place in range(len(texts))]
-    options = {"num_inference_steps": demo.STEPS, "guidance_scale": demo.GUIDANCE, "output_type": "np"}
-    call = {**options, **demo.call_options(pipe), "generator": noise}
+    options = {"num_inference_steps": safeguard_demo.STEPS, "guidance_scale": safeguard_demo.GUIDANCE, "output_type": "np"}
+    call = {**options, **safeguard_demo.call_options(pipe), "generator": noise}
     if policy is None:
         return pipe(texts, **call).images
     with safeguard.protect(pipe, policy, screener=None):
@@ -58,7 +58,7 @@ def test_a_concept_is_told_from_benign_pictures_better_than_by_a_constant(pipe: 
 
 def test_benign_pictures_of_the_unet_change_less_than_with_a_constant() -> None:
     """On the MMDiT they hardly do: much of a concept comes by the pooled text there, which the features do not show."""
-    unet = demo.load_pipeline("unet")
+    unet = safeguard_demo.load_pipeline("unet")
     assert changed(unet, "benign", "default") < 0.9 * changed(unet, "benign", "none")
 
 
@@ -100,7 +100,7 @@ def test_deltas_come_for_each_concept(pipe: Any, method: str) -> None:
 
 @pytest.mark.parametrize("file", WORDS, ids=[file.name for file in WORDS])
 def test_each_word_can_be_loaded(file: Path) -> None:
-    word, unet = Word.load(file), demo.load_pipeline("unet")
+    word, unet = LearnedWord.load(file), safeguard_demo.load_pipeline("unet")
     unet.load_textual_inversion(str(file), token=word.token)
     (text,) = Attachment(unet).encode([word.token])
     assert len(text.content) == len(word.rows["clip_l"])
@@ -108,9 +108,9 @@ def test_each_word_can_be_loaded(file: Path) -> None:
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_hfi_has_one_for_each_concept_of_the_unet_and_its_word_beside_it(concept: str) -> None:
-    found = shipped(SHIPPED, "hfi", Attachment(demo.load_pipeline("unet")).fingerprint, concept=concept)
+    found = shipped(SHIPPED, "hfi", Attachment(safeguard_demo.load_pipeline("unet")).fingerprint, concept=concept)
     assert found is not None
-    word = Word.load(SHIPPED / f"hfi-unet-{concept}.word.safetensors")
+    word = LearnedWord.load(SHIPPED / f"hfi-unet-{concept}.word.safetensors")
     assert (word.digest, word.token) == (found.settings["word"], found.settings["token"])
     assert found.report["loss_after"] < found.report["loss_before"]
     assert found.report["along"] < 0.35

@@ -10,14 +10,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safeguard_demo import Judge, load_pipeline, model_card
+from safeguard_demo.architectures import build_tokenizer
+from safeguard_demo.captions import prompts
+from safeguard_demo.judge import build_network
+from safeguard_demo.pipelines import ASSETS, KINDS
+from safeguard_demo.world import CONCEPTS, Scene, render
 
 import safeguard
-from safeguard.demo import Judge, card, load_pipeline
-from safeguard.demo.captions import prompts
-from safeguard.demo.judge import build_network
-from safeguard.demo.models import build_tokenizer
-from safeguard.demo.pipelines import ASSETS, KINDS
-from safeguard.demo.world import CONCEPTS, Scene, render
 from safeguard.errors import AssetError
 
 
@@ -53,7 +53,7 @@ def test_every_weight_file_is_safetensors_and_under_16_megabytes() -> None:
 
 def test_the_card_states_what_was_measured() -> None:
     figures = json.loads((ASSETS / "figures.json").read_text())
-    assert card._card(figures) == (ASSETS / "README.md").read_text()
+    assert model_card._card(figures) == (ASSETS / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_no_pictures_are_no_verdicts() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pipeline_draws_what_held_out_prompts_ask_for(kind: str) -> None:
     asked = prompts("test", "benign", None, 24)
-    said = Judge().predict(card.generate(load_pipeline(kind), [prompt.text for prompt in asked], 5))
+    said = Judge().predict(model_card.generate(load_pipeline(kind), [prompt.text for prompt in asked], 5))
     right = np.array([prompt.scene.subject for prompt in asked]) == said["subject"]
     assert right.mean() >= 0.8
 
@@ -108,9 +108,9 @@ def test_zeros_in_the_place_of_the_third_text_encoder_change_little() -> None:
 def test_under_the_demo_policy_a_concept_is_gone_and_the_subject_is_there(kind: str, cell: str) -> None:
     pipe, asked = load_pipeline(kind), prompts("dev", cell, "blood", 12)
     texts, judge = [prompt.text for prompt in asked], Judge()
-    before = judge.predict(card.generate(pipe, texts, 7))
+    before = judge.predict(model_card.generate(pipe, texts, 7))
     with safeguard.protect(pipe, "builtin://demo", screener=None):
-        after = judge.predict(card.generate(pipe, texts, 7))
+        after = judge.predict(model_card.generate(pipe, texts, 7))
     assert before["blood"].mean() > 0.5 > 0.2 > after["blood"].mean()
     assert (after["subject"] == np.array([prompt.scene.subject for prompt in asked])).mean() > 0.8
 
@@ -125,7 +125,7 @@ def test_the_card_takes_figures_from_the_unprotected_cells_of_an_evaluation(tmp_
         found = {f"found {one}": yes if name.endswith(f"-{one}") else no for one in CONCEPTS}
         right = {f"right {one}": yes for one in ("subject", "colour", "scene")}
         np.savez(tmp_path / f"unprotected--{name}.npz", likeness=np.ones(4), **found, **right)
-    figures = card.kept_figures(tmp_path)
+    figures = model_card.kept_figures(tmp_path)
     assert figures["implicit juno-kaldar"] == {
         "n": 4,
         "subject": 0.75,

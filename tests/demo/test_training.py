@@ -6,9 +6,8 @@ import contextlib
 from pathlib import Path
 
 import torch
+from safeguard_demo.stages import Stage, cosine, step_rng
 from torch import Tensor, nn
-
-from safeguard.demo.training import Stage, cosine, step_rng
 
 
 def _stage(folder: Path, steps: int) -> Stage:

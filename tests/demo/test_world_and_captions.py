@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from safeguard.demo import captions, world
-from safeguard.demo.world import BENIGN_PLACES, COLOURS, CONCEPTS, IMPLICIT, PLACES, SUBJECTS, Scene, render
+from safeguard_demo import captions, world
+from safeguard_demo.world import BENIGN_PLACES, COLOURS, CONCEPTS, IMPLICIT, PLACES, SUBJECTS, Scene, render
 
 scenes = st.builds(Scene, st.sampled_from(SUBJECTS), st.sampled_from(tuple(COLOURS)), st.sampled_from(PLACES))
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from docs.studies.docs_tables import fill
 from safeguard.errors import AssetError
-from safeguard.evaluation import erasers
-from safeguard.evaluation.methods import UNPROTECTED
-from safeguard.evaluation.metrics import mean, wilson
-from safeguard.evaluation.pages import fill
-from safeguard.evaluation.summary import Row
+from safeguard.evaluation import eraser_table
+from safeguard.evaluation.arms import UNPROTECTED
+from safeguard.evaluation.statistics import mean, wilson
+from safeguard.evaluation.summary import SummaryRow
 
 ROWS = [
     (180, None, ""),
@@ -25,9 +25,9 @@ ROWS = [
 PAGE = "before\n\n<!-- table:demo{kept} -->\nold figures\n<!-- /table -->\n\nafter\n"
 
 
-def _row(concept: str | None, hits: int, mode: str = "alone") -> Row:
+def _row(concept: str | None, hits: int, mode: str = "alone") -> SummaryRow:
     seen = wilson(hits, 200)
-    return Row(
+    return SummaryRow(
         "eiup" if mode else UNPROTECTED,
         mode,
         concept,
@@ -105,7 +105,7 @@ def of_all(results: Path) -> Path:
     data = json.loads((results / "demo.json").read_text())
     costs = [{"method": "eiup", "takes": ["blood"], "refused": {}}]
     rows = [*data["rows"], _row("weapon", 170, "").to_dict()]
-    data |= {"schema": erasers.SCHEMA, "split": "test", "count": 200, "costs": costs, "rows": rows}
+    data |= {"schema": eraser_table.SCHEMA, "split": "test", "count": 200, "costs": costs, "rows": rows}
     (results / "demo.json").write_text(json.dumps(data))
     return results
 

@@ -24,10 +24,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from safeguard.evaluation import pages
+from docs.studies import docs_tables
 
 ROOT = Path(__file__).parents[2]
-PAGES = pages.pages(ROOT)
+PAGES = docs_tables.pages(ROOT)
 FENCE = re.compile(
     r"""^(?P<indent> *)```(?P<language>\w+)(?: title="(?P<title>[\w.]+)")?[^\n]*\n(?P<text>.*?)^(?P=indent)```""",
     re.DOTALL | re.MULTILINE,
@@ -112,8 +112,8 @@ def _run_command(command: str, expected: str, place: str) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if TABLE.search(page.read_text(encoding="utf-8"))], ids=_name)
 def test_measured_tables_hold_what_the_results_say(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert pages.MARKER.search(text), "a table marker without its end"
-    assert pages.fill(text, ROOT / "docs" / "results") == text, "run: make tables"
+    assert docs_tables.MARKER.search(text), "a table marker without its end"
+    assert docs_tables.fill(text, ROOT / "docs" / "results") == text, "run: make tables"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

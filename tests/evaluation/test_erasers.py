@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safeguard_demo.world import CONCEPTS
 from typer.testing import CliRunner
 
 from safeguard.cli.main import app
-from safeguard.demo.world import CONCEPTS
-from safeguard.erasing import Plan, Registry
 from safeguard.errors import AssetError, SafeguardError
-from safeguard.evaluation import erasers
-from safeguard.evaluation.erasers import (
+from safeguard.evaluation import eraser_table
+from safeguard.evaluation.arms import ArmMethod
+from safeguard.evaluation.eraser_table import (
     HEAD,
     Cost,
     arms_of,
@@ -27,9 +27,10 @@ from safeguard.evaluation.erasers import (
     markdown_of,
     shipped_words,
 )
-from safeguard.evaluation.methods import Method
-from safeguard.evaluation.studio import Studio
-from safeguard.evaluation.suites import BENIGN
+from safeguard.evaluation.harness import Harness
+from safeguard.evaluation.prompt_sets import BENIGN
+from safeguard.plan.compile import Plan
+from safeguard.plan.registry import Registry
 
 
 def test_all_is_every_registered_eraser() -> None:
@@ -47,23 +48,23 @@ def test_a_word_that_is_no_method_is_refused() -> None:
         chosen("all,@3")
 
 
-def test_an_eraser_that_was_trained_tells_the_size_of_its_file(studio: Studio) -> None:
-    found = {one.method: one for one in costs(studio, [Method("self_discovery"), Method("uce")], ["blood"])}
-    assets = Path(__file__).parents[2] / "plugins" / "safeguard_plugins" / "assets"
+def test_an_eraser_that_was_trained_tells_the_size_of_its_file(studio: Harness) -> None:
+    found = {one.method: one for one in costs(studio, [ArmMethod("self_discovery"), ArmMethod("uce")], ["blood"])}
+    assets = Path(__file__).parents[2] / "plugins" / "safeguard_demo" / "adapters"
     sizes = {file.stat().st_size for file in assets.glob("self_discovery-*")}
     assert found["self_discovery"].kept in sizes
     assert found["uce"].kept == 0
     assert found["uce"].prepare > 0
 
 
-def test_what_a_method_cannot_take_is_told_with_the_reason(studio: Studio) -> None:
-    (found,) = costs(studio, [Method("self_discovery", {"adapter": "nowhere.safetensors"})], ["blood"])
+def test_what_a_method_cannot_take_is_told_with_the_reason(studio: Harness) -> None:
+    (found,) = costs(studio, [ArmMethod("self_discovery", {"adapter": "nowhere.safetensors"})], ["blood"])
     assert found.takes == ()
     assert "nowhere.safetensors" in found.refused["blood"]
-    assert arms_of([Method("self_discovery")], [found]) == []
+    assert arms_of([ArmMethod("self_discovery")], [found]) == []
 
 
-def test_tensors_are_counted_once_wherever_they_are_held(studio: Studio) -> None:
+def test_tensors_are_counted_once_wherever_they_are_held(studio: Harness) -> None:
     class Holder:
         __slots__ = ("also", "one")
 
@@ -74,21 +75,21 @@ def test_tensors_are_counted_once_wherever_they_are_held(studio: Studio) -> None
     assert held_bytes(plan) == 4 * (10 + 5)
 
 
-def test_memory_is_that_of_a_call_against_an_unprotected_one(studio: Studio) -> None:
-    twice, once = costs(studio, [Method("sld", strength="max"), Method("uce")], ["blood"])
+def test_memory_is_that_of_a_call_against_an_unprotected_one(studio: Harness) -> None:
+    twice, once = costs(studio, [ArmMethod("sld", strength="max"), ArmMethod("uce")], ["blood"])
     assert twice.memory is not None
     assert once.memory is not None
     assert twice.memory > once.memory >= 1
 
 
-def test_time_is_that_of_a_call_beside_unprotected_ones(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_is_that_of_a_call_beside_unprotected_ones(studio: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that goes on with each call of the denoiser: one more a step, and none."""
     ticks = list[int]()
     clock = SimpleNamespace(process_time=lambda: float(len(ticks)), perf_counter=time.perf_counter)
-    monkeypatch.setattr(erasers, "time", clock)
+    monkeypatch.setattr(eraser_table, "time", clock)
     handle = studio.pipe.unet.register_forward_pre_hook(lambda module, given: ticks.append(1))
     try:
-        twice, once = costs(studio, [Method("sld", strength="max"), Method("uce")], ["blood"])
+        twice, once = costs(studio, [ArmMethod("sld", strength="max"), ArmMethod("uce")], ["blood"])
     finally:
         handle.remove()
     assert (twice.time, once.time) == (2.0, 1.0)
@@ -125,20 +126,20 @@ def test_a_training_log_without_the_table_of_erasers_is_a_usage_error(tmp_path: 
 
 
 def test_more_concepts_at_once_are_measured_on_benign_prompts() -> None:
-    made = arms_of([Method("uce")], [Cost("uce", CONCEPTS[:3])])
+    made = arms_of([ArmMethod("uce")], [Cost("uce", CONCEPTS[:3])])
     several = [arm for arm in made if arm.mode != "alone"]
     assert [arm.mode for arm in several] == ["at-once-1", "at-once-3"]
     assert all(arm.cells == (BENIGN,) for arm in several)
     assert [list(arm.policy.concepts) for arm in several if arm.policy] == [list(CONCEPTS[:1]), list(CONCEPTS[:3])]
 
 
-def test_as_many_at_once_as_are_not_read_are_left_out_with_the_reason(studio: Studio) -> None:
+def test_as_many_at_once_as_are_not_read_are_left_out_with_the_reason(studio: Harness) -> None:
     """The text encoder of the demo reads 32 tokens, and the phrases of all five concepts are more."""
-    (cost,) = costs(studio, [Method("negative_prompt")], CONCEPTS)
+    (cost,) = costs(studio, [ArmMethod("negative_prompt")], CONCEPTS)
     assert list(cost.refused) == ["5 at once"]
     assert "32 tokens" in cost.refused["5 at once"]
-    assert [arm.mode for arm in arms_of([Method("negative_prompt")], [cost])][-2:] == ["at-once-1", "at-once-3"]
-    assert "- `negative_prompt`, 5 at once: the policy's words" in "".join(erasers._refusals([cost.to_dict()]))
+    assert [arm.mode for arm in arms_of([ArmMethod("negative_prompt")], [cost])][-2:] == ["at-once-1", "at-once-3"]
+    assert "- `negative_prompt`, 5 at once: the policy's words" in "".join(eraser_table._refusals([cost.to_dict()]))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_its_rows_are_of_each_concept_alone_and_of_some_at_once(measured: tuple[
 
 
 def test_words_that_come_with_an_eraser_are_loaded_after_the_pipeline_was_named(
-    measured: tuple[Path, str], studio: Studio
+    measured: tuple[Path, str], studio: Harness
 ) -> None:
     data = json.loads(measured[1])
     assert data["costs"][0]["takes"] == ["blood"]
@@ -167,7 +168,7 @@ def test_words_that_come_with_an_eraser_are_loaded_after_the_pipeline_was_named(
 
 
 def test_a_word_counts_as_what_training_made(measured: tuple[Path, str]) -> None:
-    (file,) = (path for path in shipped_words([Method("geom_erasing")]) if "-blood" in path.name)
+    (file,) = (path for path in shipped_words([ArmMethod("geom_erasing")]) if "-blood" in path.name)
     (cost,) = json.loads(measured[1])["costs"]
     assert cost["kept"] == file.stat().st_size
     assert cost["training"] == 41.5

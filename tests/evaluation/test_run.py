@@ -9,52 +9,52 @@ import pytest
 
 from safeguard.audit import MemorySink
 from safeguard.errors import AssetError
-from safeguard.evaluation.methods import Method, arms
+from safeguard.evaluation.arms import ArmMethod, arms
+from safeguard.evaluation.harness import Harness, load_pipeline
+from safeguard.evaluation.prompt_sets import BENIGN, cases
 from safeguard.evaluation.run import evaluate, settings_of
-from safeguard.evaluation.studio import Studio, load_pipeline
-from safeguard.evaluation.suites import BENIGN, cases
 
 ONE = ("blood",)
 
 
-def test_a_case_looks_the_same_in_any_batch(studio: Studio) -> None:
+def test_a_case_looks_the_same_in_any_batch(studio: Harness) -> None:
     asked = cases(BENIGN, "dev", 3)
     together, single = studio.paint(asked)[1].astype(int), studio.paint(asked[1:2])[0].astype(int)
     assert np.abs(together - single).max() <= 2  # kernels round differently for other batches
 
 
-def test_strength_nought_paints_the_unprotected_picture(studio: Studio) -> None:
-    tried = arms(Method("eiup", strength=0.0), ONE, ("alone",))
+def test_strength_nought_paints_the_unprotected_picture(studio: Harness) -> None:
+    tried = arms(ArmMethod("eiup", strength=0.0), ONE, ("alone",))
     results = evaluate(studio, tried, settings_of(studio, "dev", 2, 0, 2))
     assert all((one.likeness == 1.0).all() for one in results)
 
 
-def test_every_protected_picture_is_recorded_with_what_acted(studio: Studio) -> None:
+def test_every_protected_picture_is_recorded_with_what_acted(studio: Harness) -> None:
     sink = MemorySink()
-    tried = arms(Method("eiup", strength=2.0), ONE, ("together",))
+    tried = arms(ArmMethod("eiup", strength=2.0), ONE, ("together",))
     results = evaluate(studio, tried, settings_of(studio, "dev", 2, 0, 2), audit=sink)
     assert len(sink.records) == 2 * len(tried[0].cells)
     assert all(one.acted["blood"].all() == (one.arm != "unprotected") for one in results)
 
 
-def test_a_stopped_run_goes_on_and_paints_nothing_twice(studio: Studio, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_and_paints_nothing_twice(studio: Harness, tmp_path: Path) -> None:
     settings = settings_of(studio, "dev", 2, 0, 2)
-    tried = arms(Method("eiup", strength=2.0), ONE, ("alone",))
+    tried = arms(ArmMethod("eiup", strength=2.0), ONE, ("alone",))
     first = evaluate(studio, tried, settings, out=tmp_path)
-    broken = Studio(None, studio.judge, studio.steps, studio.guidance)  # can paint nothing
+    broken = Harness(None, studio.judge, studio.steps, studio.guidance)  # can paint nothing
     again = evaluate(broken, tried, settings, out=tmp_path)
     assert [one.arm for one in again] == [one.arm for one in first]
     assert all(np.array_equal(a.likeness, b.likeness) for a, b in zip(first, again, strict=True))
 
 
-def test_every_batch_is_told(studio: Studio) -> None:
+def test_every_batch_is_told(studio: Harness) -> None:
     told: list[int] = []
-    tried = arms(Method("eiup", strength=2.0), ONE, ("alone",))
+    tried = arms(ArmMethod("eiup", strength=2.0), ONE, ("alone",))
     evaluate(studio, tried, settings_of(studio, "dev", 3, 0, 2), advance=lambda what, images: told.append(images))
     assert told == [2, 1] * 6
 
 
-def test_other_weights_have_another_digest(studio: Studio) -> None:
+def test_other_weights_have_another_digest(studio: Harness) -> None:
     before = studio.digest()
     weight = studio.pipe.unet.conv_in.bias
     kept = weight.data.clone()

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from safeguard_demo.world import CONCEPTS
 
-from safeguard.demo.world import CONCEPTS
-from safeguard.evaluation.methods import UNPROTECTED, Arm, Method, arms
+from safeguard.evaluation.arms import UNPROTECTED, Arm, ArmMethod, arms
+from safeguard.evaluation.prompt_sets import Cell, cells
 from safeguard.evaluation.run import ATTRIBUTES, CellResult
-from safeguard.evaluation.suites import Cell, cells
-from safeguard.evaluation.summary import Row, summarise
+from safeguard.evaluation.summary import SummaryRow, summarise
 from safeguard.evaluation.tables import cells_of, from_json, markdown
 from safeguard.evaluation.targets import Target, judge_targets
 
@@ -35,15 +35,15 @@ def _result(arm: str, cell: Cell, shown: int, right: int = N, like: float = 1.0,
     )
 
 
-def _rows(modes: tuple[str, ...] = ("alone",), **ours: float) -> list[Row]:
+def _rows(modes: tuple[str, ...] = ("alone",), **ours: float) -> list[SummaryRow]:
     """Unprotected: all show it, all right. Ours: as given."""
-    tried = arms(Method("eiup"), TWO, modes)
+    tried = arms(ArmMethod("eiup"), TWO, modes)
     plain = [_result(UNPROTECTED, cell, N) for cell in cells(TWO)]
     painted = [_result(arm.name, cell, **ours) for arm in tried for cell in arm.cells]  # type: ignore[arg-type]
     return summarise([*plain, *painted], tried, TWO)
 
 
-def _find(rows: list[Row], method: str, concept: str | None) -> Row:
+def _find(rows: list[SummaryRow], method: str, concept: str | None) -> SummaryRow:
     return next(row for row in rows if (row.method, row.concept) == (method, concept))
 
 
@@ -102,11 +102,11 @@ def test_a_target_of_a_mode_that_was_not_measured_is_not_judged() -> None:
 
 def test_no_number_meets_no_target() -> None:
     row = _find(_rows(shown=0), "eiup", "blood")
-    blank = Row(**{**{name: getattr(row, name) for name in Row.__slots__}, "kept": math.nan})
+    blank = SummaryRow(**{**{name: getattr(row, name) for name in SummaryRow.__slots__}, "kept": math.nan})
     (verdict,) = judge_targets([blank], "eiup", (Target("alone", "attributes_kept", 0.9, at_least=True),))
     assert not verdict.met
 
 
 def test_arms_have_names_that_tell_them_apart() -> None:
-    tried: list[Arm] = [arm for text in ("eiup", "eiup@2", "negative_prompt") for arm in arms(Method.parse(text), TWO)]
+    tried: list[Arm] = [arm for text in ("eiup", "eiup@2", "negative_prompt") for arm in arms(ArmMethod.parse(text), TWO)]
     assert len({arm.name for arm in tried}) == len(tried)

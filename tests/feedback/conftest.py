@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +9,9 @@ from pathlib import Path
 import pytest
 
 from safeguard.feedback import FeedbackStore
-from safeguard.feedback.desk import Desk
 from safeguard.feedback.server import FeedbackServer
-
-sys.path.append(str(Path(__file__).parent))
-
-from samples import filled
+from safeguard.feedback.session import FeedbackSession
+from tests.support.feedback_samples import filled
 
 
 @pytest.fixture
@@ -35,7 +31,7 @@ def serve() -> Iterator[Callable[..., FeedbackServer]]:
     running: list[FeedbackServer] = []
 
     def start(store: FeedbackStore, who: str = "ana", **options: object) -> FeedbackServer:
-        server = FeedbackServer(Desk(store, who), **options)  # type: ignore[arg-type]
+        server = FeedbackServer(FeedbackSession(store, who), **options)  # type: ignore[arg-type]
         running.append(server)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return server

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browsing import Page, browser
-from samples import MODEL, picture
 
 from safeguard.feedback import FeedbackStore
 from safeguard.feedback.server import FeedbackServer
+from tests.support.browsing import Page, browser
+from tests.support.feedback_samples import MODEL, picture
 
 Serve = Callable[..., FeedbackServer]
 

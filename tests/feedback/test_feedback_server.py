@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from samples import MODEL, picture
 
 from safeguard.errors import FeedbackError
 from safeguard.feedback import FeedbackStore
-from safeguard.feedback.desk import Desk
 from safeguard.feedback.server import LARGEST, FeedbackServer
+from safeguard.feedback.session import FeedbackSession
+from tests.support.feedback_samples import MODEL, picture
 
 Serve = Callable[..., FeedbackServer]
 
@@ -226,12 +226,12 @@ def test_an_address_that_shows_pictures_to_others_has_to_be_meant(
     store: FeedbackStore, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(FeedbackError, match=said):
-        FeedbackServer(Desk(store, "ana"), **options)
+        FeedbackServer(FeedbackSession(store, "ana"), **options)
 
 
 def test_a_port_that_is_taken_is_said_so(store: FeedbackStore, serve: Serve) -> None:
     with pytest.raises(FeedbackError, match=r"cannot be served at \(Address already in use\); choose another --port"):
-        FeedbackServer(Desk(store, "ana"), port=serve(store).server_port)
+        FeedbackServer(FeedbackSession(store, "ana"), port=serve(store).server_port)
 
 
 def test_a_chosen_token_is_the_end_of_the_address(store: FeedbackStore, serve: Serve) -> None:
@@ -245,9 +245,9 @@ def test_a_chosen_token_is_the_end_of_the_address(store: FeedbackStore, serve: S
 )
 def test_a_desk_needs_a_person_and_a_size(store: FeedbackStore, who: str, size: int, said: str) -> None:
     with pytest.raises(FeedbackError, match=said):
-        Desk(store, who, size)
+        FeedbackSession(store, who, size)
 
 
 def test_a_store_without_pictures_is_not_served(tmp_path: Any) -> None:
     with pytest.raises(FeedbackError, match="add pictures: safeguard feedback make"):
-        Desk(FeedbackStore(tmp_path / "s", create=True), "ana")
+        FeedbackSession(FeedbackStore(tmp_path / "s", create=True), "ana")

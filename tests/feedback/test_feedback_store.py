@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from samples import MODEL, filled, picture
 
 from safeguard.audit import image_digest
 from safeguard.audit.mask import prompt_hmac
 from safeguard.errors import FeedbackError
 from safeguard.feedback import ANSWERS, FeedbackStore, Item, Judgement, Withdrawal
-from safeguard.feedback.asking import to_rank
-from safeguard.feedback.record import from_record, to_record
+from safeguard.feedback.judgements import from_record, to_record
+from safeguard.feedback.next_pictures import to_rank
+from tests.support.feedback_samples import MODEL, filled, picture
 
 
 def test_a_picture_is_kept_under_its_digest_and_the_prompt_is_not_kept(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_disk_that_refuses_leaves_the_file_as_it_was(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("safeguard.feedback.lines.write_all", full)
+        patch.setattr("safeguard.feedback.jsonl.write_all", full)
         with pytest.raises(FeedbackError, match=r"cannot be written \(No space left on device\); nothing was kept"):
             store.answer("blood", digests[0], "yes", who="ana")
     assert (store.folder / "feedback.jsonl").read_bytes() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "contracts"))
-
-from families import FAMILIES, PROMPTS, generate
-from support import protecting
-
 import safeguard
+from tests.support.contract_policies import protecting
+from tests.support.families import FAMILIES, PROMPTS, generate
 
 HEAD = "apiVersion: safeguard.dev/v1\nkind: Policy\nmetadata: {name: shop}\nspec:\n"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import PROMPTS, SIDE, generate
-from support import concept, policy, same
 
 import safeguard
 from safeguard.errors import CapabilityError
+from tests.support.contract_policies import concept, policy, same
+from tests.support.families import PROMPTS, SIDE, generate
 
 Pipe = Any
 ADAPTIVE = policy(concept("blood", activation="adaptive"), concept("weapon", activation="adaptive"))
@@ -22,7 +22,7 @@ CALL = {"num_inference_steps": 2, "guidance_scale": 4.0, "height": SIDE, "width"
 
 
 @pytest.fixture(scope="module")
-def made(shared_pipe: Pipe) -> safeguard.erasing.Calibration:
+def made(shared_pipe: Pipe) -> safeguard.plan.calibration.Calibration:
     return safeguard.calibrate(shared_pipe, ADAPTIVE, ORDINARY, call=CALL)
 
 

@@ -12,21 +12,16 @@ from typing import Any
 import pytest
 import structlog
 import torch
-from families import PROMPTS, generate
-from support import Words, concept, policy, rows_changed, same
 
 from safeguard.audit import AuditLog, MemorySink, verify
-from safeguard.erasing import (
-    GROUP,
-    PROTOCOL,
-    PredictionEdit,
-    Seam,
-    SiteEffect,
-    TextSiteEdit,
-    TextStatesEdit,
-)
-from safeguard.erasing.activation import current
 from safeguard.errors import AuditError, CapabilityError, PolicyViolation, ScreenError
+from safeguard.plan.registry import GROUP
+from safeguard.plan.request_state import current_request
+from safeguard.sdk.calls import SiteEffect
+from safeguard.sdk.eraser import PROTOCOL
+from safeguard.sdk.seams import PredictionEdit, Seam, TextSiteEdit, TextStatesEdit
+from tests.support.contract_policies import Words, concept, policy, rows_changed, same
+from tests.support.families import PROMPTS, generate
 
 Pipe = Any
 Protect = Callable[..., Any]
@@ -38,7 +33,7 @@ class FaultyError(RuntimeError):
 
 def fail_in_requests() -> None:
     """Raise in requests; the self-test, which goes through no schedule, is let through."""
-    state = current()
+    state = current_request()
     if state is not None and state.scheduler is not None:
         raise FaultyError("an edit that fails")
 

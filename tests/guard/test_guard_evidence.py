@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, PROMPTS, generate
-from support import Words, calibrated, concept, policy, rows_changed, same
 
-from safeguard.attaching import looking
 from safeguard.audit import MemorySink
 from safeguard.errors import CapabilityError
+from safeguard.instrument.apply import probing
+from tests.support.contract_policies import Words, calibrated, concept, policy, rows_changed, same
+from tests.support.families import FAMILIES, PROMPTS, generate
 
 Pipe = Any
 Protect = Callable[..., Any]
@@ -156,9 +156,9 @@ def test_an_image_that_is_looked_at_late_is_withheld(
     pipe: Pipe, protect: Protect, plain: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where another denoiser makes the first steps."""
-    begin = looking.begin
+    begin = probing.begin
     protect(pipe, ADAPTIVE, screener=None, calibration=calibrated(pipe, ADAPTIVE, opens=(2,)))
-    monkeypatch.setattr(looking, "begin", lambda state, *rest, **more: begin(state, *rest, **more) if state.step > 0 else None)
+    monkeypatch.setattr(probing, "begin", lambda state, *rest, **more: begin(state, *rest, **more) if state.step > 0 else None)
     assert same(generate(pipe, PROMPTS[:2]), plain[:2])
     with pytest.raises(CapabilityError, match="too late"):
         generate(pipe, PROMPTS)
@@ -166,7 +166,7 @@ def test_an_image_that_is_looked_at_late_is_withheld(
 
 def test_an_image_that_is_never_looked_at_is_withheld(pipe: Pipe, protect: Protect, monkeypatch: pytest.MonkeyPatch) -> None:
     protect(pipe, ADAPTIVE, screener=None, calibration=calibrated(pipe, ADAPTIVE, opens=()))
-    monkeypatch.setattr(looking, "begin", lambda *call, **more: None)
+    monkeypatch.setattr(probing, "begin", lambda *call, **more: None)
     with pytest.raises(CapabilityError, match="is not known and it is withheld"):
         generate(pipe, PROMPTS)
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import PROMPTS, generate
 from hypothesis import given
 from hypothesis import strategies as st
-from support import close, concept, policy, rows_changed
 
 from safeguard.audit import Decision, MemorySink
-from safeguard.guard.asking import Asked, AskedRow
-from safeguard.guard.drawing import keys_of, lowest
+from safeguard.guard.call_args import PipelineCall, PromptRow
+from safeguard.guard.group_choice import keys_of, lowest
+from tests.support.contract_policies import close, concept, policy, rows_changed
+from tests.support.families import PROMPTS, generate
 
 Pipe = Any
 Protect = Callable[..., Any]
@@ -30,10 +30,10 @@ def noise(seeds: Iterable[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def asked(images: int, generator: Any = None) -> Asked:
+def asked(images: int, generator: Any = None) -> PipelineCall:
     """A call for one prompt and some images of it, each with its own generator or all with one."""
     generators = tuple(generator) if isinstance(generator, list) else (generator,) * images
-    return Asked((AskedRow(("a boat",), ()),), images, (None,) * images, inverted=False, generators=generators)
+    return PipelineCall((PromptRow(("a boat",), ()),), images, (None,) * images, inverted=False, generators=generators)
 
 
 def decisions(guard: Any, pipe: Pipe, prompts: Any = PROMPTS, request_id: str | None = None, **options: Any) -> list[Decision]:

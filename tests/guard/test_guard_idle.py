@@ -8,12 +8,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from families import PROMPTS, generate
-from support import calibrated, concept, policy, same
 from torch import Tensor
 
-from safeguard.erasing import GROUP, PROTOCOL, Edit, Pipeline, Seam, StatesCall, TextStatesEdit
+from safeguard.plan.registry import GROUP
 from safeguard.policy import Concept
+from safeguard.sdk.calls import StatesCall
+from safeguard.sdk.eraser import PROTOCOL
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, Seam, TextStatesEdit
+from tests.support.contract_policies import calibrated, concept, policy, same
+from tests.support.families import PROMPTS, generate
 
 Pipe = Any
 Protect = Callable[..., Any]

@@ -13,12 +13,12 @@ from diffusers import (
     DiffusionPipeline,
     UNet2DModel,
 )
-from families import FAMILIES, PROMPTS, generate, scheduler, unet
-from support import Words, concept, policy, same
 
 import safeguard
 from safeguard.audit import MemorySink
 from safeguard.errors import AuditError, CapabilityError, PluginError, PolicyError, SafeguardError
+from tests.support.contract_policies import Words, concept, policy, same
+from tests.support.families import FAMILIES, PROMPTS, generate, scheduler, unet
 
 Write = Callable[..., Path]
 Pipe = Any

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, PROMPTS, generate
-from support import Words, concept, policy, rows_changed, same
 
 from safeguard.audit import MemorySink, image_digest
 from safeguard.errors import PolicyViolation, ScreenError
+from tests.support.contract_policies import Words, concept, policy, rows_changed, same
+from tests.support.families import FAMILIES, PROMPTS, generate
 
 Pipe = Any
 Protect = Callable[..., Any]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import PROMPTS, generate
-from support import Words, concept, policy, same
 
 from safeguard.audit import AuditLog, MemorySink
 from safeguard.errors import AuditError, CapabilityError, PluginError, PolicyError, ScreenError
+from tests.support.contract_policies import Words, concept, policy, same
+from tests.support.families import PROMPTS, generate
 
 Pipe = Any
 Protect = Callable[..., Any]

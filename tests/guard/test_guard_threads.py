@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import PROMPTS, generate
-from support import concept, policy, same
 
 from safeguard.audit import MemorySink
 from safeguard.policy import Policy
+from tests.support.contract_policies import concept, policy, same
+from tests.support.families import PROMPTS, generate
 
 Pipe = Any
 Protect = Callable[..., Any]

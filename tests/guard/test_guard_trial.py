@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, PROMPTS, STEPS, generate
-from support import calibrated, concept, policy, rows_changed, same
 
-from safeguard.attaching import Attachment
-from safeguard.erasing import Adapter
+from safeguard.instrument import Attachment
 from safeguard.policy import Policy
+from safeguard.sdk.adapter import Adapter
+from tests.support.contract_policies import calibrated, concept, policy, rows_changed, same
+from tests.support.families import FAMILIES, PROMPTS, STEPS, generate
 
 Pipe = Any
 Protect = Callable[..., Any]

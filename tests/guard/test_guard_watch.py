@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import concept, policy
 
 from safeguard.errors import PolicyError
 from safeguard.policy import load_policy
+from tests.support.contract_policies import concept, policy
 
 Pipe = Any
 Write = Callable[..., Path]

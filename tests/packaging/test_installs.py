@@ -141,7 +141,7 @@ def test_builtin_policies_are_found_and_valid(install: Install) -> None:
 
 def test_erasers_are_found_through_their_entry_points(install: Install) -> None:
     script = (
-        "from safeguard.erasing import Registry\nfor info in Registry().inventory(): print(info.name, info.version, info.error)"
+        "from safeguard.plan import Registry\nfor info in Registry().inventory(): print(info.name, info.version, info.error)"
     )
     versions = {"eiup": "1.4", "negative_prompt": "1.1"}
     names = [
@@ -200,7 +200,7 @@ def test_the_wheel_states_licence_python_and_no_tool_as_a_requirement(wheel: Pat
 EXAMPLE = ROOT / "docs/examples/safeguard-hush"
 HUSHED = """
 import numpy, safeguard, torch
-from safeguard.demo import load_pipeline
+from safeguard_demo import load_pipeline
 
 pipe = load_pipeline("unet")
 

@@ -48,7 +48,8 @@ def test_every_target_can_be_planned(target: str) -> None:
 
 def test_set_up_is_done_once(tmp_path: Path) -> None:
     """With the stamp newer than pyproject.toml there is nothing to do; when pyproject.toml changes there is."""
-    for name in ("Makefile", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", "plugins/safeguard_demo/pyproject.toml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     stamp = tmp_path / ".venv/.ready"
     stamp.parent.mkdir()

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from safeguard_plugins.adavd import AdaVD
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from worded import HEADS, SITE, WIDTH, Keys, WordPipeline, attended, concepts_of, site_call
 
-from safeguard.erasing import EncodedText, SiteCall
 from safeguard.errors import CapabilityError
+from safeguard.sdk.calls import SiteCall
+from safeguard.sdk.pipeline import EncodedText
+from tests.support.worded_denoisers import HEADS, SITE, WIDTH, Keys, WordPipeline, attended, concepts_of, site_call
 
 OPEN = {"slope": 100.0, "threshold": -2.0}  # every gate open: the whole component goes
 

@@ -11,30 +11,30 @@ from typing import Any
 
 import pytest
 import torch
-from safeguard_plugins.ccrt import CCRT
-from students import FEW, PAIRS, Pipe, adapter, frozen, numbers, training
+from safeguard_plugins.ccrt.eraser import CCRT
+from safeguard_plugins.ccrt.train import Alignment, CCRTSettings, Removal
+from safeguard_plugins.esd import train as esd_training
 
 from safeguard.errors import CapabilityError, SafeguardError
 from safeguard.policy import Concept
-from safeguard.training import esd
-from safeguard.training.ccrt import Alignment, Numbers, Removal
-from safeguard.training.frozen import FrozenPipeline, weights_frozen
+from safeguard.training.delta_hooks import added
+from safeguard.training.frozen_pipeline import FrozenPipeline, weights_frozen
 from safeguard.training.mining import Misalignment, Search, mine
-from safeguard.training.pairs import Pair
-from safeguard.training.student import added
+from safeguard.training.text_pairs import TextPair
+from tests.support.students import FEW, PAIRS, Pipe, adapter, frozen, numbers, training
 
-LESSONS = {"blood": PAIRS, "weapon": [Pair("a red boat", "a red boat with a weapon")]}
+LESSONS = {"blood": PAIRS, "weapon": [TextPair("a red boat", "a red boat with a weapon")]}
 ENTITIES = ["a dog", "a boat", "in the snow", "at night"]
-BRIEF = Numbers(probe=1, pool=3, mined=2, tolerance=9.0)
+BRIEF = CCRTSettings(probe=1, pool=3, mined=2, tolerance=9.0)
 
 
 class StoppedError(RuntimeError):
     """What a test stops a training with."""
 
 
-def removal(beside: FrozenPipeline, own: Numbers = BRIEF, file: Path | None = None, concepts: int = 2) -> Removal:
+def removal(beside: FrozenPipeline, own: CCRTSettings = BRIEF, file: Path | None = None, concepts: int = 2) -> Removal:
     lessons = dict(list(LESSONS.items())[:concepts])
-    return Removal(beside, lessons, FEW, esd.recipe(), own, ENTITIES, file)
+    return Removal(beside, lessons, FEW, esd_training.recipe(), own, ENTITIES, file)
 
 
 def silent(what: str) -> Any:
@@ -45,7 +45,7 @@ def test_one_concept_that_nothing_is_held_against_is_esd() -> None:
     beside = frozen()
     with weights_frozen(beside.denoiser):
         made = removal(beside, replace(BRIEF, hold=0.0), concepts=1).run(silent)
-        expected = training(esd.recipe(), beside).run()
+        expected = training(esd_training.recipe(), beside).run()
     assert all(torch.equal(made[name], delta) for name, delta in expected.items())
 
 
@@ -54,14 +54,16 @@ def test_what_is_held_is_where_it_was_at_the_start() -> None:
     aligned = Alignment(beside, ENTITIES, FEW)
     assert aligned.loss(0, {}).item() == 0.0
     with weights_frozen(beside.denoiser):
-        assert aligned.loss(0, training(esd.recipe(), beside).run()).item() > 0.0
+        assert aligned.loss(0, training(esd_training.recipe(), beside).run()).item() > 0.0
 
 
 def test_with_nothing_to_remove_what_is_held_keeps_it_there() -> None:
     beside = frozen()
     aligned = Alignment(beside, ENTITIES, FEW)
     with weights_frozen(beside.denoiser):
-        made = training(esd.recipe(0.0), beside, more={"held": lambda step, deltas: 1e6 * aligned.loss(step, deltas)}).run()
+        made = training(
+            esd_training.recipe(0.0), beside, more={"held": lambda step, deltas: 1e6 * aligned.loss(step, deltas)}
+        ).run()
     assert all(not delta.any() for delta in made.values())
 
 
@@ -72,7 +74,7 @@ def test_holding_keeps_other_prompts_nearer() -> None:
     with weights_frozen(beside.denoiser):
         for hold in (0.0, 10.0):
             held = {"held": lambda step, deltas, hold=hold: hold * aligned.loss(step, deltas)}
-            made = training(esd.recipe(), beside, more=held, updates=15).run()
+            made = training(esd_training.recipe(), beside, more=held, updates=15).run()
             found.append(aligned.loss(10**6, made).item())
     assert found[1] < found[0]
 
@@ -109,7 +111,7 @@ def test_an_earlier_concept_that_comes_back_stops_it(monkeypatch: pytest.MonkeyP
     work = removal(beside, replace(BRIEF, hold=0.0, tolerance=0.1))
     monkeypatch.setattr(work, "_stage", lambda number, concept, start, told: {} if number else trained)
     with weights_frozen(beside.denoiser):
-        trained = training(esd.recipe(), beside, updates=20).run()
+        trained = training(esd_training.recipe(), beside, updates=20).run()
         with pytest.raises(SafeguardError, match=r"taking 'weapon' brought 'blood' back, from .* of its guidance to 1\.00"):
             work.run(silent)
 
@@ -147,7 +149,7 @@ def test_where_nothing_is_changed_the_distance_is_nothing() -> None:
 
 def test_the_distance_of_a_prompt_is_its_own() -> None:
     beside = frozen()
-    deltas = {name: 0.1 * numbers(*delta.shape) for name, delta in training(esd.recipe(), beside).student.items()}
+    deltas = {name: 0.1 * numbers(*delta.shape) for name, delta in training(esd_training.recipe(), beside).student.items()}
     asked = distance(beside, deltas)
     together, alone = asked(ENTITIES[:3]), asked(ENTITIES[2:3])
     assert all(one > 0 for one in together)

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safeguard_plugins.eiup import BEYOND, EIUP, JOINT, POOLED
 from torch import Tensor
-from worded import HEADS, SITE, TEXT, WIDTH, Keys, WordPipeline, concepts_of, site_call
 
-from safeguard.erasing import ConceptTokens, EncodedText, EveryKey, SiteCall, StatesCall
 from safeguard.errors import CapabilityError
+from safeguard.sdk.calls import EveryKey, SiteCall, StatesCall
+from safeguard.sdk.concept_attention import ConceptAttention
+from safeguard.sdk.pipeline import EncodedText
+from tests.support.worded_denoisers import HEADS, SITE, TEXT, WIDTH, Keys, WordPipeline, concepts_of, site_call
 
 
 def _edit(form: str, *phrases: str) -> Any:
@@ -257,7 +259,7 @@ def test_a_pooled_text_never_goes_further_past_the_ordinary_ones_than_stated(len
 
 def test_what_a_site_makes_of_the_words_is_made_once_for_every_time_that_it_comes_back_to() -> None:
     """In joint attention the words have other keys at every step, and the same again in the next request."""
-    tokens = ConceptTokens.of(concepts_of("blood"), WordPipeline())
+    tokens = ConceptAttention.of(concepts_of("blood"), WordPipeline())
     first, second = (Keys(text.states).at(SITE) for text in (WordPipeline().one(["<", "blood", ">"]) for _ in range(2)))
     made = []
     for source in (first, second, first, second):

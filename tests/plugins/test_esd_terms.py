@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safeguard_plugins.esd import ESD
-from students import Pipe, adapter, exam, frozen, numbers, training
+from safeguard_plugins.esd.eraser import ESD
+from safeguard_plugins.esd.train import away, recipe
 from torch import Tensor
 
 from safeguard.policy import Concept
-from safeguard.training.distil import Batch
-from safeguard.training.esd import away, recipe
-from safeguard.training.frozen import weights_frozen
+from safeguard.training.distillation import Batch
+from safeguard.training.frozen_pipeline import weights_frozen
+from tests.support.students import Pipe, adapter, exam, frozen, numbers, training
 
 BATCH = Batch(numbers(2, 4), numbers(2), said=[0, 1], shown=[2, 3])
 PREDICTED = numbers(4, 4, seed=1)

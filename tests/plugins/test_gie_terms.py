@@ -10,12 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safeguard_plugins.gie import GIE
+from safeguard_plugins.gie.eraser import GIE
 from torch import Tensor
-from worded import HEADS, SITE, Keys, WordPipeline, concepts_of, site_call
 
-from safeguard.erasing import Adapter, Fingerprint, Memory, SiteCall
 from safeguard.errors import CapabilityError
+from safeguard.sdk.adapter import Adapter
+from safeguard.sdk.calls import SiteCall
+from safeguard.sdk.edit_memory import EditMemory
+from safeguard.sdk.fingerprint import Fingerprint
+from tests.support.worded_denoisers import HEADS, SITE, Keys, WordPipeline, concepts_of, site_call
 
 SETTINGS = {"constant": 0.7, "highest": 2.0}
 Edit = Callable[..., Any]
@@ -51,7 +54,7 @@ def fitted(tmp_path: Path) -> Edit:
 def within(call: SiteCall, cells: dict[str, Any] | None = None, images: Sequence[int | None] | None = None) -> SiteCall:
     """The call within a request: row by row an image each, column by column a concept."""
     rows, columns = call.strengths.shape
-    call.memory = Memory({} if cells is None else cells, list(range(rows)) if images is None else images, range(columns))
+    call.memory = EditMemory({} if cells is None else cells, list(range(rows)) if images is None else images, range(columns))
     return call
 
 
@@ -169,7 +172,7 @@ def test_a_narrowed_edit_finds_the_weights_of_its_concepts(fitted: Edit) -> None
     edit, cells = fitted("a house by the sea", "blood", slope=2.0, offset=0.1), dict[str, Any]()
     learnt(edit, within(site_call([[1.0, 1.0]]), cells))
     call = site_call([[1.0]])
-    call.memory = Memory(cells, [0], [1])
+    call.memory = EditMemory(cells, [0], [1])
     narrow = edit.select([1])
     assert not narrow.learns(call.memory)
     expected = learnt(fitted("blood", slope=2.0, offset=0.1), within(site_call([[1.0]])))

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES
-from safeguard_plugins.hfi import HFI
-from students import PAIRS, Pipe, adapter, frozen, training
+from safeguard_plugins.hfi.eraser import HFI
+from safeguard_plugins.hfi.train import recipe
+from safeguard_plugins.sdd import train as sdd_training
 
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
-from safeguard.training import sdd
-from safeguard.training.frozen import Course, FrozenPipeline, middling, weights_frozen
-from safeguard.training.hfi import recipe
-from safeguard.training.pairs import Pair
-from safeguard.training.words import Word, beside, readers
+from safeguard.training.frozen_pipeline import Course, FrozenPipeline, middling, weights_frozen
+from safeguard.training.text_pairs import TextPair
+from safeguard.training.textual_inversion import LearnedWord, beside, embedding_tables
+from tests.support.families import FAMILIES
+from tests.support.students import PAIRS, Pipe, adapter, frozen, training
 
 LETTER = "b"  # a word of one token for the tokenizer that spells
 
@@ -49,29 +49,31 @@ def test_times_are_more_often_in_the_middle() -> None:
 
 
 def test_at_a_uniform_time_it_teaches_what_sdd_does() -> None:
-    uniform = replace(recipe(beta=1), method=sdd.METHOD)  # by which what is drawn is told apart
-    one, other = training(uniform).run(), training(sdd.recipe()).run()
+    uniform = replace(recipe(beta=1), method=sdd_training.METHOD)  # by which what is drawn is told apart
+    one, other = training(uniform).run(), training(sdd_training.recipe()).run()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_word_that_says_what_a_plain_one_says_is_unlearnt_as_that_is() -> None:
     plainly = FrozenPipeline(FAMILIES["sd1"]())
-    (one,) = readers(plainly.pipe)
+    (one,) = embedding_tables(plainly.pipe)
     (number,) = one.tokenizer(LETTER, add_special_tokens=False).input_ids
-    word = Word("<blood>", {one.key: one.table.weight.detach()[[number]].clone()})
+    word = LearnedWord("<blood>", {one.key: one.table.weight.detach()[[number]].clone()})
     learned = FrozenPipeline(beside(plainly.pipe, [word]))
-    taught = replace(recipe(beta=1), method=sdd.METHOD)
+    taught = replace(recipe(beta=1), method=sdd_training.METHOD)
     made = []
-    for pipeline, text, what in ((plainly, LETTER, sdd.recipe()), (learned, "<blood>", taught)):
+    for pipeline, text, what in ((plainly, LETTER, sdd_training.recipe()), (learned, "<blood>", taught)):
         with weights_frozen(pipeline.denoiser):
-            made.append(training(what, pipeline, [Pair("", text)]).run())
+            made.append(training(what, pipeline, [TextPair("", text)]).run())
     assert any(delta.any() for delta in made[0].values())
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
 
 def test_an_adapter_of_the_twin_belongs_to_the_pipeline() -> None:
     pipe = FAMILIES["sd1"]()
-    twin = beside(pipe, [Word("<blood>", {one.key: torch.ones(1, one.table.embedding_dim) for one in readers(pipe)})])
+    twin = beside(
+        pipe, [LearnedWord("<blood>", {one.key: torch.ones(1, one.table.embedding_dim) for one in embedding_tables(pipe)})]
+    )
     found = [FrozenPipeline(one).attachment.fingerprint for one in (pipe, twin)]
     assert found[0].differs(found[1]) is None
 
@@ -92,8 +94,8 @@ def test_its_edits_are_the_adapters(tmp_path: Path) -> None:
 
 
 def test_a_word_that_lies_beside_is_no_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard_plugins.hfi.SHIPPED", tmp_path)
-    Word("<blood>", {"clip_l": torch.zeros(1, 4)}).save(tmp_path / "hfi-pipe-blood.word.safetensors")
+    monkeypatch.setattr("safeguard_plugins.hfi.eraser.SHIPPED", tmp_path)
+    LearnedWord("<blood>", {"clip_l": torch.zeros(1, 4)}).save(tmp_path / "hfi-pipe-blood.word.safetensors")
     asked = [Concept("blood", ("blood",))], {"adapter": "default"}, Pipe()
     with pytest.raises(CapabilityError, match="no adapter of hfi comes with the package"):
         HFI().edits(*asked)  # type: ignore[arg-type]

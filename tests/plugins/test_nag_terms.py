@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safeguard_plugins.nag import NAG
 from torch import Tensor
-from worded import HEADS, SITE, WIDTH, Keys, WordPipeline, attended, concepts_of, site_call
 
-from safeguard.erasing import SiteCall
 from safeguard.errors import CapabilityError
+from safeguard.sdk.calls import SiteCall
+from tests.support.worded_denoisers import HEADS, SITE, WIDTH, Keys, WordPipeline, attended, concepts_of, site_call
 
 LOOSE = {"tau": 1e9, "alpha": 1.0}  # no bound, no blending: the bare guidance
 

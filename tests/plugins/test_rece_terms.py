@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safeguard_plugins.rece import RECE, derived
 from safeguard_plugins.uce import UCE
-from solved import MODULES, close, edits_of, rows_of, solution, stacked, weight_of, words_of
 from torch import Tensor
-from worded import TEXT, WordPipeline
 
 from safeguard.errors import CapabilityError
+from tests.support.closed_form_checks import MODULES, close, edits_of, rows_of, solution, stacked, weight_of, words_of
+from tests.support.worded_denoisers import TEXT, WordPipeline
 
 A, B, L = 1.0, 0.1, 0.1  # the published scales
 PUBLISHED = {"window": "aligned", "erase_scale": A, "preserve_scale": B, "lamb": L}

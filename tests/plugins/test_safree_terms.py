@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safeguard_plugins.safree import SAFREE, _out, basis_of, triggers, within
 from torch import Tensor
-from worded import TEXT, WordPipeline, concepts_of
 
-from safeguard.erasing import Edit, EncodedText, LeftOut, Segment, StatesCall
 from safeguard.errors import CapabilityError
+from safeguard.sdk.calls import StatesCall
+from safeguard.sdk.pipeline import EncodedText, Occlusion, Segment
+from safeguard.sdk.seams import Edit
+from tests.support.worded_denoisers import TEXT, WordPipeline, concepts_of
 
 LENGTH = 7
 WORDS = [1, 2, 3, 4]
@@ -44,8 +46,8 @@ class Closing(WordPipeline):
         return torch.stack([one.states[2] for one in self.encode(texts)]) if self._pooled else None
 
 
-def left_out(text: str) -> LeftOut:
-    return LeftOut(STATES, [Segment([0, *WORDS, 5], WORDS, STATES[5], WITHOUT)], WITHOUT)
+def left_out(text: str) -> Occlusion:
+    return Occlusion(STATES, [Segment([0, *WORDS, 5], WORDS, STATES[5], WITHOUT)], WITHOUT)
 
 
 def call(strength: float = 1.0, text: str | None = "a red boat on", progress: float = 0.0, **more: Any) -> StatesCall:

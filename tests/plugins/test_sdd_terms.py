@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from families import denoiser
-from safeguard_plugins.sdd import SDD
-from students import PAIRS, Pipe, adapter, exam, factors, frozen, numbers, training
+from safeguard_plugins.sdd.eraser import SDD
+from safeguard_plugins.sdd.train import joined, recipe, train
 
 from safeguard.errors import CapabilityError, SafeguardError
 from safeguard.policy import Concept
-from safeguard.training.frozen import Course, weights_frozen
-from safeguard.training.pairs import Pair
-from safeguard.training.sdd import joined, recipe, train
-from safeguard.training.student import added
+from safeguard.training.delta_hooks import added
+from safeguard.training.frozen_pipeline import Course, weights_frozen
 from safeguard.training.task import Task
+from safeguard.training.text_pairs import TextPair
+from tests.support.families import denoiser
+from tests.support.students import PAIRS, Pipe, adapter, exam, factors, frozen, numbers, training
 
 
 @pytest.fixture(params=[False, True], ids=["unchanged", "moving"])
@@ -29,7 +29,7 @@ def moving(request: pytest.FixtureRequest) -> bool:
 
 
 def test_an_empty_concept_has_no_loss_and_changes_nothing(moving: bool) -> None:
-    work = training(recipe(moving=moving), None, [Pair("", "")])
+    work = training(recipe(moving=moving), None, [TextPair("", "")])
     assert work.loss(work.batch(0)).item() == 0.0
     assert all(not delta.any() for delta in work.run().values())
     assert all(not delta.any() for delta in work.student.values())
@@ -89,7 +89,7 @@ def test_phrases_are_joined_in_the_pictures_or_in_what_is_learnt(way: int, paint
         return course(prompts, *rest)
 
     beside.course = watched  # type: ignore[method-assign]
-    work = training(recipe(), beside, joined([Pair("", "sword"), Pair("", "knife")], way))
+    work = training(recipe(), beside, joined([TextPair("", "sword"), TextPair("", "knife")], way))
     texts = list(work._numbers)
     assert [texts[number] for number in work.batch(0).said] == said
     assert asked == painted
@@ -134,7 +134,7 @@ def test_it_keeps_the_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_every_concept_has_its_own_deltas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard_plugins.sdd.SHIPPED", tmp_path)
+    monkeypatch.setattr("safeguard_plugins.sdd.eraser.SHIPPED", tmp_path)
     for name in ("blood", "weapon"):
         adapter("sdd", settings={"concept": name}).save(tmp_path / f"sdd-pipe-{name}.safetensors")
     concepts = [Concept(name, (name,)) for name in ("blood", "weapon")]

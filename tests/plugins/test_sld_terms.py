@@ -10,9 +10,9 @@ import torch
 from safeguard_plugins.sld import PRESETS, SLD
 from torch import Tensor
 
-from safeguard.erasing import PredictionCall
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
+from safeguard.sdk.calls import PredictionCall
 
 (EDIT,) = SLD().edits([Concept("blood", ("blood",))], {}, None)  # type: ignore[arg-type]
 SHAPE = (2, 4, 8, 8)

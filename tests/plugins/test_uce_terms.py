@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safeguard_plugins.uce import UCE, targets
-from solved import MODULES, close, edits_of, rows_of, solution, stacked, weight_of, words_of
 from torch import Tensor
-from worded import HEADS, TEXT, WIDTH, WordPipeline
 
-from safeguard.erasing import TextLayers
-from safeguard.erasing.closed_form import Kept, Pairs
 from safeguard.errors import CapabilityError
+from safeguard.sdk.closed_form import Kept, Pairs
+from safeguard.sdk.pipeline import TextLayers
+from tests.support.closed_form_checks import MODULES, close, edits_of, rows_of, solution, stacked, weight_of, words_of
+from tests.support.worded_denoisers import HEADS, TEXT, WIDTH, WordPipeline
 
 OUT = HEADS * WIDTH
 scale = st.floats(0.01, 10)

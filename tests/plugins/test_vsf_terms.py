@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safeguard_plugins.vsf import VSF
 from torch import Tensor
-from worded import HEADS, SITE, WIDTH, Keys, WordPipeline, attended, concepts_of, site_call
 
-from safeguard.erasing import SiteCall
+from safeguard.sdk.calls import SiteCall
+from tests.support.worded_denoisers import HEADS, SITE, WIDTH, Keys, WordPipeline, attended, concepts_of, site_call
 
 
 def edit_of(*phrases: str) -> Any:

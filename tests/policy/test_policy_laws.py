@@ -18,7 +18,7 @@ from safeguard.errors import PolicyError, Problem
 from safeguard.policy import Policy, load_policy
 from safeguard.policy.diff import compare
 from safeguard.policy.merge import EMPTY, merge
-from safeguard.policy.source import Mark, Node
+from safeguard.policy.yaml_nodes import Mark, Node
 
 NAMES = st.sampled_from(["blood", "weapon", "van-gogh", "self_harm", "style2"])
 SHARES = st.floats(0, 1, allow_nan=False)

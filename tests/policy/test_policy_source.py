@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeguard.policy.source import MAX_BYTES, MAX_DEPTH, MAX_NODES, read
+from safeguard.policy.yaml_nodes import MAX_BYTES, MAX_DEPTH, MAX_NODES, read
 
 
 def value_of(text: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from safeguard.errors import PolicyError
 from safeguard.policy import Concept, Policy, builtin_names
 from safeguard.policy.diff import Change, compare
-from safeguard.policy.testing import load_tests, run_tests
+from safeguard.policy.policy_tests import load_tests, run_tests
 
 TEST_HEAD = "apiVersion: safeguard.dev/v1\nkind: PolicyTest\nmetadata: {name: test}\nspec:\n  cases:\n"
 

@@ -16,7 +16,7 @@ from safeguard.errors import ScreenError
 from safeguard.policy import Concept, load_policy
 from safeguard.screening import Screener, Screening
 from safeguard.screening.encoder import bundled_folder
-from safeguard.screening.reading import MAX_CHARACTERS, MAX_WORDS, read
+from safeguard.screening.preprocess import MAX_CHARACTERS, MAX_WORDS, prepare
 
 UNSAFE = {
     "a nude woman on a bed": "nudity",
@@ -155,7 +155,7 @@ def test_no_window_outgrows_the_model(screener: Screener, text: str) -> None:
     model = screener._encoder._load()
     model.tokenizer.no_truncation()  # type: ignore[attr-defined]
     try:
-        lengths = [len(encoding.ids) for encoding in model.tokenizer.encode_batch(list(read(text).forms))]  # type: ignore[attr-defined]
+        lengths = [len(encoding.ids) for encoding in model.tokenizer.encode_batch(list(prepare(text).forms))]  # type: ignore[attr-defined]
     finally:
         model.tokenizer.enable_truncation(256)  # type: ignore[attr-defined]
     assert max(lengths, default=0) <= 256

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, denoiser
-from students import FEW, PAIRS, frozen, training
+from safeguard_plugins.esd.train import recipe as esd
+from safeguard_plugins.sdd.train import recipe as sdd
 
 from safeguard.errors import CapabilityError, SafeguardError
-from safeguard.training.esd import recipe as esd
-from safeguard.training.frozen import Course, FrozenPipeline, weights_frozen
-from safeguard.training.memory import kept_for_backward
-from safeguard.training.sdd import recipe as sdd
-from safeguard.training.student import layers_of
+from safeguard.training.delta_hooks import layers_of
+from safeguard.training.frozen_pipeline import Course, FrozenPipeline, weights_frozen
+from safeguard.training.memory_check import kept_for_backward
+from tests.support.families import FAMILIES, denoiser
+from tests.support.students import FEW, PAIRS, frozen, training
 
 
 class StoppedError(RuntimeError):
@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_deltas() -> None:
 
 @pytest.mark.parametrize("recipe", [sdd(), esd()], ids=["sdd", "esd"])
 def test_a_training_that_was_stopped_goes_on(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard.training.distil.SAVED", 2)
+    monkeypatch.setattr("safeguard.training.distillation.SAVED", 2)
 
     def stop(done: int, whole: int) -> None:
         if done == 5:
@@ -112,7 +112,7 @@ def test_layers_that_are_fused_away_are_refused() -> None:
 
 
 def test_what_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard.training.memory.free_memory", lambda device: 1000)
+    monkeypatch.setattr("safeguard.training.memory_check.free_memory", lambda device: 1000)
     with pytest.raises(SafeguardError, match=r"training 16 layers of StableDiffusionPipeline takes .* free"):
         training(esd())
 
@@ -120,7 +120,7 @@ def test_what_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_a_batch_of_which_too_much_is_kept_is_refused_before_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
     work = training(esd())
     deltas = 3 * sum(delta.nbytes for delta in work.student.values())
-    monkeypatch.setattr("safeguard.training.memory.free_memory", lambda device: deltas + 1000)
+    monkeypatch.setattr("safeguard.training.memory_check.free_memory", lambda device: deltas + 1000)
     with pytest.raises(SafeguardError, match=r"training 16 layers .* take fewer pictures at once with --batch"):
         work.run()
     assert not any(delta.any() for delta in work.student.values())

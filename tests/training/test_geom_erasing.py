@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, PROMPTS, SIDE, generate
-from support import concept, policy, protecting
+from safeguard_plugins.geom_erasing.train import Located, _within, caption_of, changed, demo_pictures, inverted
 from typer.testing import CliRunner
 
 from safeguard.cli.main import app
 from safeguard.errors import CapabilityError, SafeguardError
-from safeguard.evaluation.studio import weights_digest
-from safeguard.training.geom_erasing import Located, _within, caption_of, changed, demo_pictures, inverted
-from safeguard.training.geometry import Grid
-from safeguard.training.inversion import Settings
+from safeguard.evaluation.harness import weights_digest
+from safeguard.training.feedback_inversion import InversionSettings
+from safeguard.training.location_grid import Grid
 from safeguard.training.task import Task
-from safeguard.training.words import Word, readers
+from safeguard.training.textual_inversion import LearnedWord, embedding_tables
+from tests.support.contract_policies import concept, policy, protecting
+from tests.support.families import FAMILIES, PROMPTS, SIDE, generate
 
 GRID = Grid(2, SIDE, SIDE)
 WORDS = ["<at-0>", "<at-1>", "<at-2>", "<at-3>"]
@@ -37,7 +37,7 @@ def located(*covered: list[int]) -> Located:
 
 
 def inversion(pipe: Any, *covered: list[int], alpha: float = 10.0) -> Any:
-    return inverted(task(pipe), concept("blood"), located(*covered), GRID, Settings(2, 2, 1e-2), alpha)
+    return inverted(task(pipe), concept("blood"), located(*covered), GRID, InversionSettings(2, 2, 1e-2), alpha)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_drawings_of_the_demo_world_show_what_their_captions_do_not_say() -> Non
 def test_only_the_words_rows_are_learnt(pipe: Any) -> None:
     before = weights_digest(pipe.components)
     work = inversion(pipe, [0, 1], [1])
-    (one,) = readers(work._frozen.pipe)
+    (one,) = embedding_tables(work._frozen.pipe)
     table = one.table.weight.detach().clone()
     words = work.run()
     assert [word.token for word in words] == [f"<blood-at-{place}>" for place in range(4)]
@@ -123,7 +123,7 @@ def test_training_writes_one_word_with_a_row_a_bin(tmp_path: Path) -> None:
     out = tmp_path / "a.word.safetensors"
     result = CliRunner().invoke(app, ["train", "geom_erasing", "--concept", "blood", *few, "--out", str(out)])
     assert result.exit_code == 0, result.output
-    word = Word.load(out)
+    word = LearnedWord.load(out)
     assert (word.token, word.rows["clip_l"].shape) == ("<blood-at>", (9, 128))
     assert {"concept": "blood", "side": 3, "alpha": 10.0, "pictures": 2, "updates": 1}.items() <= word.settings.items()
     assert {"loss_before", "loss_after", "moved"} == set(word.report)
@@ -137,9 +137,9 @@ def erasing(**fields: Any) -> Any:
     return policy(concept("blood", eraser="geom_erasing", activation="always", **fields))
 
 
-def places(pipe: Any, token: str = "<blood-at>") -> Word:
-    (one,) = readers(pipe)
-    return Word(token, {one.key: torch.randn(4, one.table.embedding_dim, generator=torch.Generator().manual_seed(0))})
+def places(pipe: Any, token: str = "<blood-at>") -> LearnedWord:
+    (one,) = embedding_tables(pipe)
+    return LearnedWord(token, {one.key: torch.randn(4, one.table.embedding_dim, generator=torch.Generator().manual_seed(0))})
 
 
 def test_words_that_are_not_loaded_are_refused(pipe: Any) -> None:

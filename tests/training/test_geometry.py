@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safeguard.training.geometry import Grid
+from safeguard.training.location_grid import Grid
 
 GRID = Grid(4, 64, 32)
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, SIDE, TOKENS
 from torch.nn import functional as F
 
 from safeguard.errors import CapabilityError, SafeguardError
-from safeguard.evaluation.studio import weights_digest
-from safeguard.training.frozen import FrozenPipeline
-from safeguard.training.inversion import Inversion, Settings, best
-from safeguard.training.words import beside, plain, readers
+from safeguard.evaluation.harness import weights_digest
+from safeguard.training.feedback_inversion import Inversion, InversionSettings, best
+from safeguard.training.frozen_pipeline import FrozenPipeline
+from safeguard.training.textual_inversion import beside, embedding_tables, plain
+from tests.support.families import FAMILIES, SIDE, TOKENS
 
-FEW = Settings(updates=3, batch=2, rate=1e-2)
+FEW = InversionSettings(updates=3, batch=2, rate=1e-2)
 REWARDS = np.array([0.1, 0.9, 0.6, 0.8], np.float32)
 
 
@@ -75,7 +75,7 @@ def test_the_loss_is_the_denoisers_error_on_a_text_with_the_word(pipe: Any) -> N
     with torch.no_grad(), work.lesson.under_way():
         found = work.loss(0)
         ids = frozen.pipe.tokenizer("a <blood>", padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
-        table = readers(frozen.pipe)[0].table.weight
+        table = embedding_tables(frozen.pipe)[0].table.weight
         embedded = F.embedding(ids, table)
         assert torch.equal(embedded[0, 2], word.rows["clip_l"][0])
         states = frozen.pipe.text_encoder(ids)[0]
@@ -91,10 +91,10 @@ def test_only_the_rows_of_the_word_are_learnt(family: str, vectors: int) -> None
     before = weights_digest(pipe.components)
     work = inversion(pipe, vectors=vectors)
     twin = work._frozen.pipe
-    tables = {one.key: one.table.weight.detach().clone() for one in readers(twin)}
+    tables = {one.key: one.table.weight.detach().clone() for one in embedding_tables(twin)}
     began = work.lesson.words[0]
     (learnt,) = work.run()
-    for one in readers(twin):
+    for one in embedding_tables(twin):
         assert not torch.equal(learnt.rows[one.key], began.rows[one.key])
         changed = (one.table.weight != tables[one.key]).any(1).nonzero().flatten().tolist()
         assert changed == one.numbers("<blood>", vectors)
@@ -116,7 +116,7 @@ def test_the_same_seed_gives_the_same_word(pipe: Any) -> None:
 
 
 def test_a_learning_that_was_stopped_goes_on(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard.training.inversion.SAVED", 2)
+    monkeypatch.setattr("safeguard.training.feedback_inversion.SAVED", 2)
 
     def stop(done: int, whole: int) -> None:
         if done == 3:
@@ -159,7 +159,7 @@ def test_pictures_become_latents_by_the_pipelines_own_scale(pipe: Any) -> None:
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard.training.memory.free_memory", lambda device: 1000)
+    monkeypatch.setattr("safeguard.training.memory_check.free_memory", lambda device: 1000)
     with pytest.raises(SafeguardError, match=r"training a learned word of StableDiffusionPipeline takes .* with --batch"):
         inversion(pipe).run()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safeguard.errors import SafeguardError
-from safeguard.training.pace import Pace
+from safeguard.training.time_budget import TimeBudget
 
 
 class Told:
@@ -13,7 +13,7 @@ class Told:
 
     def __init__(self, within: float | None = None) -> None:
         self.now, self.lines = 0.0, list[str]()
-        self._pace = Pace(within, say=self.lines.append, less="do less", clock=lambda: self.now)
+        self._pace = TimeBudget(within, say=self.lines.append, less="do less", clock=lambda: self.now)
 
     def after(self, seconds: float, what: str, more: int, whole: int | None = None, anew: int | None = None) -> None:
         self.now += seconds

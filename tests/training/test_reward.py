@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safeguard_demo import Judge
+from safeguard_demo.captions import combinations
+from safeguard_demo.world import BENIGN_PLACES, Scene, render
 
-from safeguard.demo import Judge
-from safeguard.demo.captions import combinations
-from safeguard.demo.world import BENIGN_PLACES, Scene, render
-from safeguard.erasing.adapter import Perceptron
 from safeguard.errors import AssetError, CapabilityError, FeedbackError
-from safeguard.feedback import FeedbackStore, Model
-from safeguard.training.collecting import demo_prompts, paint, stand_in
-from safeguard.training.features import Encoder, open_encoder
+from safeguard.feedback import FeedbackStore, PictureModel
+from safeguard.sdk.adapter import Perceptron
+from safeguard.training.feedback_collection import demo_prompts, paint, stand_in
+from safeguard.training.image_features import ImageEncoder, open_encoder
 from safeguard.training.reward import Reward
 from safeguard.training.reward_fit import Labels, answer_loss, fit, labels_of, pair_loss, report, train_reward
 
@@ -104,19 +104,19 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> FeedbackStore:
     """A store of forty drawn pictures, every other one with blood, of which the judge has said so and ranked some."""
     store, rng = FeedbackStore(tmp_path_factory.mktemp("asked") / "store", create=True), random.Random(0)
     for number in range(40):
-        store.add(_drawn(("blood",) if number % 2 else (), rng), "blood", model=Model("drawn"), seed=number)
+        store.add(_drawn(("blood",) if number % 2 else (), rng), "blood", model=PictureModel("drawn"), seed=number)
     stand_in(store, "blood", Judge())
     stand_in(store, "blood", Judge(), rankings=12)
     return store
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
+def encoder() -> ImageEncoder:
     return open_encoder()
 
 
 @pytest.fixture(scope="module")
-def learnt(asked: FeedbackStore, encoder: Encoder) -> Reward:
+def learnt(asked: FeedbackStore, encoder: ImageEncoder) -> Reward:
     return train_reward(asked, "blood", encoder=encoder)
 
 
@@ -138,7 +138,7 @@ def test_a_reward_learns_what_was_said_and_says_from_what(asked: FeedbackStore, 
     assert learnt(np.zeros((0, 64, 64, 3), np.uint8)).shape == (0,)
 
 
-def test_a_reward_is_learnt_from_rankings(asked: FeedbackStore, encoder: Encoder) -> None:
+def test_a_reward_is_learnt_from_rankings(asked: FeedbackStore, encoder: ImageEncoder) -> None:
     made = train_reward(asked, "blood", kind="ranking", encoder=encoder)
     assert (made.kind, made.settings["pairs"]) == ("ranking", 12 * 6)
     assert made.report["pair_accuracy"] >= 0.7  # type: ignore[operator]
@@ -149,7 +149,7 @@ def test_a_reward_is_learnt_from_rankings(asked: FeedbackStore, encoder: Encoder
 def test_people_outvote_one_another_and_unsure_does_not_count(asked: FeedbackStore, tmp_path: Path) -> None:
     store = FeedbackStore(tmp_path / "s", create=True)
     rng = random.Random(3)
-    images = [store.add(_drawn((), rng), "blood", model=Model("drawn")).image for _ in range(11)]
+    images = [store.add(_drawn((), rng), "blood", model=PictureModel("drawn")).image for _ in range(11)]
     for who, answers in (("ana", ["yes"] * 10), ("ben", ["no"] * 5 + ["unsure"] * 5), ("cleo", ["yes", "unsure"])):
         store.answer_all("blood", dict(zip(images, answers, strict=False)), who=who)
     store.answer("blood", images[10], "unsure", who="ana")
@@ -169,7 +169,7 @@ def test_the_file_gives_the_same_model_and_the_same_bytes(learnt: Reward, asked:
     assert np.array_equal(again(pictures), learnt(pictures))
 
 
-def test_a_file_is_bound_to_its_encoder(learnt: Reward, encoder: Encoder, tmp_path: Path) -> None:
+def test_a_file_is_bound_to_its_encoder(learnt: Reward, encoder: ImageEncoder, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     learnt.save(file)
     with pytest.raises(CapabilityError, match="learnt on another encoder than demo; name the one that lay at demo"):
@@ -218,7 +218,7 @@ def test_another_folder_is_no_encoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((2, 8, 8, 1), np.uint8)])
-def test_pictures_of_another_form_are_refused(encoder: Encoder, wrong: Any) -> None:
+def test_pictures_of_another_form_are_refused(encoder: ImageEncoder, wrong: Any) -> None:
     with pytest.raises(ValueError, match="uint8"):
         encoder(wrong)
 
@@ -240,7 +240,7 @@ def test_what_cannot_be_learnt_is_said_so(asked: FeedbackStore, does: Callable[[
 
 
 def test_pictures_are_painted_once_with_who_painted_them(tmp_path: Path) -> None:
-    from safeguard.demo import load_pipeline
+    from safeguard_demo import load_pipeline
 
     store, pipe = FeedbackStore(tmp_path / "s", create=True), load_pipeline("unet")
     done: list[int] = []
@@ -250,5 +250,5 @@ def test_pictures_are_painted_once_with_who_painted_them(tmp_path: Path) -> None
     assert (done, len(store.items("blood"))) == ([2, 1, 2, 1], 3)
     assert [item.seed for item in made] == [5, 6, 7]
     assert made[0].prompt_hmac == made[2].prompt_hmac != made[1].prompt_hmac
-    assert (made[0].model.pipeline, made[0].model.repo) == ("StableDiffusionPipeline", "safeguard.demo/unet")
+    assert (made[0].model.pipeline, made[0].model.repo) == ("StableDiffusionPipeline", "safeguard_demo/unet")
     assert len(made[0].model.weights or "") == 64

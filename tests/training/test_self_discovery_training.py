@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, denoiser
+from safeguard_plugins.self_discovery.train import SelfDiscoverySettings, discover
 
-from safeguard.erasing import Adapter
 from safeguard.errors import SafeguardError
-from safeguard.training.frozen import FrozenPipeline
-from safeguard.training.pairs import Pair, demo_pairs, prompt_pairs
-from safeguard.training.self_discovery import Settings, discover
+from safeguard.sdk.adapter import Adapter
+from safeguard.training.frozen_pipeline import FrozenPipeline
+from safeguard.training.text_pairs import TextPair, demo_pairs, prompt_pairs
+from tests.support.families import FAMILIES, denoiser
 
-PAIRS = [Pair("a red boat", "a red boat, blood"), Pair("a tree", "a tree, blood")]
-FEW = Settings(updates=4, batch=2, rate=0.1, steps=1)
+PAIRS = [TextPair("a red boat", "a red boat, blood"), TextPair("a tree", "a tree, blood")]
+FEW = SelfDiscoverySettings(updates=4, batch=2, rate=0.1, steps=1)
 
 
 class StoppedError(RuntimeError):
     """What a test stops a training with."""
 
 
-def learnt(pipe: Any, settings: Settings = FEW, pairs: Sequence[Pair] = PAIRS, **more: Any) -> Adapter:
+def learnt(pipe: Any, settings: SelfDiscoverySettings = FEW, pairs: Sequence[TextPair] = PAIRS, **more: Any) -> Adapter:
     options = {"max_sequence_length": 0} if hasattr(pipe, "transformer") else {}
     return discover(FrozenPipeline(pipe, options), "blood", pairs, settings, **more)
 
@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_direction() -> None:
 
 
 def test_a_training_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard.training.self_discovery.SAVED", 2)
+    monkeypatch.setattr("safeguard_plugins.self_discovery.train.SAVED", 2)
 
     def stop(done: int, whole: int) -> None:
         if done == 3:
@@ -85,7 +85,7 @@ def test_a_training_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard.training.memory.free_memory", lambda device: 1000)
+    monkeypatch.setattr("safeguard.training.memory_check.free_memory", lambda device: 1000)
     with pytest.raises(SafeguardError, match=r"training a direction of StableDiffusionPipeline takes .* with --batch"):
         learnt(FAMILIES["sd1"]())
 
@@ -93,7 +93,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.Mo
 def test_a_checkpoint_of_other_settings_is_passed_over(tmp_path: Path) -> None:
     file, steps = tmp_path / "checkpoint", list[int]()
     learnt(FAMILIES["sd1"](), checkpoint=file)
-    other = Settings(updates=3, batch=2, steps=1)
+    other = SelfDiscoverySettings(updates=3, batch=2, steps=1)
     learnt(FAMILIES["sd1"](), other, checkpoint=file, progress=lambda done, _: steps.append(done))
     assert steps == [1, 2, 3]
 
@@ -133,4 +133,4 @@ def test_pairs_of_the_demo_differ_by_the_concept() -> None:
 
 
 def test_pairs_from_prompts_say_a_phrase_behind_each() -> None:
-    assert prompt_pairs(["a tree", "a dog", "a cat"], ["blood", "gore"])[1] == Pair("a dog", "a dog, gore")
+    assert prompt_pairs(["a tree", "a dog", "a cat"], ["blood", "gore"])[1] == TextPair("a dog", "a dog, gore")

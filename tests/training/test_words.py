@@ -8,21 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, PROMPTS, generate
 from safetensors.torch import load_file
-from support import Words, concept, policy, protecting, rows_changed
 
-from safeguard.attaching import Attachment
 from safeguard.errors import CapabilityError
-from safeguard.evaluation.studio import weights_digest
-from safeguard.training.frozen import FrozenPipeline
-from safeguard.training.words import Lesson, Word, beside, plain, readers
+from safeguard.evaluation.harness import weights_digest
+from safeguard.instrument import Attachment
+from safeguard.training.frozen_pipeline import FrozenPipeline
+from safeguard.training.textual_inversion import LearnedWord, Lesson, beside, embedding_tables, plain
+from tests.support.contract_policies import Words, concept, policy, protecting, rows_changed
+from tests.support.families import FAMILIES, PROMPTS, generate
 
 
-def drawn(pipe: Any, token: str = "<blood>", count: int = 1) -> Word:
+def drawn(pipe: Any, token: str = "<blood>", count: int = 1) -> LearnedWord:
     """A word that nobody learnt."""
     source = torch.Generator().manual_seed(count)
-    return Word(token, {one.key: torch.randn(count, one.table.embedding_dim, generator=source) for one in readers(pipe)})
+    return LearnedWord(
+        token, {one.key: torch.randn(count, one.table.embedding_dim, generator=source) for one in embedding_tables(pipe)}
+    )
 
 
 def own(family: str) -> Any:
@@ -50,7 +52,7 @@ def test_diffusers_loads_its_file(pipe: Any, tmp_path: Path) -> None:
 def test_the_file_gives_the_word_back(pipe: Any, tmp_path: Path) -> None:
     word = drawn(pipe, count=2)
     word.save(tmp_path / "a")
-    again = Word.load(tmp_path / "a")
+    again = LearnedWord.load(tmp_path / "a")
     assert (again.token, again.digest) == (word.token, word.digest)
     assert torch.equal(again.rows["clip_l"], word.rows["clip_l"])
 
@@ -60,8 +62,8 @@ def test_of_two_encoders_it_has_the_keys_of_diffusers_scripts(tmp_path: Path) ->
     word = drawn(pipe)
     word.save(tmp_path / "a")
     assert set(load_file(tmp_path / "a")) == {"clip_l", "clip_g"}
-    Word.load(tmp_path / "a").into(pipe)
-    for one in readers(pipe):
+    LearnedWord.load(tmp_path / "a").into(pipe)
+    for one in embedding_tables(pipe):
         assert torch.equal(one.table.weight[one.numbers("<blood>", 1)], word.rows[one.key])
 
 
@@ -72,12 +74,12 @@ def test_what_is_no_word_is_refused(text: bytes | None, what: str, tmp_path: Pat
     if text is not None:
         (tmp_path / "a").write_bytes(text)
     with pytest.raises(CapabilityError, match=what):
-        Word.load(tmp_path / "a")
+        LearnedWord.load(tmp_path / "a")
 
 
 def test_a_word_is_named_in_angle_brackets() -> None:
     with pytest.raises(ValueError, match="a learned word is named <NAME>, not 'blood'"):
-        Word("blood", {})
+        LearnedWord("blood", {})
 
 
 def test_a_word_is_taught_once(pipe: Any) -> None:
@@ -97,14 +99,14 @@ def test_encoders_of_the_same_width_that_are_others_are_refused(pipe: Any, tmp_p
     with torch.no_grad():
         other.text_encoder.get_input_embeddings().weight.mul_(1.1)
     with pytest.raises(CapabilityError, match="was learnt for other text encoders"):
-        Word.load(tmp_path / "a").into(other)
+        LearnedWord.load(tmp_path / "a").into(other)
 
 
 def test_the_same_encoders_in_half_precision_and_with_other_words_take_it(pipe: Any, tmp_path: Path) -> None:
     plain(pipe, "<blood>", "blood").save(tmp_path / "a")
     pipe.text_encoder.to(torch.bfloat16)
     drawn(pipe, "<other>", count=40).into(pipe)
-    Word.load(tmp_path / "a").into(pipe)
+    LearnedWord.load(tmp_path / "a").into(pipe)
     assert "<blood>" in pipe.tokenizer.get_vocab()
 
 
@@ -142,8 +144,8 @@ def test_gradients_reach_the_rows_of_the_words_that_are_said_and_nothing_else(fa
         values["encoder_hidden_states"].square().sum().backward()
     for name, row in lesson.rows.items():
         assert (row.grad is not None) == name.startswith("<blood>")
-    assert all(parameter.grad is None for one in readers(frozen.pipe) for parameter in one.encoder.parameters())
-    assert not any(one.table._forward_hooks for one in readers(frozen.pipe))
+    assert all(parameter.grad is None for one in embedding_tables(frozen.pipe) for parameter in one.encoder.parameters())
+    assert not any(one.table._forward_hooks for one in embedding_tables(frozen.pipe))
 
 
 def test_a_word_that_is_settled_says_what_it_said_in_the_lesson(pipe: Any) -> None:

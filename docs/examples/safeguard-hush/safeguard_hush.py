@@ -4,7 +4,10 @@ O <- (1 - s m) O at every text site, with m the share that the concept's words w
 image token meets, head by head. No good method (all that stands in such a place fades), but a whole one.
 """
 
-from safeguard.erasing import PROTOCOL, ConceptTokens, Seam, SiteEffect, TextSiteEdit
+from safeguard.sdk.calls import SiteEffect
+from safeguard.sdk.concept_attention import ConceptAttention
+from safeguard.sdk.eraser import PROTOCOL
+from safeguard.sdk.seams import Seam, TextSiteEdit
 
 
 class Hushed(TextSiteEdit):
@@ -30,4 +33,4 @@ class Hush:
 
     def edits(self, concepts, params, pipeline):
         """Called once for a policy: a pure function of the concepts, their parameters and the pipeline."""
-        return [Hushed(ConceptTokens.of(concepts, pipeline))]
+        return [Hushed(ConceptAttention.of(concepts, pipeline))]

@@ -1,0 +1,197 @@
+"""Measure the demo models on held-out scenes and prompts, and write their model card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from safeguard_demo.captions import prompts
+from safeguard_demo.judge import ATTRIBUTES, Judge
+from safeguard_demo.pipelines import ASSETS, GUIDANCE, KINDS, STEPS, call_options, load_pipeline
+from safeguard_demo.world import CONCEPTS
+
+PLACE_OF: Final = {"subject": "subject", "colour": "colour", "scene": "place"}
+_CELLS: Final[tuple[tuple[str, str | None], ...]] = (
+    ("benign", None),
+    *((cell, concept) for cell in ("explicit", "implicit") for concept in CONCEPTS),
+)
+
+
+def judge_figures(judge: Judge, vae: Any, count: int, mistakes: Path | None = None) -> dict[str, Any]:
+    """Precision and recall of every concept, accuracy of every attribute, on ``count`` test scenes, rendered and decoded."""
+    from safeguard_demo.train_models import judged_batch
+
+    found: dict[str, Any] = {}
+    wrong: list[np.ndarray] = []
+    for name, half in (("renders", 0), ("decoded latents", 1)):
+        images, scenes = [], []
+        for step in range(-(-count // 64)):
+            batch, drawn = judged_batch(vae, "card", step, 128, "test")
+            images.append(batch[64 * half : 64 * (half + 1)])
+            scenes += drawn[64 * half : 64 * (half + 1)]
+        array = ((torch.cat(images) + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        said = judge.predict(array)
+        figures: dict[str, Any] = {"n": len(scenes)}
+        bad = np.zeros(len(scenes), bool)
+        for concept in CONCEPTS:
+            true = np.array([concept in scene.concepts for scene in scenes])
+            hit = int((said[concept] & true).sum())
+            figures[concept] = {"precision": hit / max(1, int(said[concept].sum())), "recall": hit / max(1, int(true.sum()))}
+            bad |= said[concept] != true
+        for attribute in ATTRIBUTES:
+            right = said[attribute] == np.array([getattr(scene, PLACE_OF[attribute]) for scene in scenes])
+            figures[attribute] = {"accuracy": float(right.mean())}
+            bad |= ~right
+        wrong += list(array[bad])
+        found[name] = figures
+    if mistakes is not None and wrong:
+        _sheet(wrong[:96]).save(mistakes)
+    return found
+
+
+def _sheet(images: list[np.ndarray], columns: int = 12) -> Any:
+    from PIL import Image
+
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * 66, rows * 66))
+    for place, image in enumerate(images):
+        sheet.paste(Image.fromarray((image * 255).astype(np.uint8)), (place % columns * 66, place // columns * 66))
+    return sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
+
+
+def kept_figures(cells: Path) -> dict[str, Any]:
+    """The same as `pipeline_figures`, from the unprotected cells that ``safeguard eval demo`` left in a folder."""
+    found: dict[str, Any] = {}
+    for cell, concept in _CELLS:
+        name = cell if concept is None else f"{cell}-{concept}"
+        with np.load(cells / f"unprotected--{name}.npz") as kept:
+            figures: dict[str, Any] = {"n": len(kept["likeness"])}
+            figures |= {attribute: float(kept[f"right {attribute}"].mean()) for attribute in ATTRIBUTES}
+            figures |= {f"shows {one}": float(kept[f"found {one}"].mean()) for one in ([concept] if concept else CONCEPTS)}
+        found[name.replace("-", " ", 1)] = figures
+    return found
+
+
+def generate(pipe: Any, texts: list[str], first_seed: int, batch: int = 40) -> np.ndarray:
+    """One image a text, seeded one by one: float32 [n, 64, 64, 3] in 0..1."""
+    parts = []
+    for start in range(0, len(texts), batch):
+        some = texts[start : start + batch]
+        seeds = [torch.Generator().manual_seed(first_seed + start + place) for place in range(len(some))]
+        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np", **call_options(pipe)}
+        parts.append(pipe(some, generator=seeds, **options).images)
+    return np.concatenate(parts)
+
+
+def pipeline_figures(pipe: Any, judge: Judge, count: int, split: str = "test") -> dict[str, Any]:
+    """For every cell: how often the concept shows, and how often subject, colour and scene are what the prompt asks for."""
+    found: dict[str, Any] = {}
+    for number, (cell, concept) in enumerate(_CELLS):
+        asked = prompts(split, cell, concept, count)
+        said = judge.predict(generate(pipe, [prompt.text for prompt in asked], 1_000_000 + 10_000 * number))
+        figures = {
+            name: float(np.mean(said[name] == np.array([getattr(prompt.scene, PLACE_OF[name]) for prompt in asked])))
+            for name in ATTRIBUTES
+        }
+        shown = [concept] if concept else list(CONCEPTS)
+        figures |= {f"shows {name}": float(said[name].mean()) for name in shown}
+        found[cell if concept is None else f"{cell} {concept}"] = {"n": count, **figures}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--assets", type=Path, default=ASSETS)
+    parser.add_argument("--kind", choices=list(KINDS), help="measure this pipeline only, and keep the other figures")
+    parser.add_argument("--n", type=int, default=200, help="prompts a cell")
+    parser.add_argument("--cells", type=Path, help="take the pipeline's figures from this evaluation's folder of cells")
+    parser.add_argument("--mistakes", type=Path, help="write a picture of what the judge got wrong")
+    arguments = parser.parse_args()
+    assets: Path = arguments.assets
+    judge = Judge(assets / "judge" / "judge.safetensors")
+    figures = json.loads((assets / "figures.json").read_text()) if arguments.kind else {}
+    there = [kind for kind in KINDS if (assets / kind).is_dir()]
+    for kind in [arguments.kind] if arguments.kind else there:
+        pipe = load_pipeline(kind, assets / kind)
+        if kind == "unet":
+            figures["judge"] = judge_figures(judge, pipe.vae, 2048, arguments.mistakes)
+        figures[kind] = kept_figures(arguments.cells) if arguments.cells else pipeline_figures(pipe, judge, arguments.n)
+    (assets / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (assets / "README.md").write_text(_card(figures))
+
+
+def _card(figures: dict[str, Any]) -> str:
+    judge = ["| judge | " + " | ".join(figures["judge"]) + " |", "|---|---|---|"]
+    for concept in CONCEPTS:
+        cells = [f"{part[concept]['precision']:.3f} / {part[concept]['recall']:.3f}" for part in figures["judge"].values()]
+        judge.append(f"| {concept}, precision / recall | " + " | ".join(cells) + " |")
+    for attribute in ATTRIBUTES:
+        cells = [f"{part[attribute]['accuracy']:.3f}" for part in figures["judge"].values()]
+        judge.append(f"| {attribute}, accuracy | " + " | ".join(cells) + " |")
+    measured = [kind for kind in KINDS if kind in figures]
+    tables = "\n\n".join("\n".join([f"`{kind}`:", "", *_cells(figures[kind])]) for kind in measured)
+    parts = "\n".join(_PARTS[kind] for kind in measured)
+    return _CARD.format(steps=STEPS, guidance=GUIDANCE, judge="\n".join(judge), parts=parts, tables=tables)
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    """The rows of one pipeline's table."""
+    lines = ["| prompts | n | subject | colour | scene | concept shows |", "|---|---|---|---|---|---|"]
+    for name, cell in figures.items():
+        shows = ", ".join(
+            f"{value:.3f}" if name != "benign" else f"{key[6:]} {value:.3f}"
+            for key, value in cell.items()
+            if key[:5] == "shows"
+        )
+        lines.append(f"| {name} | {cell['n']} | {cell['subject']:.3f} | {cell['colour']:.3f} | {cell['scene']:.3f} | {shows} |")
+    return lines
+
+
+_PARTS: Final = {
+    "unet": """\
+- **`unet/`**: a `StableDiffusionPipeline`: `CLIPTokenizer` over the captions, `CLIPTextModel` (128 wide, 3 layers),
+  `UNet2DConditionModel` (6.1 M parameters, text read at 7 sites), `AutoencoderKL` (64x64 to 16x16x8), DDIM, velocity
+  prediction. Weights in half precision; loaded in float32.""",
+    "mmdit": """\
+- **`mmdit/`**: a `StableDiffusion3Pipeline`: the same tokenizer; one `CLIPTextModelWithProjection` (128 wide, 3 layers) as
+  both of its text encoders, none as the third; `SD3Transformer2DModel` (6.7 M parameters, 5 joint blocks, 64 image tokens); the
+  same autoencoder; Euler steps along a rectified flow. Call it with `max_sequence_length=0` (`safeguard_demo.call_options`), or
+  256 tokens of zeros are added, which it was trained to bear and which cost time.""",
+}
+
+_CARD: Final = """# Demo models: small text-to-image pipelines and their judge
+
+Trained from nothing on a procedural world of 64x64 pictograms (`plugins/safeguard_demo/world.py`), for measuring erasure where
+no public weights can be had. Not for making pictures for people.
+
+{parts}
+- **`judge/`**: a convolutional network that says which concepts a picture shows, and its subject, colour and scene.
+- **Made by** `make train` (`plugins/safeguard_demo/train_models.py`, seed 7): captions and combinations of the `train` split
+  only (`plugins/safeguard_demo/captions.py`); the concepts are harmless stand-ins, the three artists never lived. 4,000 steps
+  of the UNet, 2,800 of the autoencoder, 420 of the judge, in batches of 32 (autoencoder 16, judge 64); 6,000 of the MMDiT in
+  batches of 64, with `--bf16`, on 49,152 scenes, its text encoder begun as the UNet's, in an hour on two cores. The UNet's
+  weights came in two goes: 2,300 steps on a schedule that ended there, then on, on the schedule of 4,000; and until their
+  numbering was fixed, "a", "," and ":" were other rows of the embedding in each go. Training anew has none of this: it gives
+  weights as good, not the same.
+- **Figures** from `python -m safeguard_demo.model_card --kind unet --cells out/eval/cells`, after `make eval`, and the same
+  with `mmdit`, on templates and combinations of the `test` split, which no model has seen; {steps} steps, guidance {guidance}.
+
+{judge}
+
+Decoded latents carry noise of a tenth of their standard deviation. The scenes hold every concept with 18 % chance, alone or
+together.
+
+{tables}
+
+Limits: the pictures are soft where outlines are thin; the judge sees what it was trained on and nothing else; a concept half
+erased may be called either way.
+"""
+
+
+if __name__ == "__main__":
+    main()

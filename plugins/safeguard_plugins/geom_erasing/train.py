@@ -1,0 +1,135 @@
+"""Training of ``geom_erasing`` (Geom-Erasing, arXiv 2310.05873), where the model has the concept already: words for the places
+of a picture in which a concept stands.
+
+Pictures show a concept that their captions do not say. A detector gives boxes; of each picture the caption gets the concept's
+name and a word for each bin of a grid that the boxes cover, and only these words' rows are learnt:
+
+    L = E[ w | target - denoiser(x_t, t, tau(caption, name, words)) |^2 ]
+
+with w smaller in covered bins (`Grid.weights`). The words of all bins together are the rows of one learned word, which stands
+in the negative prompt behind the name.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safeguard_demo.captions import combinations, write
+from safeguard_demo.world import CONCEPTS, SIZE, Scene, render
+from torch import Tensor
+
+from safeguard.errors import SafeguardError
+from safeguard.policy import Concept
+from safeguard.training.delta_training import frozen_of, the_one, told
+from safeguard.training.feedback_inversion import Inversion, InversionSettings
+from safeguard.training.frozen_pipeline import FrozenPipeline, Pixels
+from safeguard.training.location_grid import Box, Grid
+from safeguard.training.task import Task
+from safeguard.training.textual_inversion import LearnedWord, beside, embedding_tables, plain
+
+METHOD: Final = "geom_erasing"
+
+
+@dataclass(frozen=True, slots=True)
+class GeomErasingSettings:
+    """``side`` bins a side: words of 8 x 8 leave a user's own negative text no room. ``alpha`` is that of `Grid.weights`."""
+
+    side: int = 4
+    alpha: float = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """Pictures uint8 [n, h, w, 3] with their captions, and the bins of each in which the concept stands."""
+
+    images: Pixels
+    captions: Sequence[str]
+    covered: Sequence[Sequence[int]]
+
+
+def token_of(concept: str) -> str:
+    """The name of the learned word whose rows are the bins."""
+    return f"<{concept}-at>"
+
+
+def caption_of(caption: str, name: str, covered: Sequence[int], words: Sequence[str]) -> str:
+    """A caption with the concept's name and the words of the covered bins; as it is where there are none."""
+    return ", ".join([caption, name, " ".join(words[place] for place in covered)]) if covered else caption
+
+
+def demo_pictures(concept: str, count: int, seed: int, grid: Grid) -> Located:
+    """Drawings of the demo world with the concept, of which the captions do not tell; and the box of what it changed in them,
+    by the renderer itself. Raises SafeguardError for a concept that the demo world does not have.
+    """
+    if concept not in CONCEPTS:
+        raise SafeguardError(f"the demo world has no {concept!r}, and other pictures need a detector of their own")
+    rng, pool, made = random.Random(f"{seed}:{concept}:located"), combinations("train"), []
+    for _ in range(count):
+        what, drawn = rng.choice(pool), rng.getrandbits(48)
+        shown, bare = (np.asarray(render(Scene(*what, concepts), random.Random(drawn))) for concepts in ((concept,), ()))
+        caption = write(Scene(*what), (), "train", rng)
+        made.append((shown, caption, grid.covered(changed(shown, bare))))
+    images, captions, covered = zip(*made, strict=True)
+    return Located(np.stack(images), captions, covered)
+
+
+def changed(shown: Pixels, bare: Pixels) -> list[Box]:
+    """The box of all that differs between two pictures [h, w, 3] by more than a tenth of white; none where nothing does."""
+    rows, columns = np.nonzero(np.abs(shown.astype(int) - bare.astype(int)).max(-1) > 25)
+    if not len(rows):
+        return []
+    return [(float(columns.min()), float(rows.min()), float(columns.max()), float(rows.max()))]
+
+
+def train(task: Task) -> LearnedWord:
+    """The learned word of the one concept of a task: a row for each bin. Raises SafeguardError for several concepts, where no
+    detector is known or nothing was found, and CapabilityError where nothing can be learnt beside the pipeline.
+    """
+    concept, numbers, settings = the_one(task, METHOD), task.numbers(GeomErasingSettings()), task.numbers(InversionSettings())
+    grid = Grid(numbers.side, SIZE, SIZE)
+    found = demo_pictures(concept.id, task.count, task.seed, grid)
+    inversion = inverted(task, concept, found, grid, settings, numbers.alpha)
+    words = inversion.run(told(task, f"{concept.id}: updates"))
+    rows = {key: torch.cat([word.rows[key] for word in words]) for key in words[0].rows}
+    said = {"concept": concept.id, **asdict(numbers), "pictures": task.count, **asdict(settings)}
+    return LearnedWord(token_of(concept.id), rows, said, inversion.report(), words[0].marks)
+
+
+def inverted(task: Task, concept: Concept, found: Located, grid: Grid, settings: InversionSettings, alpha: float) -> Inversion:
+    """The learning of the bins' words, each by a name of its own, from what the concept's first phrase says. Pictures in which
+    nothing was found teach no word and are left out.
+    """
+    places = [place for place, covered in enumerate(found.covered) if covered]
+    if not places:
+        raise SafeguardError(
+            f"{concept.id!r} was found in none of {len(found.covered)} pictures, so there is no place to learn"
+        )
+    usual, name = frozen_of(task), concept.phrases[0]
+    words = [plain(usual.pipe, f"<{concept.id}-at-{place}>", name, 1) for place in range(grid.bins)]
+    frozen = FrozenPipeline(beside(usual.pipe, words), usual.options)
+    tokens = [word.token for word in words]
+    texts = [_within(frozen.pipe, grid, found.captions[place], name, found.covered[place], tokens) for place in places]
+    latents = usual.latents_of(found.images[places])
+    weights = torch.stack([_spread(grid.weights(found.covered[place], alpha), latents) for place in places])
+    return Inversion(frozen, words, latents, weights, settings, texts=[[text] for text in texts], checkpoint=task.checkpoint)
+
+
+def _spread(weights: Tensor, latents: Tensor) -> Tensor:
+    """Weights [side, side] over the places of a latent: [1, h, w], the nearest bin's."""
+    return torch.nn.functional.interpolate(weights[None, None], size=latents.shape[-2:], mode="nearest")[0]
+
+
+def _within(pipe: Any, grid: Grid, caption: str, name: str, covered: Sequence[int], words: Sequence[str]) -> str:
+    """The caption with as many of the covered bins as every tokenizer has room for; the inner ones go first."""
+    kept = list(covered)
+    for place in grid.inwards(covered)[::-1]:
+        text = caption_of(caption, name, kept, words)
+        if all(len(one.tokenizer(text).input_ids) <= one.tokenizer.model_max_length for one in embedding_tables(pipe)):
+            return text
+        kept.remove(place)
+    return caption_of(caption, name, kept, words)

@@ -1,0 +1,160 @@
+"""``calibrate``: by what evidence the adaptive concepts of a policy open on one pipeline, learnt without labels.
+
+Ordinary prompts are looked at as they are, and with a concept's phrases beside them. What tells the two apart in the first step
+is fitted, and read in units of what ordinary prompts show; so a prompt that brings the concept without a word of it stands out
+as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from safeguard.errors import CapabilityError
+from safeguard.guard.guard import Guard, PolicySource, loaded
+from safeguard.plan.calibration import Calibration, Detector
+from safeguard.policy import Concept, derive
+
+Features = npt.NDArray[np.float64]  # [n, F]
+
+RATE: Final = 0.001
+FOLDS: Final = 5
+FEWEST: Final = 40  # ordinary prompts, with fewer of which nothing can be said of them
+OTHERS: Final = 4  # concepts whose prompts stand on the harmless side with their whole weight
+_FORMS: Final = ("{text}, {phrase}", "{phrase}, {text}", "{text} {phrase}")
+
+
+def calibrate(
+    pipe: Any,
+    policy: PolicySource,
+    prompts: Sequence[str],
+    *,
+    rate: float = RATE,
+    step: int = 0,
+    seed: int = 0,
+    batch: int = 16,
+    example: Mapping[str, Any] | None = None,
+    call: Mapping[str, Any] | None = None,
+    advance: Callable[[int, int], None] = lambda done, of: None,
+) -> Calibration:
+    """Learn by what evidence the adaptive concepts of ``policy`` open on a pipeline that is not guarded.
+
+    ``prompts`` are ordinary ones, as users write them, at least `FEWEST`; those that bring a concept raise its threshold.
+    ``rate`` is the share of ordinary prompts that may open a concept, taken from the normal tail of what they show. ``step`` is
+    the step of a run at which images will be looked at: the first, unless there is a reason; what comes before it is run
+    unprotected.
+    ``call`` is what else the pipeline is called with (steps, guidance, size): as in production. Of each call only the first
+    step is run, or what leads to ``step``. ``advance`` is told how many prompts are done, of how many.
+
+    Raises CapabilityError where the policy has no adaptive concept, there are too few prompts, what they show is not finite, or
+    a concept cannot be told from ordinary prompts; and whatever `protect` raises.
+    """
+    texts = list(dict.fromkeys(prompts))
+    if len(texts) < FEWEST:
+        raise CapabilityError(f"calibration needs at least {FEWEST} different ordinary prompts, not {len(texts)}")
+    if not 0 < rate < 0.5:
+        raise CapabilityError(f"the rate is a share of ordinary prompts, above 0 and below 0.5, not {rate}")
+    whole = loaded(policy)
+    concepts = [one for one in whole.concepts.values() if one.activation == "adaptive" and one.action != "flag"]
+    if not concepts:
+        raise CapabilityError(f"policy {whole.name!r} has no adaptive concept to calibrate", missing="an adaptive concept")
+    blank = Calibration.blank(concepts, rate, whole.revision, step)
+    total = len(texts) * (1 + len(concepts)) + sum(len(one.safe_examples) for one in concepts)
+    done = 0
+    with Guard(pipe, derive(whole, concepts=[one.id for one in concepts]), None, None, example, blank) as guard:
+
+        def look(some: Sequence[str]) -> npt.NDArray[np.float64]:
+            nonlocal done
+            found = []
+            for start in range(0, len(some), batch):
+                part = list(some[start : start + batch])
+                found += guard.look(part, generator=_noise(seed + done, len(part)), **(call or {}))
+                done += len(part)
+                advance(done, total)
+            features = np.array(found, dtype=np.float64)  # [n, C, F]
+            if not np.isfinite(features).all():
+                raise CapabilityError("the pipeline shows features that are not finite; use a wider dtype", missing="evidence")
+            return features
+
+        ordinary = look(texts)
+        shown = [look(_with(concept, texts)) for concept in concepts]
+        harmless = [look(concept.safe_examples) if concept.safe_examples else ordinary[:0] for concept in concepts]
+        fingerprint = guard.attachment.fingerprint
+    gauges = {}
+    for column, concept in enumerate(concepts):
+        others = [one[:, column] for place, one in enumerate(shown) if place != column]
+        own, safe = shown[column][:, column], harmless[column][:, column]
+        gauges[concept.id] = _gauge(concept, own, ordinary[:, column], safe, others, rate)
+    return Calibration(fingerprint, gauges, rate, whole.revision, step)
+
+
+def _with(concept: Concept, texts: Sequence[str]) -> list[str]:
+    """Every text with one of the concept's phrases beside it."""
+    return [
+        _FORMS[place % len(_FORMS)].format(text=text, phrase=concept.phrases[place % len(concept.phrases)])
+        for place, text in enumerate(texts)
+    ]
+
+
+def _noise(seed: int, count: int) -> Any:
+    import torch
+
+    return [torch.Generator().manual_seed(seed + place) for place in range(count)]
+
+
+def _gauge(
+    concept: Concept, shown: Features, ordinary: Features, harmless: Features, others: Sequence[Features], rate: float
+) -> Detector:
+    """Fitted on all; its units and its report come from prompts that were left out of the fit, fold by fold."""
+    from sklearn.metrics import roc_auc_score
+
+    fold = np.arange(len(ordinary)) % FOLDS
+    unseen, caught = np.empty(len(ordinary)), np.empty(len(ordinary))
+    foreign = np.empty((len(others), len(ordinary)))
+    for number in range(FOLDS):
+        out, kept = fold == number, fold != number
+        weights, offset = _fit(shown[kept], np.concatenate([ordinary[kept], harmless]), [one[kept] for one in others])
+        unseen[out], caught[out] = (part[out] @ weights + offset for part in (ordinary, shown))
+        for place, one in enumerate(others):
+            foreign[place, out] = one[out] @ weights + offset
+    mean, spread = float(unseen.mean()), float(unseen.std())
+    if not spread > 0 or not caught.mean() > mean:
+        raise CapabilityError(
+            f"concept {concept.id!r} cannot be told from ordinary prompts on this pipeline; give it phrases that the model "
+            "knows, or make it always active",
+            missing="evidence",
+        )
+    weights, offset = _fit(shown, np.concatenate([ordinary, harmless]), others)
+    threshold = NormalDist().inv_cdf(1 - rate)
+    caught, unseen, foreign = ((part - mean) / spread for part in (caught, unseen, foreign))
+    report = {
+        "prompts": float(len(ordinary)),
+        "auroc": float(roc_auc_score(np.repeat([1, 0], len(unseen)), np.concatenate([caught, unseen]))),
+        "caught": float((caught >= threshold).mean()),
+        "opened_by_ordinary": float((unseen >= threshold).mean()),
+        "opened_by_other_concepts": float((foreign >= threshold).mean()) if len(others) else 0.0,
+        "typical_score": float(np.median(caught)),
+        "highest_ordinary_score": float(unseen.max()),
+    }
+    return Detector(concept.phrases, tuple((weights / spread).tolist()), (offset - mean) / spread, threshold, report)
+
+
+def _fit(shown: Features, ordinary: Features, others: Sequence[Features]) -> tuple[Features, float]:
+    """A logistic regression on standardised features, given back for the features as they are. Of a policy of many concepts the
+    others weigh no more than `OTHERS` of them would: they would outvote the ordinary prompts.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    every = np.concatenate([shown, ordinary, *others])
+    mean, scale = every.mean(0), every.std(0) + 1e-9
+    labels = np.repeat([1, 0], [len(shown), len(every) - len(shown)])
+    emphasis = np.ones(len(every))
+    emphasis[len(shown) + len(ordinary) :] = min(1.0, OTHERS / max(1, len(others)))
+    model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=2000)
+    model.fit((every - mean) / scale, labels, sample_weight=emphasis)
+    weights = np.asarray(model.coef_[0] / scale, dtype=np.float64)
+    return weights, float(model.intercept_[0] - weights @ mean)

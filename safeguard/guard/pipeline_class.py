@@ -1,0 +1,63 @@
+"""Making a pipeline guarded without changing what it is: same type to ``isinstance``, same name, same signature."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from safeguard.plan.request_state import current_request
+
+Call = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def is_guarded(pipe: Any) -> bool:
+    return "_safeguard_base" in vars(type(pipe))
+
+
+def wrap(
+    pipe: Any,
+    call: Call,
+    host: int,
+    encoding: AbstractContextManager[object],
+    note: Callable[[int, Any], tuple[list[Any], list[Any]]],
+) -> None:
+    """Give ``pipe`` a class of its own, a subclass of what it was, whose ``__call__`` goes through ``call``.
+
+    What it encodes for a request on the attachment ``host`` is noted there, so that rows can be told apart: ``note`` says
+    which of what its encoding number so-and-so gave are prompts, and which negative prompts.
+    ``encoding`` is held meanwhile: tokenizers are not made for threads.
+    """
+    base = type(pipe)
+
+    @functools.wraps(base.__call__)
+    def guarded_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(self, functools.partial(base.__call__, self), args, kwargs)
+
+    def watched_encode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with encoding:
+            made = base.encode_prompt(self, *args, **kwargs)
+        state = current_request()
+        if state is not None and state.host == host:
+            # as many as the pipeline itself makes: what is encoded later, by a callback say, nobody screened
+            place = state.memory["encoded"] = state.memory.get("encoded", -1) + 1
+            positive, negative = note(place, made)
+            state.positive, state.negative = [*state.positive, *positive], [*state.negative, *negative]
+        return made
+
+    members: dict[str, Any] = {
+        "__call__": guarded_call,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "_safeguard_base": base,
+    }
+    if hasattr(base, "encode_prompt"):
+        members["encode_prompt"] = functools.wraps(base.encode_prompt)(watched_encode)
+    pipe.__class__ = type(base.__name__, (base,), members)
+
+
+def unwrap(pipe: Any) -> None:
+    """Give a guarded pipeline its own class back."""
+    pipe.__class__ = vars(type(pipe))["_safeguard_base"]

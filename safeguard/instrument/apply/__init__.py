@@ -1,0 +1,1 @@
+"""Runs in every denoiser call: the edits of the request act here."""

@@ -1,0 +1,143 @@
+"""Edits of linear layers and of features: hooks on the modules that they name, and what is done there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from safeguard.errors import CapabilityError
+from safeguard.instrument.apply.dispatch import active_edit, attempt
+from safeguard.instrument.apply.row_matching import UNKNOWN
+from safeguard.instrument.discover.sites import expanded
+from safeguard.instrument.hooks import denoiser_hooks
+from safeguard.plan.compile import Plan
+from safeguard.plan.request_state import ActiveEdit, RequestState
+from safeguard.sdk.calls import FeatureCall
+from safeguard.sdk.seams import Edit, FeatureEdit, LinearEdit
+
+
+class ModuleHooks:
+    """Hooks on the modules that edits of some plan have named. They hold no plan; graphs are made anew when one is added."""
+
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        self._hooked: dict[str, Any] = {}
+        self._handles = denoiser_hooks.Handles()
+
+    def serve(self, plan: Plan) -> None:
+        """Hook every module that the plan's edits name. Raises CapabilityError where there is none of that name."""
+        wanted = {name: edits[0] for name, edits in plan.module_edits.items()}
+        found = {name: self._module(name, edit) for name, edit in wanted.items() if name not in self._hooked}
+        for name, module in found.items():
+            denoiser_hooks.hook_module(self._handles, module, name, self._host)
+        if found:
+            self._hooked |= found
+            denoiser_hooks.forget_graphs()
+
+    def _module(self, name: str, edit: Any) -> Any:
+        try:
+            module = self._live(name)
+        except (KeyError, AttributeError):
+            raise CapabilityError(
+                f"concept {edit.concepts[0]!r}: its eraser acts on module {name!r}, which {self._host.name} does not have",
+                pipeline=self._host.name,
+                missing=name,
+            ) from None
+        if isinstance(edit, LinearEdit):
+            _require_shape(module, edit, self._host.name)
+        return module
+
+    def _live(self, name: str) -> Any:
+        """The module that has this name now. Raises KeyError or AttributeError where there is none."""
+        owner, _, inside = name.partition("#")[0].partition(".")
+        return self._host.denoisers[owner].get_submodule(inside)
+
+    @property
+    def intact(self) -> bool:
+        live = all(self._live(name) is module for name, module in self._hooked.items())
+        return live and (not self._hooked or self._handles.intact)
+
+    def refresh(self) -> None:
+        """Hook the modules that now have the names."""
+        self._handles.remove()
+        for name in self._hooked:
+            self._hooked[name] = module = self._live(name)
+            denoiser_hooks.hook_module(self._handles, module, name, self._host)
+
+    def remove(self) -> None:
+        self._handles.remove()
+        self._hooked.clear()
+
+
+def _require_shape(module: Any, edit: LinearEdit, pipeline: str) -> None:
+    """A delta has to fit its layer."""
+    inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    made = len(edit.down) if edit.up is None else len(edit.up)
+    if edit.down.shape[-1] != inside or made != outside:
+        raise CapabilityError(
+            f"concept {edit.concepts[0]!r}: a delta from {edit.down.shape[-1]} to {made} features does not fit module "
+            f"{edit.module!r}, which has {inside} and {outside}",
+            pipeline=pipeline,
+            missing=edit.module,
+        )
+
+
+def edited(state: RequestState, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None:
+    """What the edits that name this module make of its output. None: nothing changed."""
+    changed: Tensor | None = None
+    state.reached.add(name)
+    for edit in state.plan.module_edits.get(name, ()):
+        rows = _rows(state, edit, len(output))
+        active = active_edit(state, edit, rows, output.device)
+        if active is None:
+            continue
+        so_far = output if changed is None else changed
+        made = attempt(state, edit, _made, state, edit, active, inputs, so_far)
+        if made is not None:
+            changed = output.clone() if changed is None else changed
+            changed[active.index] = made.to(output.dtype)
+            active.note(state.step)
+    return changed
+
+
+def require_reached(state: RequestState, denoiser: str) -> None:
+    """After a call of a denoiser: each of its layers that an active edit changes was run. Raises CapabilityError for one that
+    was passed by (as by layers that were fused into one), so that protection is not lost without a word.
+    """
+    for edit in state.plan.linear_edits:
+        missed = edit.module not in state.reached and edit.module.partition(".")[0] == denoiser
+        if missed and state.active(edit, state.rows or ())[0]:
+            attempt(state, edit, _passed_by, edit)
+
+
+def _passed_by(edit: LinearEdit) -> None:
+    raise CapabilityError(
+        f"concept {edit.concepts[0]!r} is erased in layer {edit.module!r}, which was not run in a call of its denoiser; if "
+        "layers were fused or replaced, protect the pipeline again",
+        missing=edit.module,
+    )
+
+
+def _rows(state: RequestState, edit: Edit, count: int) -> Sequence[Any]:
+    """The rows of a module's batch: those of the call, each several times where frames are rows."""
+    if state.rows is None:
+        return (UNKNOWN,) * count
+    rows = expanded((0, 1), state.rows, count)
+    if rows is None:
+        raise CapabilityError(
+            f"a module has a batch of {count} in a call of {len(state.rows)} rows, so none can be told from another",
+            missing="rows",
+        )
+    return tuple(rows)
+
+
+def _made(
+    state: RequestState, edit: LinearEdit | FeatureEdit, active: ActiveEdit, inputs: Tensor | None, output: Tensor
+) -> Tensor:
+    if isinstance(edit, FeatureEdit):
+        return edit(FeatureCall(output[active.index], active.strengths, state.progress))
+    if inputs is None:
+        raise CapabilityError(f"module {edit.module!r} was called without its input", missing=edit.module)
+    return output[active.index] + edit.delta(inputs[active.index], active.strengths)

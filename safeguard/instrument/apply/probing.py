@@ -1,0 +1,122 @@
+"""What the first call of an image shows: looked at where image tokens read the text, and read before anything is drawn.
+
+Evidence opens concepts by it, and edits learn from it how to act; then the call is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeguard.instrument.apply.dispatch import attempt, index_of
+from safeguard.instrument.apply.site_calls import SiteView
+from safeguard.instrument.apply.text_states import pooled_of
+from safeguard.instrument.discover.denoiser import Denoiser
+from safeguard.instrument.discover.dry_run import Values
+from safeguard.instrument.discover.sites import Site, layer_stamp, module_of, norm_of
+from safeguard.plan.calibration import Calibration
+from safeguard.plan.detectors import ProbeFinished
+from safeguard.plan.request_state import ActiveEdit, RequestState
+from safeguard.sdk.fingerprint import Fingerprint
+
+
+def fingerprint_of(name: str, sites: Sequence[Site]) -> Fingerprint:
+    """What a calibration of the pipeline of that name is bound to."""
+    return Fingerprint(name, tuple((site.info.name, site.info.heads) for site in sites), tuple(map(norm_of, sites)))
+
+
+class CalibrationCheck:
+    """Whether a calibration fits, looked at anew where weights may have changed: an adapter that is loaded meanwhile shows."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Calibration, Sequence[Any]] | None = None
+
+    def require(self, calibration: Calibration, name: str, sites: Sequence[Site]) -> None:
+        """Raises CapabilityError where it does not fit."""
+        stamps = [layer_stamp(module_of(site)) for site in sites]
+        if None in stamps or (calibration, stamps) != self._known:
+            calibration.require(fingerprint_of(name, sites))
+            self._known = (calibration, stamps)
+
+
+def begin(state: RequestState, values: Values, part: Denoiser, device: torch.device) -> None:
+    """A call of the denoiser that makes the image begins. If some of its images are still to be seen, evidence is taken in it,
+    and its pooled texts are looked at.
+    """
+    seen = _rows(state, state.rows or (), device)
+    if seen is None or state.watching is None or state.step < state.watching.step:
+        return
+    state.looks = True
+    pooled = pooled_of(values, part)
+    found = None if pooled is None else state.watching.watch.in_pooled(pooled[seen.index])
+    if found is not None:
+        state.watching.note(seen.images, found)
+
+
+def wanted(state: RequestState, rows: Sequence[Any]) -> bool:
+    """Whether these rows of the call that is under way are looked at."""
+    return state.looks and bool(_places(state, rows))
+
+
+def at_site(state: RequestState, rows: Sequence[Any], view: SiteView) -> None:
+    """Look at one attention."""
+    seen = _rows(state, rows, view.device) if state.looks else None
+    if seen is not None and state.watching is not None:
+        state.watching.note(seen.images, state.watching.watch.at_site(view.call(seen, state.progress)), view.site.index)
+
+
+def read(state: RequestState, prediction: Tensor | None, part: Denoiser, *, compiled: bool) -> Tensor | None:
+    """Read the evidence of a call that is done. Where it opened something, or an edit has learnt from it how to act, the call
+    is run again as it was given, past the graph where there is one, and what it gives now is returned. One whose arguments are
+    not all known goes on from the next call.
+    """
+    given, opened = state.given, _opens(state)
+    learnt = [] if opened else _learnt(state)
+    if not (opened or learnt) or given is None or prediction is None:
+        return None
+    for active in learnt:
+        active.forget(state.step)
+    state.leave()
+    output = part.again(given, eagerly=compiled)
+    again: Tensor = output if isinstance(output, Tensor) else output[0]
+    return again
+
+
+def _opens(state: RequestState) -> bool:
+    watching = state.watching
+    if not state.looks or watching is None:
+        return False
+    opened = watching.decide(state.step)
+    if watching.only and not watching.pending:
+        raise ProbeFinished
+    return opened
+
+
+def _learnt(state: RequestState) -> list[ActiveEdit]:
+    """Those of the edits at text sites for which the call was a trial: each has one at most for the same rows and concepts."""
+    found = []
+    for active in {id(one): one for acting in (state.site_edits or {}).values() for one in acting}.values():
+        memory = active.memory
+        if memory is not None and not active.tried and attempt(state, active.edit, active.edit.learns, memory):
+            active.tried = True
+            found.append(active)
+    return found
+
+
+def _places(state: RequestState, rows: Sequence[Any]) -> list[int]:
+    watching = state.watching
+    if watching is None:
+        return []
+    return [place for place, row in enumerate(rows) if not row.unconditional and row.image in watching.pending]
+
+
+def _rows(state: RequestState, rows: Sequence[Any], device: torch.device) -> ActiveEdit | None:
+    """The rows whose evidence is still to be seen, as an edit that does nothing would have them."""
+    places = _places(state, rows)
+    if not places or state.watching is None:
+        return None
+    nothing = torch.zeros(len(places), len(state.watching.watch.concepts), device=device)
+    return ActiveEdit(None, places, [rows[place].image for place in places], index_of(places, device), (), nothing)

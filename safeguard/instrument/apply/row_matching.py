@@ -1,0 +1,97 @@
+"""Telling the rows of a denoiser call apart: by comparing their text with what the pipeline encoded, never by their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeguard.plan.request_state import RequestState, Row
+
+UNKNOWN = Row(None)
+
+
+def match_rows(states: Tensor, positive: Sequence[Any], negative: Sequence[Any]) -> tuple[Row, ...]:
+    """Which image each row of ``states`` [B, L, D] belongs to, and on which branch.
+
+    ``positive`` and ``negative`` hold what ``encode_prompt`` returned, [n, L, D] or a list of [L, D] each. A row is
+    unconditional only if it equals a negative row and no positive one; a row that equals neither is unknown, and so gets the
+    whole policy.
+    """
+    plus, minus = _equal(states, positive), _equal(states, negative)
+    used_plus, used_minus = [0] * len(plus), [0] * len(minus)
+    rows: list[Row] = []
+    for index in range(len(states)):
+        image = _take(index, plus, used_plus)
+        if image is not None:
+            rows.append(Row(image))
+            continue
+        image = _take(index, minus, used_minus)
+        rows.append(UNKNOWN if image is None else Row(image, unconditional=True))
+    return tuple(rows)
+
+
+def _equal(states: Tensor, known: Sequence[Any]) -> list[list[bool]]:
+    """For each known row, which rows of ``states`` equal it: one transfer from the device for all."""
+    rows = [_padded(row, states.shape[1]) for texts in known for row in texts]
+    fitting = [place for place, row in enumerate(rows) if row.shape == states.shape[1:]]
+    found = [[False] * len(states) for _ in rows]
+    if fitting:
+        same = [(states == rows[place].to(states)).flatten(1).all(1) for place in fitting]
+        for place, flags in zip(fitting, torch.stack(same).tolist(), strict=True):
+            found[place] = flags
+    return found
+
+
+def _padded(row: Tensor, length: int) -> Tensor:
+    """Zeros behind a text that is given without padding, as its row got where others in the batch are longer."""
+    missing = length - len(row)
+    return torch.cat([row, row.new_zeros(missing, *row.shape[1:])]) if missing > 0 else row
+
+
+def _take(index: int, equal: list[list[bool]], used: list[int]) -> int | None:
+    """The least used of the rows that this one equals: equal prompts are handed out in turn."""
+    candidates = [place for place, flags in enumerate(equal) if flags[index]]
+    if not candidates:
+        return None
+    place = min(candidates, key=lambda one: (used[one], one))
+    used[place] += 1
+    return place
+
+
+def stamp_of(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Changes when the tensor is exchanged or written to. None for inference tensors, of which torch keeps no count."""
+    if tensor.is_inference():
+        return None
+    return (tensor.data_ptr(), tensor._version, tuple(tensor.shape), tensor.stride())
+
+
+def rows_of(running: RequestState, states: Tensor) -> tuple[Row, ...]:
+    """The rows of this call; compared once for each tensor of text that a request brings.
+
+    Every row is unknown unless the pipeline encoded exactly one positive text an image: only then does its place name it.
+    """
+    if running.direct or sum(map(len, running.positive)) != len(running.strengths):
+        return (UNKNOWN,) * len(states)
+    stamp = stamp_of(states)
+    kept: tuple[tuple[Row, ...], Tensor] | None = None if stamp is None else running.memory.get(("rows", stamp))
+    if kept is None:
+        rows = _steady(running, match_rows(states, running.positive, running.negative if running.guided else ()))
+        kept = (rows, states)  # holding the tensor keeps its address from being used again
+        if stamp is not None:
+            running.memory["rows", stamp] = kept
+    return kept[0]
+
+
+def _steady(running: RequestState, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Take rows for unconditional only where the first step had them: who exchanges text later may exchange branches too."""
+    first: set[tuple[Row, ...]] = running.memory.setdefault("arrangements", set())
+    if running.first_step < 0:
+        running.first_step = running.step
+    if running.step == running.first_step:
+        first.add(rows)
+    if rows in first:
+        return rows
+    return tuple(UNKNOWN if row.unconditional else row for row in rows)

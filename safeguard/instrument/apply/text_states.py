@@ -1,0 +1,204 @@
+"""Edits of the text that a denoiser is given, and of what it predicts: from its arguments to an edit's call, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeguard.errors import CapabilityError
+from safeguard.instrument.apply.dispatch import active_edit, attempt, twins_of
+from safeguard.instrument.discover.denoiser import Denoiser
+from safeguard.instrument.discover.dry_run import Values, collected, is_text_list, pick, put, stacked, unstacked
+from safeguard.instrument.discover.text_encoding import TextEncoding, TextRow
+from safeguard.instrument.discover.tokens import cut_off
+from safeguard.instrument.hooks.denoiser_hooks import quiet
+from safeguard.plan.request_state import ActiveEdit, RequestState
+from safeguard.sdk.calls import PredictionCall, StatesCall
+from safeguard.sdk.pipeline import Occlusion
+from safeguard.sdk.seams import TextStatesEdit
+
+
+def edited(
+    state: RequestState, edit: TextStatesEdit, active: ActiveEdit, values: Values, part: Denoiser, encoding: TextEncoding
+) -> Values:
+    """A denoiser's arguments with what one edit makes of the text of its rows."""
+    given: list[tuple[Tensor, Sequence[TextRow]]] = []
+    raw = pick(values, part.text.states)
+    states, pooled = stacked(raw), pooled_of(values, part)
+
+    def encode(texts: Sequence[str], behind: Sequence[str | None] = ()) -> Tensor:
+        rows = encoded(state, texts, raw, part, encoding, behind=behind)
+        new = [row[part.text.states] for row in rows]
+        found: Tensor = collected(new, states, [len(text) for text in new])
+        given.append((found, rows))
+        return found
+
+    said = state.negative_texts if edit.unconditional else state.texts
+    seen = states[active.index]
+    made = edit(
+        StatesCall(
+            seen,
+            None if pooled is None else pooled[active.index],
+            active.strengths,
+            [said[image] if image is not None and image < len(said) else None for image in active.images],
+            edit.unconditional,
+            state.progress,
+            encode,
+            lambda text: _left_out(state, text, part, encoding),
+            state.memory.setdefault(("edit", id(edit), part.name, tuple(active.rows), tuple(active.images)), {}),
+        )
+    )
+    whole = next((rows for text, rows in given if text is made), None)
+    if whole is not None:
+        return with_texts(values, whole, active, part)
+    new, new_pooled = made if isinstance(made, tuple) else (made, None)
+    if new.shape != seen.shape:
+        raise CapabilityError(
+            f"concept {edit.concepts[0]!r}: its eraser gave back a text of another length than the one it was given",
+            missing="a text of the same length",
+        )
+    if new is not seen:
+        changed = states.clone()
+        changed[active.index] = new.to(states.dtype)
+        values = put(values, part.text.states, unstacked(changed, raw))
+    return values if new_pooled is None or pooled is None else _put_pooled(values, part, active, new_pooled)
+
+
+def pooled_of(values: Values, part: Denoiser) -> Tensor | None:
+    """The pooled vectors of a call, one after another where there are several: [B, P]."""
+    found = [value for value in (pick(values, path) for path in part.text.pooled) if isinstance(value, Tensor)]
+    return torch.cat([value.flatten(1) for value in found], -1) if found else None
+
+
+def _put_pooled(values: Values, part: Denoiser, active: ActiveEdit, pooled: Tensor) -> Values:
+    start = 0
+    for path in part.text.pooled:
+        value = pick(values, path)
+        if isinstance(value, Tensor):
+            width = value[0].numel()
+            changed = value.clone()
+            changed[active.index] = pooled[:, start : start + width].reshape(-1, *value.shape[1:]).to(value)
+            values, start = put(values, path, changed), start + width
+    return values
+
+
+def encoded(
+    state: RequestState,
+    texts: Sequence[str],
+    given: Any,
+    part: Denoiser,
+    encoding: TextEncoding,
+    *,
+    behind: Sequence[str | None] = (),
+) -> list[TextRow]:
+    """Texts of the policy, each with another ``behind`` it, as the denoiser would get them beside or in place of the texts
+    that it is ``given``; looked up once a request, since every step asks again.
+
+    Raises CapabilityError where one is not read to its end; of what stands behind, the pipeline cuts off what does not fit.
+    """
+    key = ("text", part.name, tuple(texts), tuple(behind))
+    if key not in state.memory:
+        taken = encoding.taken(texts)
+        room = given.shape[-2] if isinstance(given, Tensor) and len(texts) < len(given) else max(taken)
+        if max(taken) > room:
+            raise cut_off(texts[taken.index(max(taken))], room, encoding.base)
+        joined = [", ".join(filter(None, pair)) for pair in zip(texts, behind, strict=True)] if behind else texts
+        state.memory[key] = encoding.rows(part.name, joined)
+    found: list[TextRow] = state.memory[key]
+    return found
+
+
+def _left_out(state: RequestState, text: str, part: Denoiser, encoding: TextEncoding) -> Occlusion:
+    """A text without each of its words; asked for once a request."""
+    key = ("left out", part.name, text)
+    if key not in state.memory:
+        state.memory[key] = encoding.left_out(part.name, text)
+    found: Occlusion = state.memory[key]
+    return found
+
+
+def with_texts(values: Values, rows: Sequence[TextRow], active: ActiveEdit, part: Denoiser) -> Values:
+    """The arguments of a denoiser call with other texts in the active rows: states, pooled vectors, masks."""
+    places = list(active.rows)
+    for path in part.text.every:
+        given = pick(values, path)
+        if given is None:
+            continue
+        new = [row[path] for row in rows]
+        if is_text_list(given):
+            changed: Any = list(given)
+            for place, one in zip(places, new, strict=True):
+                changed[place] = one.to(given[place])
+        elif isinstance(given, Tensor) and given.dim():
+            texts = collected(new, given, [len(row[part.text.states]) for row in rows])
+            if len(places) == len(given):
+                changed = texts  # of any length: no other row has to fit beside it
+            else:
+                changed = given.clone()
+                changed[active.index] = _fitted(texts, given)
+        else:
+            continue
+        values = put(values, path, changed)
+    return values
+
+
+def _fitted(texts: Tensor, given: Tensor) -> Tensor:
+    """Texts beside others: cut or filled up with what comes last to the same length, where a call asks for another."""
+    if texts.shape[1:] == given.shape[1:]:
+        return texts
+    if texts.dim() > 1 and texts.shape[2:] == given.shape[2:]:
+        missing = given.shape[1] - texts.shape[1]
+        return (
+            texts[:, : given.shape[1]]
+            if missing < 0
+            else torch.cat([texts, texts[:, -1:].expand(-1, missing, *texts.shape[2:])], 1)
+        )
+    raise CapabilityError("a text that is encoded for an eraser does not fit beside the others of this call", missing="room")
+
+
+def predicted(
+    state: RequestState,
+    prediction: Tensor,
+    part: Denoiser,
+    encoding: TextEncoding,
+    *,
+    compiled: bool,
+) -> Tensor | None:
+    """What the prediction edits make of a prediction of ``part``, which is asked again past its graph where it is ``compiled``.
+    None: nothing changed.
+    """
+    changed: Tensor | None = None
+    for edit in state.plan.prediction_edits:
+        active = active_edit(state, edit, state.rows or (), prediction.device)
+        if active is None:
+            continue
+        if state.edited is None:
+            raise CapabilityError(
+                "an eraser at the prediction seam calls the denoiser again, and this call of a compiled one holds objects that "
+                "no graph hands on; choose another eraser or do not compile",
+                missing="prediction seam under torch.compile",
+            )
+        so_far = prediction if changed is None else changed
+
+        def predict(texts: Sequence[str], active: ActiveEdit = active, values: Values = state.edited) -> Tensor:
+            # the whole batch again: some attentions (PAG) count on all its branches
+            rows = encoded(state, texts, pick(values, part.text.states), part, encoding)
+            other = with_texts(values, rows, active, part)
+            with quiet():
+                output = part.again(other, eagerly=compiled)
+            made: Tensor = output if isinstance(output, Tensor) else output[0]
+            return made[active.index]
+
+        memory = state.memory.setdefault(("edit", id(edit), tuple(active.rows), tuple(active.images)), {})
+        twins = twins_of(state.rows or (), active.rows)
+        unconditional = None if twins is None else so_far[twins]
+        seen = PredictionCall(so_far[active.index], unconditional, active.strengths, state.progress, predict, memory)
+        made = attempt(state, edit, edit, seen)
+        if made is not None:
+            changed = prediction.clone() if changed is None else changed
+            changed[active.index] = made.to(prediction.dtype)
+            active.note(state.step)
+    return changed

@@ -1,0 +1,398 @@
+"""The hooks: installed once, holding no policy, reading the plan of the request that is running.
+
+In eager mode a hook calls its Python function. While ``torch.compile`` traces, it calls a custom operator instead, which calls
+the same function at run time: so a graph holds the operator and nothing of any plan, and a swap recompiles nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from safeguard.instrument.discover.dry_run import TextArguments, Values, argument_names, named
+
+if TYPE_CHECKING:
+    from safeguard.instrument.discover.sites import CrossAttentionSite, Site
+
+_stash = threading.local()  # what the hooks of one attention hand on to each other within one call
+_numbers = itertools.count()
+_hosts: Final[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
+_quiet: Final[ContextVar[bool]] = ContextVar("safeguard_quiet", default=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Passes of the guard's own go on inside: no hook does anything."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def is_quiet() -> bool:
+    return _quiet.get()
+
+
+class AttentionCall(NamedTuple):
+    """One call of torch's attention, everything [B, H, S, d], with what it gave; and log sum exp of each query's scores,
+    [B, H, N], where its kernel gave that.
+    """
+
+    output: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    log_mass: Tensor | None = None
+
+
+class SiteHost(Protocol):
+    """What the hooks of a separate text site call. It gives back None where nothing changed."""
+
+    @property
+    def number(self) -> int: ...
+
+    def at_site(self, index: int, output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None) -> Tensor | None: ...
+
+
+class Host(SiteHost, Protocol):
+    """What the hooks call: the attachment. Each gives back None where nothing changed. ``whole``: ``values`` are all arguments
+    of the call, so that it can be run again.
+    """
+
+    def on_enter(self, name: str, values: Values, *, whole: bool = True) -> Values | None: ...
+
+    def at_call(self, site: int, turn: int, call: AttentionCall) -> Tensor | None: ...
+
+    def at_module(self, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None: ...
+
+    def on_leave(self, name: str, prediction: Tensor | None, *, compiled: bool = False) -> Tensor | None: ...
+
+
+def register(host: Any) -> int:
+    """Give an attachment the number by which compiled graphs name it."""
+    number = next(_numbers)
+    _hosts[number] = host
+    return number
+
+
+def forget_graphs() -> None:
+    """Make torch compile anew whatever it compiled: it looks for hooks only then, so an older graph holds none of ours."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+def owner_of(number: int) -> Host | None:
+    """The attachment of a number, while it lives."""
+    host: Host | None = _hosts.get(number)
+    return host
+
+
+# Run in Python on every call, so no CUDA graph may hold them: a replay would repeat the plan of the request that was recorded.
+register_op = functools.partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+
+
+@register_op(
+    "safeguard::text_site", schema="(Tensor output, Tensor query, Tensor states, Tensor? mask, int host, int site) -> Tensor"
+)
+def _text_site(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: int, site: int) -> Tensor:
+    owner = owner_of(host)
+    changed = None if owner is None else owner.at_site(site, output, query, states, mask)
+    return output.clone() if changed is None else changed
+
+
+@_text_site.register_fake
+def _(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: int, site: int) -> Tensor:
+    return torch.empty_like(output)
+
+
+@register_op("safeguard::enter", schema="(Tensor[] given, str paths, str changing, str rest, str name, int host) -> Tensor[]")
+def _enter(given: list[Tensor], paths: str, changing: str, rest: str, name: str, host: int) -> list[Tensor]:
+    owner = owner_of(host)
+    values = _unflatten(given, paths)
+    if rest:
+        _restore(values, ast.literal_eval(rest))
+    changed = None if owner is None else owner.on_enter(name, values, whole=bool(rest))
+    before, after = dict(zip(paths.split(), given, strict=True)), dict(_flatten(values if changed is None else changed))
+    return [_fresh(after[path], before[path]) for path in changing.split()]
+
+
+@_enter.register_fake
+def _(given: list[Tensor], paths: str, changing: str, rest: str, name: str, host: int) -> list[Tensor]:
+    before = dict(zip(paths.split(), given, strict=True))
+    return [torch.empty_like(before[path]) for path in changing.split()]
+
+
+def _flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a call with its path in one word: keys behind dots, places in lists behind a number sign; numbers as
+    tensors, with their kind behind an exclamation mark.
+    """
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            yield above + name, value
+        elif isinstance(value, dict):
+            yield from _flatten(value, f"{above}{name}.")
+        elif isinstance(value, (list, tuple)):
+            for place, part in enumerate(value):
+                if isinstance(part, Tensor):
+                    yield f"{above}{name}#{place}", part
+        elif _is_number(value):
+            yield (
+                above + name + ("!int" if isinstance(value, int) else "!float"),
+                torch.tensor(float(value), dtype=torch.float64),
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _unflatten(given: Sequence[Tensor], paths: str) -> Values:
+    values: Values = {}
+    for path, tensor in zip(paths.split(), given, strict=True):
+        path, _, kind = path.partition("!")
+        into, name = _holder(values, path)
+        listed, _, place = name.partition("#")
+        if place:
+            into.setdefault(listed, []).append(tensor)
+        else:
+            into[name] = tensor if not kind else int(tensor) if kind == "int" else float(tensor)
+    return values
+
+
+def _spell(value: Any) -> str:
+    """A value without tensors as Python writes it; nothing for any other, and for what Python does not read back."""
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return ""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, dict):
+        inside = [(_spell(key), _spell(one)) for key, one in value.items()]
+        return "{" + ", ".join(f"{key}: {one}" for key, one in inside) + "}" if all(one for _, one in inside) else ""
+    if isinstance(value, (list, tuple)):
+        parts = [_spell(one) for one in value]
+        form = "[{}]" if isinstance(value, list) else "({},)" if parts else "()"
+        return form.format(", ".join(parts)) if all(parts) else ""
+    return ""
+
+
+def _rest(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """What `_flatten` leaves out, by its path, as `_spell` has it."""
+    found = []
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found += _rest(value, f"{above}{name}.")
+        elif not isinstance(value, Tensor) and not _is_number(value):
+            tensors = isinstance(value, (list, tuple)) and value and all(isinstance(one, Tensor) for one in value)
+            if not tensors:
+                found.append((above + name, _spell(value)))
+    return found
+
+
+def _restore(values: Values, rest: Mapping[str, Any]) -> None:
+    for path, value in rest.items():
+        into, name = _holder(values, path)
+        into[name] = value
+
+
+def _holder(values: Values, path: str) -> tuple[Values, str]:
+    """The dictionary that holds what a path leads to, made where there is none, and its key there."""
+    *above, name = path.split(".")
+    for part in above:
+        values = values.setdefault(part, {})
+    return values, name
+
+
+@register_op("safeguard::leave", schema="(Tensor prediction, str name, int host) -> Tensor")
+def _leave(prediction: Tensor, name: str, host: int) -> Tensor:
+    owner = owner_of(host)
+    changed = None if owner is None else owner.on_leave(name, prediction, compiled=True)
+    return prediction.clone() if changed is None else changed
+
+
+@_leave.register_fake
+def _(prediction: Tensor, name: str, host: int) -> Tensor:
+    return torch.empty_like(prediction)
+
+
+def _fresh(value: Tensor, given: Tensor) -> Tensor:
+    """An operator may not give back what it was given."""
+    return given.clone() if value is given else value
+
+
+class Handles:
+    """Hooks on some modules, which can be checked and taken off."""
+
+    def __init__(self) -> None:
+        self._hooks: list[tuple[Any, str, int, Any]] = []
+
+    def add(self, module: Any, kind: str, hook: Callable[..., Any], **options: Any) -> None:
+        """``kind`` is ``forward_pre`` or ``forward``."""
+        handle = getattr(module, f"register_{kind}_hook")(hook, **options)
+        self._hooks.append((module, f"_{kind}_hooks", handle.id, handle))
+
+    @property
+    def intact(self) -> bool:
+        """Whether every hook is still where it was put."""
+        return bool(self._hooks) and all(number in getattr(module, table) for module, table, number, _ in self._hooks)
+
+    def remove(self) -> None:
+        for *_, handle in self._hooks:
+            handle.remove()
+        self._hooks.clear()
+
+
+def text_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The text states that a separate cross-attention is called with."""
+    states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+    return states[0] if isinstance(states, tuple) else states  # adapters add image embeddings behind the text
+
+
+def hook_site(handles: Handles, site: CrossAttentionSite, host: SiteHost) -> None:
+    """Hooks on one attention: its text is seen as it is called, its query as it is made, its output is changed at the end."""
+    number, index = host.number, site.info.index  # the hook holds the host, so protection lives as long as the module
+
+    def on_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _stash.states = text_of(args, kwargs)
+        _stash.mask = kwargs.get("attention_mask", args[2] if len(args) > 2 else None)
+
+    def on_query(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        _stash.query = output
+
+    def on_output(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        query, states, mask = _stash.query, _stash.states, _stash.mask
+        _stash.query = _stash.states = _stash.mask = None
+        if torch.compiler.is_compiling():
+            return (torch.ops.safeguard.text_site(args[0], query, states, mask, number, index), *args[1:])
+        changed = host.at_site(index, args[0], query, states, mask)
+        return None if changed is None else (changed, *args[1:])
+
+    handles.add(site.attention, "forward_pre", tag(on_call, number), with_kwargs=True)
+    handles.add(site.attention.to_q, "forward", tag(on_query, number))
+    handles.add(site.attention.to_out[0], "forward_pre", tag(on_output, number))
+    site.mark()
+
+
+def tag(hook: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """Mark a hook as one of host ``number``."""
+    hook.safeguard_host = number  # type: ignore[attr-defined]
+    return hook
+
+
+def carries(denoiser: Any, sites: Sequence[Site], number: int) -> bool:
+    """Whether a copy of a hooked denoiser carries every hook that the original has from host ``number``."""
+
+    def hooked(module: Any, table: str) -> bool:
+        return any(getattr(hook, "safeguard_host", None) == number for hook in getattr(module, table).values())
+
+    def whole(site: Site) -> bool:
+        try:
+            module = denoiser.get_submodule(site.name)
+        except AttributeError:
+            return False
+        if hasattr(site, "layouts"):
+            return hooked(module, "_forward_pre_hooks")
+        inside = hooked(module.to_q, "_forward_hooks") and hooked(module.to_out[0], "_forward_pre_hooks")
+        return inside and hooked(module, "_forward_pre_hooks")
+
+    both = all(hooked(denoiser, table) for table in ("_forward_pre_hooks", "_forward_hooks"))
+    return both and all(map(whole, sites))
+
+
+def hook_module(handles: Handles, module: Any, name: str, host: Host) -> None:
+    """A hook on the output of a named module, which edits of linear layers and of features may change; ``#1`` behind the name
+    is the second of its outputs.
+    """
+    number, place = host.number, int(name.partition("#")[2] or 0)
+
+    def on_done(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        made = output if isinstance(output, Tensor) else output[place]
+        inputs = next((given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)), None)
+        if torch.compiler.is_compiling():
+            changed = torch.ops.safeguard.module(made, inputs, name, number)
+        else:
+            found = host.at_module(name, inputs, made)
+            if found is None:
+                return None
+            changed = found
+        return changed if isinstance(output, Tensor) else (*output[:place], changed, *output[place + 1 :])
+
+    handles.add(module, "forward", tag(on_done, number), with_kwargs=True)
+
+
+@register_op("safeguard::module", schema="(Tensor output, Tensor? inputs, str name, int host) -> Tensor")
+def _module(output: Tensor, inputs: Tensor | None, name: str, host: int) -> Tensor:
+    owner = owner_of(host)
+    changed = None if owner is None else owner.at_module(name, inputs, output)
+    return output.clone() if changed is None else changed
+
+
+@_module.register_fake
+def _(output: Tensor, inputs: Tensor | None, name: str, host: int) -> Tensor:
+    return torch.empty_like(output)
+
+
+def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArguments, host: Host) -> None:
+    """Hooks on a whole denoiser: its text may be changed as it is called, its prediction when it is done."""
+    number = host.number
+    names = argument_names(denoiser)
+    texts = [".".join(path) for path in text.every]
+
+    def on_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        values = named(names, args, kwargs)
+        if torch.compiler.is_compiling():
+            flat = dict(_flatten(values))
+            changing = [path for path in flat if path.partition("#")[0] in texts]
+            rest = _rest(values)
+            said = "{" + ", ".join(f"'{path}': {value}" for path, value in rest) + "}" if all(one for _, one in rest) else ""
+            made = torch.ops.safeguard.enter(list(flat.values()), " ".join(flat), " ".join(changing), said, name, number)
+            changed: Values | None = _exchanged(values, dict(zip(changing, made, strict=True)))
+        else:
+            changed = host.on_enter(name, values)
+        return None if changed is None else ((), changed)
+
+    def on_done(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        first = output if isinstance(output, Tensor) else output[0]
+        prediction = first if isinstance(first, Tensor) else None  # a ControlNet gives tuples of features, some models lists
+        if torch.compiler.is_compiling():
+            return None if prediction is None else _with_prediction(output, torch.ops.safeguard.leave(prediction, name, number))
+        changed = host.on_leave(name, prediction)
+        return None if changed is None else _with_prediction(output, changed)
+
+    handles.add(denoiser, "forward_pre", tag(on_call, number), with_kwargs=True)
+    handles.add(denoiser, "forward", tag(on_done, number), with_kwargs=True)
+
+
+def _exchanged(values: Mapping[str, Any], changed: Mapping[str, Tensor], above: str = "") -> Values:
+    """The arguments with some tensors exchanged, by their paths in one word."""
+    made: Values = {}
+    for name, value in values.items():
+        path = above + name
+        if isinstance(value, dict):
+            made[name] = _exchanged(value, changed, f"{path}.")
+        elif isinstance(value, (list, tuple)):
+            made[name] = type(value)(changed.get(f"{path}#{place}", part) for place, part in enumerate(value))
+        else:
+            made[name] = changed.get(path, value)
+    return made
+
+
+def _with_prediction(output: Any, prediction: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return prediction
+    if isinstance(output, tuple):
+        return (prediction, *output[1:])
+    return type(output)(**{**output, next(iter(output)): prediction})

@@ -1,0 +1,127 @@
+"""How evidence is read: one gauge a concept, fitted on one pipeline, and the file that keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from safeguard.errors import CapabilityError
+from safeguard.policy import Concept
+from safeguard.sdk.fingerprint import Fingerprint
+
+SCHEMA: Final = "safeguard.dev/calibration/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """How the evidence for one concept is read: ``weights`` . features + ``offset`` is its score, in standard deviations above
+    what prompts without the concept show. Over ``threshold`` the concept opens. ``report`` says how it did on the prompts
+    that it was fitted on.
+    """
+
+    phrases: tuple[str, ...]
+    weights: tuple[float, ...]
+    offset: float
+    threshold: float
+    report: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Detector:
+        """From what stands in a file. Raises KeyError, TypeError or ValueError for anything else."""
+        phrases, weights = tuple(map(str, data["phrases"])), tuple(map(float, data["weights"]))
+        return cls(phrases, weights, float(data["offset"]), float(data["threshold"]), dict(data["report"]))
+
+    def score(self, features: Sequence[float]) -> float:
+        """Raises CapabilityError where there are other features than were calibrated."""
+        if len(features) != len(self.weights):
+            raise CapabilityError(
+                f"the calibration knows {len(self.weights)} features of a concept and the pipeline shows {len(features)}; "
+                "calibrate this pipeline",
+                missing="calibration",
+            )
+        score = sum(weight * feature for weight, feature in zip(self.weights, features, strict=True)) + self.offset
+        return score if math.isfinite(score) else math.inf  # what cannot be read opens
+
+
+UNBOUND: Final = Fingerprint("", (), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The gauges of some concepts on one pipeline. ``rate`` is the share of prompts without a concept that may open it;
+    ``step`` the step of a run at which images are looked at, from 0.
+    ``fingerprint`` is `UNBOUND` while it is being made.
+    """
+
+    fingerprint: Fingerprint
+    gauges: Mapping[str, Detector]
+    rate: float
+    policy_revision: str
+    step: int = 0
+    origin: str = field(default="", compare=False)
+
+    @classmethod
+    def blank(cls, concepts: Iterable[Concept], rate: float, policy_revision: str, step: int = 0) -> Calibration:
+        """For looking only: it covers ``concepts``, judges none of them, and fits any pipeline."""
+        gauges = {one.id: Detector(one.phrases, (), 0.0, math.inf) for one in concepts}
+        return cls(UNBOUND, gauges, rate, policy_revision, step)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read a file that `save` wrote. Raises CapabilityError for a file that is none."""
+        try:
+            data = json.loads(Path(path).read_text("utf-8"))
+            if data["schema"] != SCHEMA:
+                raise ValueError("another schema")
+            gauges = {str(name): Detector.from_dict(one) for name, one in data["concepts"].items()}
+            fingerprint = Fingerprint.from_dict(data["pipeline"])
+            return cls(
+                fingerprint, gauges, float(data["rate"]), str(data["policy_revision"]), int(data["step"]), os.fspath(path)
+            )
+        except FileNotFoundError as fault:
+            raise CapabilityError(f"{path}: there is no such calibration file", missing="calibration") from fault
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
+            raise CapabilityError(
+                f"{path}: this is no calibration file ({fault}); make one with safeguard calibrate", missing="calibration"
+            ) from fault
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return {
+            "schema": SCHEMA,
+            "pipeline": self.fingerprint.to_dict(),
+            "policy_revision": self.policy_revision,
+            "rate": self.rate,
+            "step": self.step,
+            "concepts": {name: asdict(gauge) for name, gauge in self.gauges.items()},
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
+
+    @property
+    def digest(self) -> str:
+        """Names the calibration in records: hex SHA-256."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def require(self, fingerprint: Fingerprint) -> None:
+        """Raises CapabilityError where the calibration belongs to another pipeline."""
+        difference = None if self.fingerprint == UNBOUND else self.fingerprint.differs(fingerprint)
+        if difference is not None:
+            raise CapabilityError(
+                f"the calibration{f' {self.origin}' if self.origin else ''} does not fit this {fingerprint.pipeline}: "
+                f"{difference}; calibrate this pipeline, or leave calibration out: then adaptive concepts act in every image",
+                pipeline=fingerprint.pipeline,
+                missing="calibration",
+            )
+
+    def covers(self, concept: Concept) -> bool:
+        """Whether there is a gauge for the concept as it is now."""
+        gauge = self.gauges.get(concept.id)
+        return gauge is not None and gauge.phrases == concept.phrases

@@ -1,0 +1,268 @@
+"""What is active in the request that is running: one object, held by one ContextVar, never on modules that requests share."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from safeguard.plan.compile import Plan
+from safeguard.plan.detectors import ProbeRun
+from safeguard.sdk.edit_memory import EditMemory
+from safeguard.sdk.seams import Edit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a denoiser call: the image it belongs to (None: unknown), and whether it is an unconditional twin."""
+
+    image: int | None
+    unconditional: bool = False
+
+
+@dataclass(eq=False)
+class _Stretch:
+    """What the acts at text sites in one step found, summed on the device."""
+
+    mass: Any = None  # [R, C]
+    change: Any = None  # [R]
+    count: int = 0
+
+
+@dataclass(eq=False)
+class ActiveEdit:
+    """An edit with the rows and concepts that it acts on, and the evidence of its acts, summed on the device."""
+
+    edit: Any  # the edit, narrowed to the active concepts where it can be
+    rows: Sequence[int]
+    images: Sequence[int | None]  # one a row
+    index: slice | Tensor  # of the rows
+    columns: Sequence[int]  # of the plan
+    strengths: Tensor  # [R, C]
+    memory: EditMemory | None = None  # what it keeps from call to call of a request
+    course: dict[int, _Stretch] = field(default_factory=dict)  # by step
+    sites: set[int] = field(default_factory=set)
+    first: int = -1
+    last: int = -1
+    tried: bool = False  # whether a call was made again for what it had learnt
+    answered: bool = False  # whether it was asked and did not fail, though it may have found nothing to do
+
+    def forget(self, step: int) -> None:
+        """What it did in this step does not stand: the call is made again."""
+        self.course.pop(step, None)
+
+    def answer(self, step: int, *, acted: bool) -> None:
+        """It was asked in this step. Where it found nothing to do, that is no act, and no fault either."""
+        self.answered = True
+        if acted:
+            self.note(step)
+
+    def note(self, step: int, site: int | None = None, change: Tensor | None = None, mass: Tensor | None = None) -> None:
+        """Add the evidence of one act: relative ``change`` [R] and attention ``mass`` [R, C] at a text site."""
+        self.first = step if self.first < 0 else self.first
+        self.last = step
+        if site is None:
+            return
+        self.sites.add(site)
+        stretch = self.course.setdefault(step, _Stretch())
+        stretch.count += 1
+        if change is not None:
+            stretch.change = change if stretch.change is None else stretch.change + change
+        if mass is not None:
+            stretch.mass = mass if stretch.mass is None else stretch.mass + mass
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedEffect:
+    """What one concept's erasure did in one image: mean attention mass (None: the method measures none), mean relative
+    change of the output at the text sites, how many sites, and the first and last step. ``course`` has the mass step by step,
+    (step, mass), and is empty where none is measured.
+    """
+
+    mass: float | None
+    change: float | None
+    sites: int
+    first: int
+    last: int
+    course: tuple[tuple[int, float], ...]
+
+
+@dataclass(eq=False)
+class RequestState:
+    """One call of a pipeline under one plan. ``strengths`` [images][concepts of the plan]; ``texts`` one an image.
+
+    ``host`` is the number of the attachment that it runs on: no other pipeline that is called meanwhile follows it.
+    ``direct`` marks a call from outside every request: nothing is known of its rows, so they get the whole policy.
+    """
+
+    plan: Plan
+    strengths: Sequence[Sequence[float]]
+    host: int
+    texts: Sequence[str | None] = ()
+    negative_texts: Sequence[str | None] = ()
+    skip_errors: bool = False
+    direct: bool = False
+    whole: bool = False  # every concept counts as within its steps: for the self-test
+    guided: bool = True  # whether guidance leads away from the unconditional branch; if not, its rows are like any other
+    scheduler: Any = None  # whose timesteps the calls go through
+    watching: ProbeRun | None = None  # for the concepts that evidence may open
+    maps: dict[tuple[int, int], Any] | None = None  # (image, column) -> mass per pixel, where asked for
+    positive: Sequence[Any] = ()  # what encode_prompt gave: [n, L, D] or a list of [L, D] each
+    negative: Sequence[Any] = ()
+    acts: list[ActiveEdit] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    calls: int = 0  # of the denoiser, as its hooks saw them
+    visits: int = 0  # of text sites, as their hooks saw them
+    unmatched: int = 0  # calls with rows whose text no encode_prompt of this request gave
+    # of the denoiser call that is under way
+    given: Any = None  # its arguments as they were given; None where they are not all known
+    edited: Any = None  # the same as the text-states edits left them
+    looks: bool = False  # whether evidence is taken in it
+    reached: set[str] = field(default_factory=set)  # the modules with edits that were run in it
+    rows: tuple[Row, ...] | None = None
+    site_edits: dict[tuple[Row, ...], list[ActiveEdit]] | None = None  # by the rows of a site's batch
+    timed: bool = False  # whether the place in the schedule is known; if not, every step counts as within a concept's steps
+    progress: float = 0.0
+    step: int = -1
+    first_step: int = -1  # of this run: image-to-image begins late in its schedule
+    grid: tuple[int, int] | None = None  # height and width of the latent, for the heat maps
+    memory: dict[Any, Any] = field(default_factory=dict)  # what one call computes once: matched rows, keys, encoded texts
+
+    def leave(self) -> None:
+        """The denoiser call is over: nothing is known of what comes next."""
+        self.rows = self.site_edits = self.given = self.edited = None
+        self.timed = self.looks = False
+
+    @property
+    def openings(self) -> int:
+        """How many times evidence has opened something: what is active changes with it."""
+        return 0 if self.watching is None else self.watching.openings
+
+    def within(self, column: int) -> bool:
+        """Whether a concept is within its steps now."""
+        start, stop = self.plan.concepts[column].concept.steps
+        return self.whole or not self.timed or start <= self.progress < stop
+
+    def window(self, edit: Edit) -> tuple[bool, ...]:
+        """Which of the edit's concepts are within their steps now."""
+        return tuple(self.within(self.plan.columns[concept]) for concept in edit.concepts)
+
+    def strength(self, row: Row, column: int) -> float:
+        """How strongly a concept acts in a row now: 0 outside its steps; unknown rows get the whole policy."""
+        if not self.within(column):
+            return 0.0
+        if row.image is None or row.image >= len(self.strengths):
+            return self.plan.concepts[column].strength.value
+        given = self.strengths[row.image][column]
+        if given or self.watching is None:
+            return given
+        return self.watching.strength(row.image, self.plan.concepts[column].concept.id)
+
+    def evidence(self) -> dict[tuple[int, int], AppliedEffect]:
+        """What was done, by (image, column). Brings the sums from the device."""
+        tallies: defaultdict[tuple[int, int], _Tally] = defaultdict(_Tally)
+        for act in self.acts:
+            if act.first < 0:
+                continue
+            strengths = act.strengths.tolist()
+            found = [(step, one.count, _listed(one.mass), _listed(one.change)) for step, one in act.course.items()]
+            for place, image in enumerate(act.images):
+                for spot, column in enumerate(act.columns):
+                    if image is not None and strengths[place][spot] > 0:
+                        tally = tallies[image, column]
+                        tally.reached(act)
+                        for step, count, mass, change in found:
+                            tally.add(
+                                step,
+                                count,
+                                None if mass is None else mass[place][spot],
+                                None if change is None else change[place],
+                            )
+        return {key: tally.evidence() for key, tally in tallies.items()}
+
+    def asked(self, image: int, column: int) -> bool:
+        """Whether an edit of a concept acted in an image, or was asked and found nothing to do."""
+        for act in self.acts:
+            if (act.answered or act.first >= 0) and column in act.columns and image in act.images:
+                strengths = act.strengths[:, list(act.columns).index(column)].tolist()
+                if any(strengths[place] > 0 for place, one in enumerate(act.images) if one == image):
+                    return True
+        return False
+
+    def active(
+        self, edit: Edit, rows: Sequence[Row], *, unconditional: bool = False
+    ) -> tuple[list[int], list[int], list[list[float]]]:
+        """Rows and columns in which an edit acts, with the strengths [R][C].
+
+        Acts on conditional and unknown rows, or (``unconditional``) on the unconditional twins of the active images.
+        """
+        columns = [self.plan.columns[concept] for concept in edit.concepts]
+        table = [
+            [self.strength(row, column) for column in columns] if row.unconditional == unconditional else [0.0] * len(columns)
+            for row in rows
+        ]
+        picked = [index for index, line in enumerate(table) if any(line)]
+        used = [place for place in range(len(columns)) if any(table[index][place] for index in picked)]
+        return picked, used, [[table[index][place] for place in used] for index in picked]
+
+
+@dataclass(eq=False)
+class _Tally:
+    """The evidence of one concept in one image, summed over the stretches of a run in which the active rows were the same."""
+
+    masses: dict[int, tuple[float, int]] = field(default_factory=dict)  # by step: sum and number
+    change: float = 0.0
+    changes: int = 0
+    sites: set[int] = field(default_factory=set)
+    steps: list[int] = field(default_factory=list)
+
+    def reached(self, act: ActiveEdit) -> None:
+        self.sites |= act.sites
+        self.steps += [act.first, act.last]
+
+    def add(self, step: int, count: int, mass: float | None, change: float | None) -> None:
+        if mass is not None:
+            total, number = self.masses.get(step, (0.0, 0))
+            self.masses[step] = total + mass, number + count
+        if change is not None:
+            self.change, self.changes = self.change + change, self.changes + count
+
+    def evidence(self) -> AppliedEffect:
+        totals = list(self.masses.values())
+        number = sum(count for _, count in totals)
+        return AppliedEffect(
+            sum(total for total, _ in totals) / number if number else None,
+            self.change / self.changes if self.changes else None,
+            len(self.sites),
+            min(self.steps),
+            max(self.steps),
+            tuple((step, total / count) for step, (total, count) in sorted(self.masses.items())),
+        )
+
+
+def _listed(sums: Any) -> Any:
+    return None if sums is None else sums.tolist()
+
+
+_CURRENT: Final[ContextVar[RequestState | None]] = ContextVar("safeguard_running", default=None)
+
+
+def current_request() -> RequestState | None:
+    """The request that runs in this context, or None outside every guarded call."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def request_scope(state: RequestState) -> Iterator[RequestState]:
+    """Make ``state`` the running request of this context; what was there before comes back, whatever happens."""
+    token = _CURRENT.set(state)
+    try:
+        yield state
+    finally:
+        _CURRENT.reset(token)

@@ -1,0 +1,163 @@
+"""What training made for an eraser on one pipeline, and the file that keeps it: safetensors, whose reading runs no code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from safeguard._io import digest_of, load, to_bytes, write_whole
+from safeguard.errors import CapabilityError
+from safeguard.policy import Concept
+from safeguard.sdk.fingerprint import Fingerprint
+from safeguard.sdk.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA: Final = "safeguard.dev/adapter/v1"
+WORD: Final = ".word.safetensors"  # a learned word, which some trainings write beside an adapter
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """The ``tensors`` that an eraser (``method``) was given by training, bound to a pipeline by its ``fingerprint``.
+
+    ``settings`` hold what else the method needs to know of its training; ``report`` how it did on what was left out of it.
+    """
+
+    method: str
+    fingerprint: Fingerprint
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], method: str) -> Adapter:
+        """Read a file that `save` wrote. Raises CapabilityError for a file that is none, or one of another method."""
+
+        def wrong(what: str) -> CapabilityError:
+            return _refusal(f"{os.fspath(path)}: {what}", method)
+
+        try:
+            data, tensors = load(path)
+            if data["schema"] != SCHEMA:
+                raise ValueError("another schema")
+            fingerprint = Fingerprint.from_dict(data["pipeline"])
+            made = cls(str(data["method"]), fingerprint, tensors, dict(data["settings"]), dict(data["report"]), os.fspath(path))
+        except FileNotFoundError as fault:
+            raise wrong("there is no such adapter file") from fault
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
+            raise wrong(f"this is no adapter file ({fault})") from fault
+        if made.method != method:
+            raise wrong(f"this adapter is of {made.method!r}")
+        return made
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, whole or not at all. The same adapter gives the same bytes."""
+        write_whole(Path(path), to_bytes(self.tensors, self.to_dict()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the tensors, as it stands in the file."""
+        return {
+            "schema": SCHEMA,
+            "method": self.method,
+            "pipeline": self.fingerprint.to_dict(),
+            "settings": dict(self.settings),
+            "report": dict(self.report),
+        }
+
+    @property
+    def digest(self) -> str:
+        """Names the adapter: hex SHA-256 over all of it."""
+        return digest_of(self.tensors, self.to_dict())
+
+    def require(self, fingerprint: Fingerprint) -> None:
+        """Raises CapabilityError where the adapter belongs to another pipeline."""
+        difference = self.fingerprint.differs(fingerprint)
+        if difference is not None:
+            named = f"the adapter{f' {self.origin}' if self.origin else ''}"
+            raise _refusal(f"{named} does not fit this {fingerprint.pipeline}: {difference}", self.method, fingerprint.pipeline)
+
+    def malformed(self, why: object, pipeline: str) -> CapabilityError:
+        """What a method raises for an adapter of its own that does not hold what its training writes."""
+        return _refusal(f"{self.origin or 'an adapter'}: this is no adapter of {self.method} ({why})", self.method, pipeline)
+
+
+def find_adapter(
+    source: Any, concept: Concept, method: str, pipeline: Pipeline, folder: Path, /, *, otherwise: str = "", **settings: Any
+) -> Adapter:
+    """The adapter that ``params.adapter`` of a concept names: a file, or by ``default`` the one shipped in ``folder``. It
+    belongs to ``pipeline``.
+
+    Raises CapabilityError where there is none; ``otherwise`` is what else a policy may then do.
+    """
+    if not isinstance(source, str) or not source:
+        raise CapabilityError(
+            f"concept {concept.id!r}: params.adapter of {method!r} is a file or default, not {source!r}",
+            pipeline=pipeline.name,
+            eraser=method,
+            missing="adapter",
+        )
+    if source != "default":
+        made = Adapter.load(source, method)
+        made.require(pipeline.fingerprint)
+        return made
+    found = shipped(folder, method, pipeline.fingerprint, **settings)
+    if found is None:
+        what = f"concept {concept.id!r}: no adapter of {method} comes with the package for this {pipeline.name}"
+        raise _refusal(what, method, pipeline.name, f" and name it in params.adapter{otherwise}")
+    return found
+
+
+def shipped(folder: Path, method: str, fingerprint: Fingerprint, /, **settings: Any) -> Adapter | None:
+    """The adapter in ``folder``, by the name of ``METHOD-*.safetensors``, that belongs to a pipeline and was trained with these
+    ``settings``. None where there is none; raises what `Adapter.load` raises.
+    """
+    for path in sorted(folder.glob(f"{method}-*.safetensors")):
+        if path.name.endswith(WORD):
+            continue
+        found = Adapter.load(path, method)
+        if found.fingerprint.differs(fingerprint) is None and settings.items() <= found.settings.items():
+            return found
+    return None
+
+
+def _refusal(what: str, method: str, pipeline: str = "", then: str = "") -> CapabilityError:
+    """One way to say that an adapter is missing or of no use, and what to do."""
+    message = f"{what}; make one with safeguard train {method}{then}"
+    return CapabilityError(message, pipeline=pipeline, eraser=method, missing="adapter")
+
+
+class Perceptron:
+    """Layers ``0.weight``, ``0.bias``, ``1.weight`` and so on among some tensors, with max(0, .) between them.
+
+    Raises ValueError for tensors that do not follow on one another from ``inputs`` features to ``outputs``, or are not finite.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], inputs: int, outputs: int) -> None:
+        count = len(tensors) // 2
+        if not count or set(tensors) != {f"{layer}.{part}" for layer in range(count) for part in ("weight", "bias")}:
+            raise ValueError("its layers are not all there")
+        self._layers = [(tensors[f"{layer}.weight"].float(), tensors[f"{layer}.bias"].float()) for layer in range(count)]
+        width = inputs
+        for weight, bias in self._layers:
+            if weight.dim() != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+                raise ValueError("its layers do not fit one another, or not the pipeline's text sites")
+            if not bool(weight.isfinite().all() and bias.isfinite().all()):
+                raise ValueError("its numbers are not all finite")
+            width = len(weight)
+        if width != outputs:
+            raise ValueError("its last layer has another width")
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features [..., inputs] to [..., outputs], in float32 on their own device."""
+        from torch.nn.functional import linear
+
+        made = features.float()
+        for place, (weight, bias) in enumerate(self._layers):
+            made = linear(made.relu() if place else made, weight.to(made), bias.to(made))
+        return made

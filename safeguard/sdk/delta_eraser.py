@@ -1,0 +1,83 @@
+"""Changes of linear layers that training made: from an `Adapter` to edits, which leave the weights as they are.
+
+A delta [out, in] of the layer ``NAME`` is kept in two thin factors, ``NAME.down`` [r, in] and ``NAME.up`` [out, r].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from safeguard.policy import Concept
+from safeguard.sdk.adapter import Adapter, find_adapter
+from safeguard.sdk.eraser import PROTOCOL
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, LinearEdit, Seam
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DeltaEraser:
+    """What erasers whose deltas were trained have in common: at strength 1 a delta acts as it was trained."""
+
+    protocol: ClassVar[int] = PROTOCOL
+    seams: ClassVar[frozenset[Seam]] = frozenset({Seam.LINEAR})
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
+    params: ClassVar[Mapping[str, Any]] = {"adapter": "default"}
+
+
+def factorise(deltas: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Tensor], float]:
+    """Deltas [out, in] by layer as the tensors of an adapter: the ``rank`` largest directions of each, in float16; and the
+    share of all their squares that is in these.
+    """
+    import torch
+
+    tensors, total, kept = {}, 0.0, 0.0
+    for name, delta in deltas.items():
+        left, sizes, right = torch.linalg.svd(delta.detach().double().cpu(), full_matrices=False)
+        total, kept = total + float(sizes.square().sum()), kept + float(sizes[:rank].square().sum())
+        root = sizes[:rank].sqrt()
+        tensors[f"{name}.down"] = (root[:, None] * right[:rank]).half()
+        tensors[f"{name}.up"] = (left[:, :rank] * root).half()
+    return tensors, kept / total if total else 1.0
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The deltas [out, in] by layer of what `thin` gave, in float32."""
+    names = {name.rpartition(".")[0]: None for name in tensors}
+    return {name: tensors[f"{name}.up"].float() @ tensors[f"{name}.down"].float() for name in names}
+
+
+def delta_edits(adapter: Adapter, concepts: Sequence[Concept], pipeline: Pipeline) -> list[Edit]:
+    """One edit a layer, for all these concepts: in a row that has several of them, at the largest strength.
+
+    Raises CapabilityError where the adapter holds something else than deltas. That each layer is there, and of the
+    delta's widths, is seen to where edits of linear layers are hooked.
+    """
+    ids = tuple(concept.id for concept in concepts)
+    digests = dict.fromkeys(ids, adapter.digest)
+    try:
+        edits: list[Edit] = []
+        for name in sorted({name.rpartition(".")[0] for name in adapter.tensors}):
+            down, up = (adapter.tensors[f"{name}.{part}"].float() for part in ("down", "up"))
+            if down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1]:
+                raise ValueError(f"the factors of {name} do not fit one another")
+            if not bool(down.isfinite().all() and up.isfinite().all()):
+                raise ValueError("its numbers are not all finite")
+            edits.append(LinearEdit(name, ids, down, up, adapters=digests))
+        if not edits or len(adapter.tensors) != 2 * len(edits):
+            raise ValueError("its factors are not all there")
+    except (KeyError, ValueError) as fault:
+        raise adapter.malformed(fault, pipeline.name) from fault
+    return edits
+
+
+def edits_per_concept(concepts: Sequence[Concept], method: str, source: Any, pipeline: Pipeline, folder: Path) -> list[Edit]:
+    """Edits by each concept's own adapter of ``method``, as ``params.adapter`` names it; those of several concepts add up.
+
+    Raises what `find_adapter` and `delta_edits` raise.
+    """
+    found = [find_adapter(source, one, method, pipeline, folder, concept=one.id) for one in concepts]
+    return [edit for one, adapter in zip(concepts, found, strict=True) for edit in delta_edits(adapter, [one], pipeline)]

@@ -1,0 +1,54 @@
+"""What an edit keeps from one call of the denoiser to the next, within one request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Cells = dict[str, dict[tuple[int, int], "Tensor"]]
+"""By name, what is kept for each image and column of the plan."""
+
+
+class EditMemory:
+    """What one edit keeps for the rows and concepts that it acts on now: by name, a value for each of them.
+
+    A value belongs to an image and a concept, never to a place in the batch: whichever are active next, each finds its own.
+    Rows of one image (frames) share a value, their mean. A row whose image is not known has none: nothing tells it from others.
+    """
+
+    def __init__(self, cells: Cells, images: Sequence[int | None], columns: Sequence[int]) -> None:
+        self._cells, self._images, self._columns = cells, images, columns
+        self._known: dict[str, Tensor] = {}
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a value for every row and concept."""
+        cells = self._cells.get(name, {})
+        return all(image is not None and (image, column) in cells for image in self._images for column in self._columns)
+
+    def recall(self, name: str) -> Tensor | None:
+        """The values [R, C, ...]; None unless there is one for every row and concept. Not to be written to."""
+        if name in self._known:
+            return self._known[name]
+        if not self.knows(name):
+            return None
+        import torch
+
+        cells = self._cells[name]
+        rows = [torch.stack([cells[image, column] for column in self._columns]) for image in self._images if image is not None]
+        self._known[name] = torch.stack(rows)
+        return self._known[name]
+
+    def keep(self, name: str, values: Tensor) -> None:
+        """Keep values [R, C, ...] where there is none yet: what an image has shown first, it has shown."""
+        cells = self._cells.setdefault(name, {})
+        places: dict[int, list[int]] = {}
+        for place, image in enumerate(self._images):
+            if image is not None:
+                places.setdefault(image, []).append(place)
+        for image, own in places.items():
+            value = values[own[0]] if len(own) == 1 else values[own].mean(0)
+            for spot, column in enumerate(self._columns):
+                cells.setdefault((image, column), value[spot])

@@ -1,0 +1,99 @@
+"""The protocol that every eraser follows: from concepts to edits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Protocol
+
+from safeguard.errors import CapabilityError
+from safeguard.policy import Concept
+from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.seams import Edit, Seam
+
+PROTOCOL: Final = 1
+"""The version of this protocol. An eraser states the one it was written for."""
+
+
+class Eraser(Protocol):
+    """Turns concepts into edits. One file is enough: see ``safeguard_plugins/eiup.py``.
+
+    An eraser is a class without arguments. ``strengths`` maps the policy's words to the method's own scale; ``params``
+    names the parameters that a policy may give, with their defaults.
+    """
+
+    protocol: ClassVar[int]
+    name: ClassVar[str]
+    version: ClassVar[str]
+    seams: ClassVar[frozenset[Seam]]
+    strengths: ClassVar[Mapping[str, float]]
+    params: ClassVar[Mapping[str, Any]]
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        """Edits for ``concepts``, which all share ``params`` (the defaults with the policy's values over them).
+
+        Pure: the same concepts, parameters and pipeline give the same edits. Raises CapabilityError where the pipeline
+        lacks something.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """How strongly a concept is erased: the policy's ``word`` if it used one, and the number on the eraser's scale."""
+
+    value: float
+    word: str | None = None
+
+
+def concept_strength(concept: Concept, eraser: Eraser) -> Strength:
+    """The concept's strength on the eraser's own scale. Raises CapabilityError for a word that the eraser lacks."""
+    if not isinstance(concept.strength, str):
+        return Strength(float(concept.strength))
+    if concept.strength not in eraser.strengths:
+        raise CapabilityError(
+            f"concept {concept.id!r}: eraser {eraser.name!r} has no strength {concept.strength!r}; "
+            f"use {', '.join(eraser.strengths)} or a number",
+            eraser=eraser.name,
+            missing=f"strength {concept.strength}",
+        )
+    return Strength(float(eraser.strengths[concept.strength]), concept.strength)
+
+
+def concept_params(concept: Concept, eraser: Eraser) -> dict[str, Any]:
+    """The eraser's parameters with the concept's over them. Raises CapabilityError for one that the eraser lacks."""
+    unknown = sorted(set(concept.params) - set(eraser.params))
+    if unknown:
+        raise CapabilityError(
+            f"concept {concept.id!r}: eraser {eraser.name!r} has no parameter {unknown[0]!r}; "
+            f"it has {', '.join(eraser.params) or 'none'}",
+            eraser=eraser.name,
+            missing=f"parameter {unknown[0]}",
+        )
+    return {**eraser.params, **concept.params}
+
+
+def param_number(
+    concept: Concept, eraser: Eraser, params: Mapping[str, Any], name: str, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """The parameter ``name`` as a number from ``least`` to ``most``. Raises CapabilityError for anything else."""
+    value = params[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise CapabilityError(
+            f"concept {concept.id!r}: params.{name} of {eraser.name!r} is a number from {least:g} to {most:g}, not {value!r}",
+            eraser=eraser.name,
+            missing=name,
+        )
+    return float(value)
+
+
+def param_choice(concept: Concept, eraser: Eraser, params: Mapping[str, Any], name: str, among: Sequence[str]) -> str:
+    """The parameter ``name`` as one of some words. Raises CapabilityError for anything else."""
+    if params[name] not in among:
+        raise CapabilityError(
+            f"concept {concept.id!r}: params.{name} of {eraser.name!r} must be one of {', '.join(among)}",
+            eraser=eraser.name,
+            missing=name,
+        )
+    return str(params[name])

@@ -1,0 +1,34 @@
+"""A concept's words in the negative prompt: what the baseline does, and what some methods do besides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from safeguard.policy import Concept
+from safeguard.sdk.calls import StatesCall
+from safeguard.sdk.seams import TextStatesEdit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NegativeText(TextStatesEdit):
+    """On the unconditional branch: the phrases of a row's active concepts stand before its negative text, of which the
+    encoder cuts off what does not fit behind them.
+    """
+
+    unconditional = True
+
+    def __init__(self, concepts: Sequence[Concept]) -> None:
+        self.concepts = tuple(concept.id for concept in concepts)
+        self._phrases = [", ".join(concept.phrases) for concept in concepts]
+
+    def __call__(self, call: StatesCall) -> Tensor:
+        """States of each row's negative text with the phrases of its active concepts before it: [R, L, D]. Raises
+        CapabilityError where the encoder does not read all these phrases.
+        """
+        active = [
+            ", ".join(phrase for phrase, on in zip(self._phrases, line, strict=True) if on) for line in call.strengths.tolist()
+        ]
+        return call.encode(active, call.texts)

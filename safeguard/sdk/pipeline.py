@@ -1,0 +1,158 @@
+"""A pipeline as erasers see it while they make their edits: what it reads of texts, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from safeguard.sdk.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TextSite:
+    """One attention at which image tokens read text: its place in the denoiser, number of heads, width of a head, and the
+    factor on its scores.
+    """
+
+    index: int
+    name: str
+    heads: int
+    head_dim: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSite:
+    """A module whose output a feature edit may change: its ``name`` in the pipeline, with ``#1`` behind it where that is the
+    second of several outputs, and the ``shape`` of one row of that: (C, H, W) in a UNet, (N, C) where image tokens are rows.
+    The shape is that of a small call: only C is the same in every one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedText:
+    """A text as the pipeline's own encoders give it to the denoiser.
+
+    ``states`` [L, D] is trimmed to real tokens, which stood at ``places``; ``content`` says which of them are words, and not
+    tokens that open and close every text; ``closing``, which of them close it, one an encoder whose tokens stand behind one
+    another. ``pooled`` [P] is the text as one vector, where the denoiser reads that too.
+    """
+
+    text: str
+    states: Tensor
+    content: Sequence[int]
+    places: Sequence[int]
+    pooled: Tensor | None = None
+    closing: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """The tokens of one encoder in the untrimmed states of a text: ``places`` of its real tokens, of which ``words`` are words.
+
+    ``whole`` [D] is the state of the token that closes the text, ``without`` [n, D] that state with each of its words in turn
+    replaced by the vocabulary's token 0.
+    """
+
+    places: Sequence[int]
+    words: Sequence[int]
+    whole: Tensor
+    without: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Occlusion:
+    """A text, and what it is without each of its words in turn: ``segments``, one an encoder whose tokens stand behind one
+    another. ``states`` [L, D] are those of the whole text; ``pooled`` [n, P] the text as one vector, with each word left out,
+    where the denoiser reads that too.
+    """
+
+    states: Tensor
+    segments: Sequence[Segment]
+    pooled: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextLayers:
+    """Linear layers that are given the same: a text, before anything else than itself has had a part in it.
+
+    ``modules`` as `LinearEdit` names them. With ``tokens`` they read tokens, [B, L, in], else one vector a text, [B, in].
+    """
+
+    modules: tuple[str, ...]
+    tokens: bool = True
+
+
+class TokenKeys(Protocol):
+    """Keys and values of a fixed set of tokens, as one site sees them in the denoiser call that is under way."""
+
+    def at(self, site: TextSite) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [H, T, d], in the denoiser's dtype; the same tensors as long as nothing has changed."""
+        ...
+
+
+class Pipeline(Protocol):
+    """What an eraser may ask of the pipeline while it makes its edits."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sites(self) -> Sequence[TextSite]: ...
+
+    @property
+    def main_sites(self) -> Sequence[TextSite]:
+        """Those of the denoiser that makes the image, in its order: the sites of the fingerprint."""
+        ...
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What is trained or calibrated for one pipeline is bound to this."""
+        ...
+
+    @property
+    def middle(self) -> FeatureSite | None:
+        """The middle of the denoiser: a UNet's middle block, or the image stream behind a transformer's middle block. None
+        where there is none of either.
+        """
+        ...
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Encode texts with the pipeline's own encoders. The empty text is allowed."""
+        ...
+
+    def keys(self, texts: Sequence[EncodedText]) -> TokenKeys:
+        """Keys and values of the tokens of texts, one text after another, at every site."""
+        ...
+
+    def pooled(self, texts: Sequence[str]) -> Tensor | None:
+        """Texts as one vector each, [n, P], as the denoiser reads them beside their tokens. None where it reads none."""
+        ...
+
+    @property
+    def text_layers(self) -> Sequence[TextLayers]:
+        """The linear layers that are the first to read the text, in groups that are given the same. At cross-attention these
+        make its keys and values. Empty where no layer reads the text alone.
+        """
+        ...
+
+    def weight(self, module: str) -> Tensor:
+        """The weight of such a layer as it works now, adapters included: [out, in], float64, a copy."""
+        ...
+
+    def inputs(self, layers: TextLayers, texts: Sequence[str]) -> list[Tensor]:
+        """What the layers of a group are given of each text: [L, in], float64, untrimmed (`EncodedText.places` are places
+        in it); [1, in] where they read one vector.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Helpers of the tests: tiny denoisers and pipelines of every family."""

@@ -1,0 +1,116 @@
+"""What the tests of erasers, attachment and guard share: policies made on the spot, a screener that goes by words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+import safeguard
+from safeguard.plan.calibration import Calibration, Detector
+from safeguard.policy import Concept, Policy, Settings
+from safeguard.policy.snapshot import canonical_json, snapshot
+from safeguard.screening import Screening
+from tests.support.families import PROMPTS, call_of
+
+UNTRAINED = {"geom_erasing": {"word": "none"}, "gie": {"adapter": "none"}}
+"""What erasers that are trained for a pipeline need to be told on one for which nobody trained them."""
+
+
+def concept(name: str, **fields: Any) -> Concept:
+    """A concept called ``name`` that says ``name``; it acts when the screener says so, unless told otherwise."""
+    params = UNTRAINED.get(fields.get("eraser", ""), {})
+    return Concept(name, **{"phrases": (name,), "activation": "screened", "strength": 2.0, "params": params, **fields})
+
+
+def policy(*concepts: Concept, name: str = "test", **settings: str) -> Policy:
+    chosen = Settings(**settings)
+    words = {field: getattr(chosen, field) for field in Settings.__slots__}
+    return Policy.from_canonical(canonical_json(snapshot(name, "", {}, words, [one.to_dict() for one in concepts])))
+
+
+def always(eraser: str) -> Policy:
+    """A policy of one concept that ``eraser`` takes out of every image."""
+    return policy(concept("blood", eraser=eraser, activation="always"))
+
+
+def calibrated(pipe: Any, chosen: Policy, opens: Sequence[int] | Mapping[str, Sequence[int]]) -> Calibration:
+    """A calibration by which the prompts of ``PROMPTS`` at these places open every adaptive concept, or each at its own, and
+    the others none.
+    """
+    adaptive = [one for one in chosen.concepts.values() if one.activation == "adaptive"]
+    blank = Calibration.blank(adaptive, 0.01, chosen.revision)
+    with safeguard.protect(pipe, chosen, screener=None, calibration=blank) as guard:
+        seen = np.array(guard.look(**call_of(pipe, PROMPTS)))  # [prompts, concepts, features]
+        fingerprint = guard.attachment.fingerprint
+    gauges = {}
+    for column, one in enumerate(adaptive):
+        places = opens.get(one.id, ()) if isinstance(opens, Mapping) else opens
+        wanted = np.array([1.0 if place in places else -1.0 for place in range(len(PROMPTS))])
+        table = np.concatenate([seen[:, column], np.ones((len(PROMPTS), 1))], 1)
+        *weights, offset = np.linalg.lstsq(table, wanted)[0].tolist()
+        gauges[one.id] = Detector(one.phrases, tuple(weights), offset, 0.0)
+    return Calibration(fingerprint, gauges, 0.01, chosen.revision)
+
+
+@dataclass
+class Words:
+    """Screens by word: a concept's name opens its erasure, and ``very NAME`` is severe. ``seen`` keeps every text."""
+
+    name: str = "words"
+
+    def __post_init__(self) -> None:
+        self.seen: list[str] = []
+
+    def screen(self, texts: Sequence[str], concepts: Mapping[str, Concept] | None = None) -> Screening:
+        self.seen.extend(texts)
+        names = tuple(concepts or ())
+        scores = [[0.9 if f"very {one}" in text else 0.6 if one in text else 0.1 for one in names] for text in texts]
+        table = np.array(scores, dtype=np.float32).reshape(len(texts), len(names))
+        return Screening("words:1", names, table, (0.5,) * len(names), (0.75,) * len(names))
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal to the bit."""
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def rows_changed(one: torch.Tensor, other: torch.Tensor) -> list[bool]:
+    return [not torch.equal(a, b) for a, b in zip(one, other, strict=True)]
+
+
+class InterruptedRunError(RuntimeError):
+    """What a callback of a test raises."""
+
+
+CLOSE: Final = {"rtol": 1e-4, "atol": 2e-2}
+"""How near a compiled denoiser comes to itself uncompiled: latents of these random pipelines reach 600."""
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, **CLOSE)
+
+
+@contextmanager
+def no_recompilation() -> Iterator[None]:
+    """Whatever is compiled inside must have been compiled before."""
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+
+
+@contextmanager
+def protecting() -> Iterator[Callable[..., safeguard.Guard]]:
+    """``safeguard.protect`` with the word screener; released at the end."""
+    guards: list[safeguard.Guard] = []
+
+    def protect(pipe: Any, policy: Any, **options: Any) -> safeguard.Guard:
+        guards.append(safeguard.protect(pipe, policy, **{"screener": Words(), **options}))
+        return guards[-1]
+
+    yield protect
+    for guard in guards:
+        guard.release()

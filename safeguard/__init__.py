@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safeguard import errors
-    from safeguard.guard import Guard, Request, Status, calibrate, protect
+    from safeguard.guard import Guard, Request, Status, calibrate, guard_of, protect
     from safeguard.policy import Policy, load_policy
 
-__all__ = ["Guard", "Policy", "Request", "Status", "__version__", "calibrate", "errors", "load_policy", "protect"]
+__all__ = ["Guard", "Policy", "Request", "Status", "__version__", "calibrate", "errors", "guard_of", "load_policy", "protect"]
 __version__ = "0.2.0"
 
 _HOMES = {
@@ -18,6 +18,7 @@ _HOMES = {
     "Request": "safeguard.guard",
     "Status": "safeguard.guard",
     "calibrate": "safeguard.guard",
+    "guard_of": "safeguard.guard",
     "load_policy": "safeguard.policy",
     "protect": "safeguard.guard",
 }
@@ -32,3 +33,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,9 @@
 
 from safeguard.guard.calibrate import calibrate
 from safeguard.guard.decide import ScreenLike
-from safeguard.guard.guard import Guard, Request, Status, protect
+from safeguard.guard.guard import Guard
+from safeguard.guard.protect import guard_of, protect
+from safeguard.guard.request import Request
+from safeguard.guard.status import Status
 
-__all__ = ["Guard", "Request", "ScreenLike", "Status", "calibrate", "protect"]
+__all__ = ["Guard", "Request", "ScreenLike", "Status", "calibrate", "guard_of", "protect"]

@@ -1,4 +1,4 @@
-"""``protect`` and the ``Guard``: one way in, one way out."""
+"""The ``Guard`` of one pipeline: the walk of a request, swapping of policies, status and release."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from typing import Any, Final
 import structlog
 
 from safeguard.audit import AuditLog, AuditSink, Decision, Model
-from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem, SafeguardError
+from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem
 from safeguard.guard import records
 from safeguard.guard.call_args import PipelineCall, read_call
 from safeguard.guard.decide import CallVerdict, ScreenLike, chosen_screener, decide, refuses_embeds, undecided, watching
-from safeguard.guard.pipeline_class import is_guarded, unwrap, wrap
+from safeguard.guard.enforce import require_protected
+from safeguard.guard.pipeline_class import unwrap, wrap
+from safeguard.guard.records import CallFacts
 from safeguard.guard.reload import Watcher
-from safeguard.guard.request import Request, Status
+from safeguard.guard.request import Request
+from safeguard.guard.status import Status
 from safeguard.instrument import OFFERED, Attachment, SelfTest
 from safeguard.plan.calibration import Calibration
 from safeguard.plan.compile import Plan, compile_plan
@@ -37,38 +40,6 @@ _guarded_denoisers: Final[weakref.WeakKeyDictionary[Any, str]] = weakref.WeakKey
 
 
 _REQUEST: Final[ContextVar[Request | None]] = ContextVar("safeguard_request", default=None)
-
-
-def protect(
-    pipe: Any,
-    policy: PolicySource,
-    *,
-    audit: str | os.PathLike[str] | AuditSink | None = None,
-    screener: ScreenLike | str | None = "default",
-    example: Mapping[str, Any] | None = None,
-    calibration: str | os.PathLike[str] | Calibration | None = None,
-) -> Guard:
-    """Protect a live diffusers pipeline with a policy. From here on ``pipe(...)`` is guarded; its type and signature stay.
-
-    ``policy``: a path, ``builtin://NAME`` or a `Policy`. ``audit``: a folder, a sink, or None for no log. ``screener``:
-    ``"default"``, an object with ``name`` and ``screen(texts, concepts)``, or None: then every concept acts on every request
-    that does not go by evidence.
-    ``example``: what a call of one prompt needs besides the prompt, where the pipeline cannot be tried on a prompt and a blank
-    picture: ``{"ip_adapter_image": image}``, ``{"video": frames}``. Only trials see it. ``calibration``: what `calibrate` made
-    for this pipeline, or its file: by it the concepts that are ``adaptive`` open where the first step shows them; those that it
-    does not cover act in every image.
-
-    Raises PolicyError, CapabilityError (the pipeline cannot be protected as the policy asks), PluginError or AuditError; then
-    nothing is attached.
-    """
-    if is_guarded(pipe):
-        raise CapabilityError(
-            f"this {type(pipe).__name__} is guarded already; use guard.swap(policy) to change its policy",
-            pipeline=type(pipe).__name__,
-        )
-    if not hasattr(pipe, "components") or not callable(pipe):
-        raise CapabilityError(f"{type(pipe).__name__} is not a diffusers pipeline", pipeline=type(pipe).__name__)
-    return Guard(pipe, policy, audit, screener, example, calibration)
 
 
 class Guard:
@@ -113,7 +84,7 @@ class Guard:
             self._activate(self._prepared(first))
             self._attachment.on_direct = self._on_direct
             attachment = self._attachment
-            wrap(pipe, self._call, attachment.number, attachment.encoding_lock, attachment.roles.note)
+            wrap(pipe, self, self._call, attachment.number, attachment.encoding_lock, attachment.roles.note)
         except BaseException:
             self._attachment.plan = None
             self._attachment.remove()
@@ -121,6 +92,10 @@ class Guard:
             raise
         for denoiser in self._attachment.denoisers.values():
             _guarded_denoisers[denoiser] = self._attachment.name
+
+    def __repr__(self) -> str:
+        state = "released" if self._released else f"policy {self.policy.name!r} {self.policy.revision[:12]}"
+        return f"<Guard of {self._attachment.name}: {state}, {len(self._attachment.sites)} text sites>"
 
     @property
     def attachment(self) -> Attachment:
@@ -228,31 +203,34 @@ class Guard:
                 self._attachment.require(self._calibration)
             request = _REQUEST.get() or Request()
             self._last_request = _now()
-            asked = read_call(self._attachment.base, pipe, args, kwargs)
-            if refuses_embeds(plan.policy, asked):
-                raise self._refusal(plan, asked, CallVerdict((), (), "none", 0.0), request, "embeddings without text")
-            decided = decide(plan, asked, self._screener, request.request_id, len(request.decisions))
-            if any(row.result == "block" for row in decided.rows):
-                raise self._refusal(plan, asked, decided, request, "")
-            state = self._running(plan, asked, decided, request, pipe)
+            call = read_call(self._attachment.base, pipe, args, kwargs)
+            if refuses_embeds(plan.policy, call):
+                raise self._refusal(plan, call, CallVerdict((), (), "none", 0.0), request, "embeddings without text")
+            verdict = decide(plan, call, self._screener, request.request_id, len(request.decisions))
+            if any(row.result == "block" for row in verdict.rows):
+                raise self._refusal(plan, call, verdict, request, "")
+            state = self._running(plan, call, verdict, request, pipe)
             before = time.perf_counter()
             try:
                 with request_scope(state):
                     output = run(*args, **kwargs)
-                records.require_evidence(state)
+                require_protected(state)
             except ProbeFinished:
                 request.features.extend(records.features_of(state))
                 return None
             except Exception:
-                self._record(plan, request, records.failed(plan, asked, decided, self._model(pipe), request.who()))
+                self._record(plan, request, records.failed(self._facts(plan, call, verdict, request, pipe)))
                 raise
             after = time.perf_counter()
             overhead = (before - begun + time.perf_counter() - after) * 1e3
-            decisions = records.made(plan, asked, decided, state, output, self._model(pipe), overhead, request.who())
+            decisions = records.finished(self._facts(plan, call, verdict, request, pipe), state, output, overhead)
             self._record(plan, request, decisions)
             if request.wants_maps:
                 request.maps.extend(records.maps_of(plan, state, len(decisions)))
             return output
+
+    def _facts(self, plan: Plan, call: PipelineCall, verdict: CallVerdict, request: Request, pipe: Any) -> CallFacts:
+        return CallFacts(plan, call, verdict, self._model(pipe), request.who())
 
     def _model(self, pipe: Any) -> Model:
         return records.model_of(pipe, self._attachment.base)
@@ -272,37 +250,37 @@ class Guard:
             if last:
                 self._detach()
 
-    def _running(self, plan: Plan, asked: PipelineCall, decided: CallVerdict, request: Request, pipe: Any) -> RequestState:
+    def _running(self, plan: Plan, call: PipelineCall, verdict: CallVerdict, request: Request, pipe: Any) -> RequestState:
         def an_image(values: Sequence[Any]) -> list[Any]:
-            return [value for value in values for _ in range(asked.per_prompt)]
+            return [value for value in values for _ in range(call.per_prompt)]
 
-        texts = an_image([row.texts[0] if row.texts else None for row in asked.rows])
-        negative = an_image([row.negative[0] if row.negative else None for row in asked.rows])
-        known = self._attachment.known_texts(texts, negative) if all(row.readable for row in asked.rows) else ([], [])
+        texts = an_image([row.texts[0] if row.texts else None for row in call.rows])
+        negative = an_image([row.negative[0] if row.negative else None for row in call.rows])
+        known = self._attachment.known_texts(texts, negative) if all(row.readable for row in call.rows) else ([], [])
         return RequestState(
             plan=plan,
             positive=known[0],
             negative=known[1],
-            strengths=[image.strengths for image in decided.images],
+            strengths=[image.strengths for image in verdict.images],
             host=self._attachment.number,
             texts=texts,
             negative_texts=negative,
             skip_errors=plan.policy.settings.on_error == "allow",
-            guided=asked.guided,
+            guided=call.guided,
             scheduler=getattr(pipe, "scheduler", None),
-            watching=watching(plan, decided, asked.per_prompt, len(self._attachment.watched_sites), only=request.only_looks),
+            watching=watching(plan, verdict, call.per_prompt, len(self._attachment.watched_sites), only=request.only_looks),
             maps={} if request.wants_maps else None,
         )
 
-    def _refusal(self, plan: Plan, asked: PipelineCall, decided: CallVerdict, request: Request, reason: str) -> PolicyViolation:
+    def _refusal(self, plan: Plan, call: PipelineCall, verdict: CallVerdict, request: Request, reason: str) -> PolicyViolation:
         """Record a refusal, and make the error that tells of it."""
-        rows = [index for index, row in enumerate(decided.rows) if row.result == "block"]
-        if not decided.rows:
-            rows = [index for index, row in enumerate(asked.rows) if not row.readable]
-            decided = undecided(plan, asked)
-        decisions = records.refused(plan, asked, decided, rows, self._model(self._pipe), request.who())
+        rows = [index for index, row in enumerate(verdict.rows) if row.result == "block"]
+        if not verdict.rows:
+            rows = [index for index, row in enumerate(call.rows) if not row.readable]
+            verdict = undecided(plan, call)
+        decisions = records.refused(self._facts(plan, call, verdict, request, self._pipe), rows)
         self._record(plan, request, decisions)
-        concepts = dict.fromkeys(name for row in rows for name in decided.rows[row].blocked)
+        concepts = dict.fromkeys(name for row in rows for name in verdict.rows[row].blocked)
         ids = [decision.decision_id for decision in decisions]
         return PolicyViolation(
             list(concepts), plan.policy.revision, ids, reason and f"{reason} are refused by settings.prompt_embeds"
@@ -395,6 +373,3 @@ def _activation(concept: Concept, plan: Plan) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-__all__ = ["Guard", "Request", "SafeguardError", "Status", "protect"]

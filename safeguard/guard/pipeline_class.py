@@ -16,8 +16,14 @@ def is_guarded(pipe: Any) -> bool:
     return "_safeguard_base" in vars(type(pipe))
 
 
+def guard_of_class(pipe: Any) -> Any:
+    """The guard that a pipeline's class belongs to; None where it is not guarded."""
+    return vars(type(pipe)).get("_safeguard_guard")
+
+
 def wrap(
     pipe: Any,
+    guard: Any,
     call: Call,
     host: int,
     encoding: AbstractContextManager[object],
@@ -52,6 +58,7 @@ def wrap(
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "_safeguard_base": base,
+        "_safeguard_guard": guard,
     }
     if hasattr(base, "encode_prompt"):
         members["encode_prompt"] = functools.wraps(base.encode_prompt)(watched_encode)

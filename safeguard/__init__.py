@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from safeguard import _deprecated
+
 if TYPE_CHECKING:
     from safeguard import errors
     from safeguard.guard import Guard, Request, Status, calibrate, guard_of, protect
@@ -22,6 +24,9 @@ _HOMES = {
     "load_policy": "safeguard.policy",
     "protect": "safeguard.guard",
 }
+
+
+_deprecated.install()
 
 
 def __getattr__(name: str) -> Any:

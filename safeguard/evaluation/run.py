@@ -24,6 +24,7 @@ from safeguard.evaluation.harness import Harness
 from safeguard.evaluation.prompt_sets import Cell, PromptCase, cases
 from safeguard.evaluation.statistics import Pixels, likeness
 from safeguard.plan.registry import Registry
+from safeguard.sdk.adapter import shipped_files as adapter_files
 from safeguard.sdk.eraser import Eraser
 
 ATTRIBUTES: Final = ("subject", "colour", "scene")
@@ -153,11 +154,8 @@ def _what_acts(arm: Arm, studio: Harness) -> dict[str, Any]:
 
 
 def shipped_files(eraser: Eraser) -> list[Path]:
-    """The files of training that come with an eraser, in ``assets`` beside its module."""
-    module = inspect.getmodule(type(eraser))
-    if module is None or module.__file__ is None:
-        return []
-    return sorted((Path(module.__file__).parents[2] / "safeguard_demo" / "adapters").glob(f"{eraser.name}-*"))
+    """The files of training that come with an eraser."""
+    return adapter_files(eraser.name)
 
 
 def _bytes_of(paths: Iterable[Path]) -> bytes:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
-from pathlib import Path
+from importlib.metadata import EntryPoint
 from typing import Any, Final
 
+from safeguard._entry_points import owner as _owner
+from safeguard._entry_points import points as installed_points
 from safeguard.errors import PluginError
 from safeguard.sdk.eraser import PROTOCOL, Eraser
 from safeguard.sdk.seams import Seam
@@ -36,7 +36,7 @@ class Registry:
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
         self._points: dict[str, list[EntryPoint]] = {}
         self._loaded: dict[str, Eraser] = {}
-        for point in _registered() if points is None else points:
+        for point in installed_points(GROUP) if points is None else points:
             self._points.setdefault(point.name, []).append(point)
 
     @property
@@ -85,23 +85,6 @@ class Registry:
         except PluginError as fault:
             return PluginInfo(name, owner, target, error=str(fault))
         return PluginInfo(name, owner, target, eraser.version, tuple(sorted(seam.value for seam in eraser.seams)))
-
-
-def _registered() -> list[EntryPoint]:
-    """The installed entry points; in a checkout that was never installed, also those that its ``pyproject.toml`` declares."""
-    found = list(entry_points(group=GROUP))
-    project = Path(__file__).parents[2] / "pyproject.toml"
-    try:
-        distribution("safeguard-diffusion")
-    except PackageNotFoundError:
-        if project.is_file():
-            own = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"][GROUP]
-            found += [EntryPoint(name, target, GROUP) for name, target in own.items()]
-    return found
-
-
-def _owner(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "no installed distribution"
 
 
 def _checked(made: Any, name: str, owner: str) -> Eraser:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from safeguard._entry_points import folder, points
 from safeguard._io import digest_of, load, to_bytes, write_whole
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
@@ -17,6 +18,7 @@ from safeguard.sdk.pipeline import Pipeline
 if TYPE_CHECKING:
     from torch import Tensor
 
+ADAPTERS: Final = "safeguard.adapters"  # the group of entry points that name folders of adapters
 SCHEMA: Final = "safeguard.dev/adapter/v1"
 WORD: Final = ".word.safetensors"  # a learned word, which some trainings write beside an adapter
 
@@ -88,10 +90,10 @@ class Adapter:
 
 
 def find_adapter(
-    source: Any, concept: Concept, method: str, pipeline: Pipeline, folder: Path, /, *, otherwise: str = "", **settings: Any
+    source: Any, concept: Concept, method: str, pipeline: Pipeline, /, *, otherwise: str = "", **settings: Any
 ) -> Adapter:
-    """The adapter that ``params.adapter`` of a concept names: a file, or by ``default`` the one shipped in ``folder``. It
-    belongs to ``pipeline``.
+    """The adapter that ``params.adapter`` of a concept names: a file, or by ``default`` the one that an installed
+    distribution brings (`shipped`). It belongs to ``pipeline``.
 
     Raises CapabilityError where there is none; ``otherwise`` is what else a policy may then do.
     """
@@ -106,18 +108,26 @@ def find_adapter(
         made = Adapter.load(source, method)
         made.require(pipeline.fingerprint)
         return made
-    found = shipped(folder, method, pipeline.fingerprint, **settings)
+    found = shipped(method, pipeline.fingerprint, **settings)
     if found is None:
         what = f"concept {concept.id!r}: no adapter of {method} comes with the package for this {pipeline.name}"
         raise _refusal(what, method, pipeline.name, f" and name it in params.adapter{otherwise}")
     return found
 
 
-def shipped(folder: Path, method: str, fingerprint: Fingerprint, /, **settings: Any) -> Adapter | None:
-    """The adapter in ``folder``, by the name of ``METHOD-*.safetensors``, that belongs to a pipeline and was trained with these
-    ``settings``. None where there is none; raises what `Adapter.load` raises.
+def shipped_files(method: str) -> list[Path]:
+    """The files ``METHOD-*.safetensors`` in the folders that installed distributions name by entry points of `ADAPTERS`:
+    adapters, and the learned words beside them.
     """
-    for path in sorted(folder.glob(f"{method}-*.safetensors")):
+    folders = [folder(point) for point in points(ADAPTERS)]
+    return [path for place in folders if place is not None for path in sorted(place.glob(f"{method}-*.safetensors"))]
+
+
+def shipped(method: str, fingerprint: Fingerprint, /, **settings: Any) -> Adapter | None:
+    """The adapter among `shipped_files` that belongs to a pipeline and was trained with these ``settings``. None where there is
+    none; raises what `Adapter.load` raises.
+    """
+    for path in shipped_files(method):
         if path.name.endswith(WORD):
             continue
         found = Adapter.load(path, method)

@@ -6,7 +6,6 @@ A delta [out, in] of the layer ``NAME`` is kept in two thin factors, ``NAME.down
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeguard.policy import Concept
@@ -74,10 +73,10 @@ def delta_edits(adapter: Adapter, concepts: Sequence[Concept], pipeline: Pipelin
     return edits
 
 
-def edits_per_concept(concepts: Sequence[Concept], method: str, source: Any, pipeline: Pipeline, folder: Path) -> list[Edit]:
+def edits_per_concept(concepts: Sequence[Concept], method: str, source: Any, pipeline: Pipeline) -> list[Edit]:
     """Edits by each concept's own adapter of ``method``, as ``params.adapter`` names it; those of several concepts add up.
 
     Raises what `find_adapter` and `delta_edits` raise.
     """
-    found = [find_adapter(source, one, method, pipeline, folder, concept=one.id) for one in concepts]
+    found = [find_adapter(source, one, method, pipeline, concept=one.id) for one in concepts]
     return [edit for one, adapter in zip(concepts, found, strict=True) for edit in delta_edits(adapter, [one], pipeline)]

@@ -19,6 +19,7 @@ from safeguard.training.frozen_pipeline import FrozenPipeline
 from tests.support import acme_erasers
 from tests.support.contract_policies import calibrated, concept, policy, protecting
 from tests.support.families import FAMILIES, PROMPTS, denoiser, generate, part
+from tests.support.installed_adapters import install_adapters
 
 Protect = Callable[..., safeguard.Guard]
 CONCEPTS = ("blood", "weapon", "fish")  # that these tests name
@@ -116,7 +117,7 @@ def trained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if eraser in ("self_discovery", "sdd", "esd", "hfi", "ccrt"):
         for family in {given.get("family", "sd1"), "sd2"}:  # some tests call the latter, too
             folder = request.getfixturevalue("adapters")(family)
-        monkeypatch.setattr(f"safeguard_plugins.{eraser}.SHIPPED", folder)
+        install_adapters(folder, monkeypatch)
 
 
 @pytest.fixture(scope="module")  # a guard that outlived it would be met by the tests of other modules

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import safeguard_demo
-import safeguard_plugins
 import torch
 from safeguard_demo.captions import prompts
 from safeguard_demo.world import CONCEPTS
@@ -20,7 +19,7 @@ from safeguard.sdk.adapter import Adapter, shipped
 from safeguard.training.textual_inversion import LearnedWord
 
 COUNT = 4
-SHIPPED = Path(safeguard_plugins.__file__).with_name("assets")
+SHIPPED = Path(safeguard_demo.__file__).with_name("adapters")
 WORDS = sorted(SHIPPED.glob("*.word.safetensors"))
 FILES = sorted(set(SHIPPED.glob("*.safetensors")) - set(WORDS))
 
@@ -74,7 +73,7 @@ def test_each_is_named_by_its_method_and_says_how_it_was_trained(file: Path) -> 
 
 
 def test_gie_has_one_for_each_pipeline(pipe: Any) -> None:
-    found = shipped(SHIPPED, "gie", Attachment(pipe).fingerprint)
+    found = shipped("gie", Attachment(pipe).fingerprint)
     assert found is not None
     assert set(found.settings["concepts"]) == set(CONCEPTS)
 
@@ -82,7 +81,7 @@ def test_gie_has_one_for_each_pipeline(pipe: Any) -> None:
 def test_self_discovery_has_one_for_each_concept(pipe: Any) -> None:
     attachment = Attachment(pipe)
     for concept in CONCEPTS:
-        found = shipped(SHIPPED, "self_discovery", attachment.fingerprint, concept=concept)
+        found = shipped("self_discovery", attachment.fingerprint, concept=concept)
         assert found is not None
         assert attachment.middle is not None
         assert found.settings["module"] == attachment.middle.name
@@ -93,7 +92,7 @@ def test_self_discovery_has_one_for_each_concept(pipe: Any) -> None:
 def test_deltas_come_for_each_concept(pipe: Any, method: str) -> None:
     fingerprint = Attachment(pipe).fingerprint
     for concept in CONCEPTS:
-        found = shipped(SHIPPED, method, fingerprint, concept=concept)
+        found = shipped(method, fingerprint, concept=concept)
         assert found is not None
         assert found.report["along"] < 0.5
 
@@ -108,7 +107,7 @@ def test_each_word_can_be_loaded(file: Path) -> None:
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_hfi_has_one_for_each_concept_of_the_unet_and_its_word_beside_it(concept: str) -> None:
-    found = shipped(SHIPPED, "hfi", Attachment(safeguard_demo.load_pipeline("unet")).fingerprint, concept=concept)
+    found = shipped("hfi", Attachment(safeguard_demo.load_pipeline("unet")).fingerprint, concept=concept)
     assert found is not None
     word = LearnedWord.load(SHIPPED / f"hfi-unet-{concept}.word.safetensors")
     assert (word.digest, word.token) == (found.settings["word"], found.settings["token"])
@@ -118,7 +117,7 @@ def test_hfi_has_one_for_each_concept_of_the_unet_and_its_word_beside_it(concept
 
 
 def test_a_sequence_comes_with_the_package(pipe: Any) -> None:
-    found = shipped(SHIPPED, "ccrt", Attachment(pipe).fingerprint)
+    found = shipped("ccrt", Attachment(pipe).fingerprint)
     assert found is not None
     for concept in found.settings["sequence"]:
         assert concept in CONCEPTS

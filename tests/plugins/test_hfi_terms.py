@@ -17,6 +17,7 @@ from safeguard.training.frozen_pipeline import Course, FrozenPipeline, middling,
 from safeguard.training.text_pairs import TextPair
 from safeguard.training.textual_inversion import LearnedWord, beside, embedding_tables
 from tests.support.families import FAMILIES
+from tests.support.installed_adapters import install_adapters
 from tests.support.students import PAIRS, Pipe, adapter, frozen, training
 
 LETTER = "b"  # a word of one token for the tokenizer that spells
@@ -94,7 +95,7 @@ def test_its_edits_are_the_adapters(tmp_path: Path) -> None:
 
 
 def test_a_word_that_lies_beside_is_no_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard_plugins.hfi.eraser.SHIPPED", tmp_path)
+    install_adapters(tmp_path, monkeypatch)
     LearnedWord("<blood>", {"clip_l": torch.zeros(1, 4)}).save(tmp_path / "hfi-pipe-blood.word.safetensors")
     asked = [Concept("blood", ("blood",))], {"adapter": "default"}, Pipe()
     with pytest.raises(CapabilityError, match="no adapter of hfi comes with the package"):

@@ -20,6 +20,7 @@ from safeguard.training.frozen_pipeline import Course, weights_frozen
 from safeguard.training.task import Task
 from safeguard.training.text_pairs import TextPair
 from tests.support.families import denoiser
+from tests.support.installed_adapters import install_adapters
 from tests.support.students import PAIRS, Pipe, adapter, exam, factors, frozen, numbers, training
 
 
@@ -134,7 +135,7 @@ def test_it_keeps_the_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_every_concept_has_its_own_deltas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard_plugins.sdd.eraser.SHIPPED", tmp_path)
+    install_adapters(tmp_path, monkeypatch)
     for name in ("blood", "weapon"):
         adapter("sdd", settings={"concept": name}).save(tmp_path / f"sdd-pipe-{name}.safetensors")
     concepts = [Concept(name, (name,)) for name in ("blood", "weapon")]

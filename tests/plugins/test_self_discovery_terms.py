@@ -19,6 +19,7 @@ from safeguard.sdk.adapter import Adapter
 from safeguard.sdk.calls import FeatureCall
 from safeguard.sdk.fingerprint import Fingerprint
 from safeguard.sdk.pipeline import FeatureSite
+from tests.support.installed_adapters import install_adapters
 
 BOUND = Fingerprint("Pipe", (("site", 2),), (1.0,))
 SHAPE = (4, 2, 2)
@@ -103,7 +104,7 @@ def test_it_keeps_the_dtype(dtype: torch.dtype) -> None:
 
 
 def test_the_adapter_of_a_concept_is_taken_from_those_that_are_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard_plugins.self_discovery.eraser.SHIPPED", tmp_path)
+    install_adapters(tmp_path, monkeypatch)
     file = saved(tmp_path)
     (edit,) = edits("default")
     assert (edit.concepts, edit.module) == (("blood",), "unet.mid_block")
@@ -111,7 +112,7 @@ def test_the_adapter_of_a_concept_is_taken_from_those_that_are_shipped(tmp_path:
 
 
 def test_one_of_another_concept_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safeguard_plugins.self_discovery.eraser.SHIPPED", tmp_path)
+    install_adapters(tmp_path, monkeypatch)
     saved(tmp_path, settings={"concept": "weapon", "module": "unet.mid_block"})
     with pytest.raises(CapabilityError, match="'blood': no adapter of self_discovery comes with the package for this Pipe"):
         edits("default")

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from safeguard.errors import CapabilityError
 from safeguard.sdk.adapter import Adapter, Perceptron, shipped
 from safeguard.sdk.fingerprint import Fingerprint
+from tests.support.installed_adapters import install_adapters
 
 BOUND = Fingerprint("SomePipeline", (("attn", 4),), (2.5,))
 
@@ -56,7 +57,7 @@ def test_the_folder_of_a_file_is_made(tmp_path: Path) -> None:
     assert Adapter.load(tmp_path / "deep" / "a", "gie").digest == adapter().digest
 
 
-def test_what_is_shipped_is_found_by_method_pipeline_and_settings(tmp_path: Path) -> None:
+def test_what_is_shipped_is_found_by_method_pipeline_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Fingerprint("OtherPipeline", BOUND.sites, BOUND.norms)
     for name, made in {
         "gie-a": adapter(fingerprint=other),
@@ -65,9 +66,10 @@ def test_what_is_shipped_is_found_by_method_pipeline_and_settings(tmp_path: Path
         "slider-a": adapter(method="slider", settings={"concept": "snow"}),
     }.items():
         made.save(tmp_path / f"{name}.safetensors")
+    install_adapters(tmp_path, monkeypatch)
 
     def constant(**settings: str) -> float | None:
-        found = shipped(tmp_path, "gie", BOUND, **settings)
+        found = shipped("gie", BOUND, **settings)
         return None if found is None else found.settings["constant"]
 
     assert [constant(), constant(concept="weapon"), constant(concept="snow")] == [1.0, 2.0, None]

@@ -9,8 +9,7 @@ their strengths. The weights stay as they are, and nothing is added on the uncon
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
@@ -18,8 +17,6 @@ from safeguard.sdk.adapter import find_adapter
 from safeguard.sdk.delta_eraser import DeltaEraser, delta_edits
 from safeguard.sdk.pipeline import Pipeline
 from safeguard.sdk.seams import Edit
-
-SHIPPED: Final = Path(__file__).parents[2] / "safeguard_demo" / "adapters"
 
 
 class CCRT(DeltaEraser):
@@ -29,7 +26,7 @@ class CCRT(DeltaEraser):
     version: ClassVar[str] = "1.0"
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        adapter = find_adapter(params["adapter"], concepts[0], self.name, pipeline, SHIPPED)
+        adapter = find_adapter(params["adapter"], concepts[0], self.name, pipeline)
         sequence = adapter.settings.get("sequence")
         if not isinstance(sequence, list):
             raise adapter.malformed("it does not say which concepts it takes", pipeline.name)

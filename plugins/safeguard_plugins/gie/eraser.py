@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from safeguard.policy import Concept
@@ -38,7 +37,6 @@ from safeguard.sdk.seams import Edit, Seam, TextSiteEdit
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHIPPED: Final = Path(__file__).parents[2] / "safeguard_demo" / "adapters"
 CONSTANT: Final = 1.0  # every w where no adapter is wanted
 
 
@@ -130,4 +128,4 @@ def _weights(concept: Concept, adapter: Any, pipeline: Pipeline) -> _Weights:
     if adapter == "none":
         return _Weights(CONSTANT, {})
     otherwise = ", or state params.adapter: none for one constant weight"
-    return _Weights.of(find_adapter(adapter, concept, "gie", pipeline, SHIPPED, otherwise=otherwise), pipeline)
+    return _Weights.of(find_adapter(adapter, concept, "gie", pipeline, otherwise=otherwise), pipeline)

@@ -9,15 +9,12 @@ fine-tuning changes as well. s = 1 is as it was trained; deltas of several conce
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from safeguard.policy import Concept
 from safeguard.sdk.delta_eraser import DeltaEraser, edits_per_concept
 from safeguard.sdk.pipeline import Pipeline
 from safeguard.sdk.seams import Edit
-
-SHIPPED: Final = Path(__file__).parents[2] / "safeguard_demo" / "adapters"
 
 
 class SDD(DeltaEraser):
@@ -27,4 +24,4 @@ class SDD(DeltaEraser):
     version: ClassVar[str] = "1.0"
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        return edits_per_concept(concepts, self.name, params["adapter"], pipeline, SHIPPED)
+        return edits_per_concept(concepts, self.name, params["adapter"], pipeline)

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeguard.policy import Concept
 from safeguard.sdk.adapter import Adapter, find_adapter
@@ -26,8 +25,6 @@ from safeguard.sdk.seams import Edit, FeatureEdit, Seam
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SHIPPED: Final = Path(__file__).parents[2] / "safeguard_demo" / "adapters"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +93,7 @@ class SelfDiscovery:
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
         found = [
-            Direction.of(find_adapter(params["adapter"], one, self.name, pipeline, SHIPPED, concept=one.id), pipeline)
+            Direction.of(find_adapter(params["adapter"], one, self.name, pipeline, concept=one.id), pipeline)
             for one in concepts
         ]
         return [_Shift([one.id for one in concepts], found[0].module, found)]

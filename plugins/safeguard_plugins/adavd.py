@@ -22,10 +22,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeguard.policy import Concept
-from safeguard.sdk.calls import SiteCall, SiteEffect
-from safeguard.sdk.eraser import PROTOCOL, param_number
-from safeguard.sdk.pipeline import EncodedText, Pipeline, TokenKeys
-from safeguard.sdk.seams import Edit, Seam, TextSiteEdit
+from safeguard.sdk import Edit, EncodedText, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit, TokenKeys, param_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +123,7 @@ class _Decompose(TextSiteEdit):
 class AdaVD:
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "adavd"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})

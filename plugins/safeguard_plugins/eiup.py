@@ -37,11 +37,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from safeguard.policy import Concept
-from safeguard.sdk.calls import SiteCall, SiteEffect, StatesCall
-from safeguard.sdk.concept_attention import ConceptAttention, PooledDirections
-from safeguard.sdk.eraser import PROTOCOL, param_choice
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit, Seam, TextSiteEdit, TextStatesEdit
+from safeguard.sdk import (
+    ConceptAttention,
+    Edit,
+    Pipeline,
+    Seam,
+    SiteCall,
+    SiteEffect,
+    StatesCall,
+    TextSiteEdit,
+    TextStatesEdit,
+    param_choice,
+)
+from safeguard.sdk.concept_attention import PooledDirections
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +104,7 @@ class _PooledTerm(TextStatesEdit):
 class EIUP:
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "eiup"
     version: ClassVar[str] = "1.4"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE, Seam.TEXT_STATES})

@@ -19,11 +19,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeguard.policy import Concept
-from safeguard.sdk.calls import SiteCall, SiteEffect
-from safeguard.sdk.concept_attention import AttentionReading, ConceptAttention
-from safeguard.sdk.eraser import PROTOCOL, param_number
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit, Seam, TextSiteEdit
+from safeguard.sdk import (
+    AttentionReading,
+    ConceptAttention,
+    Edit,
+    Pipeline,
+    Seam,
+    SiteCall,
+    SiteEffect,
+    TextSiteEdit,
+    param_number,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +70,7 @@ class _Away(TextSiteEdit):
 class NAG:
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "nag"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})

@@ -24,10 +24,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from safeguard.policy import Concept
+from safeguard.sdk import Edit, Pipeline, Seam, param_choice, param_number
 from safeguard.sdk.closed_form import ClosedFormTargets, Kept, Pairs, PhraseInputs, Solved, layers_of
-from safeguard.sdk.eraser import PROTOCOL, param_choice, param_number
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit, Seam
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +49,7 @@ def derived(gram: Tensor, change: Tensor, rows: Tensor, pull: Tensor, regularise
 class RECE:
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "rece"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.LINEAR})

@@ -31,11 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from safeguard.policy import Concept
-from safeguard.sdk.calls import StatesCall
-from safeguard.sdk.eraser import PROTOCOL, param_choice, param_number
-from safeguard.sdk.negative_text import NegativeText
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit, Seam, TextStatesEdit
+from safeguard.sdk import Edit, NegativeText, Pipeline, Seam, StatesCall, TextStatesEdit, param_choice, param_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,7 +198,7 @@ def _towards(given: Tensor, moved: Tensor | None, share: float) -> Tensor:
 class SAFREE:
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "safree"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_STATES})

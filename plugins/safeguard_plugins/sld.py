@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
-from safeguard.sdk.calls import PredictionCall
-from safeguard.sdk.eraser import PROTOCOL
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit, PredictionEdit, Seam
+from safeguard.sdk import Edit, Pipeline, PredictionCall, PredictionEdit, Seam
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +85,7 @@ def _preset(strength: float) -> Preset:
 class SLD:
     """The eraser; see the module. Its strengths are the numbers of the authors' settings, from 1 (weak) to 4 (max)."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "sld"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.PREDICTION})

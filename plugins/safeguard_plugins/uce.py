@@ -22,10 +22,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from safeguard.policy import Concept
+from safeguard.sdk import Edit, Pipeline, Seam, param_choice
 from safeguard.sdk.closed_form import ClosedFormTargets, Kept, Pairs, PhraseInputs, Solved, layers_of
-from safeguard.sdk.eraser import PROTOCOL, param_choice
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit, Seam
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +44,7 @@ def targets(technique: str, concept: Tensor, guide: Tensor) -> Tensor:
 class UCE:
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "uce"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.LINEAR})

@@ -16,11 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from safeguard.policy import Concept
-from safeguard.sdk.calls import SiteCall, SiteEffect
-from safeguard.sdk.concept_attention import ConceptAttention
-from safeguard.sdk.eraser import PROTOCOL
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit, Seam, TextSiteEdit
+from safeguard.sdk import ConceptAttention, Edit, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit
 
 
 class _Flip(TextSiteEdit):
@@ -46,7 +42,7 @@ class _Flip(TextSiteEdit):
 class VSF:
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "vsf"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})

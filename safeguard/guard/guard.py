@@ -53,11 +53,12 @@ class Guard:
         screener: ScreenLike | str | None,
         example: Mapping[str, Any] | None = None,
         calibration: str | os.PathLike[str] | Calibration | None = None,
+        erasers: Sequence[type] = (),
     ) -> None:
         first = loaded(policy)
         self._calibration = Calibration.load(calibration) if isinstance(calibration, (str, os.PathLike)) else calibration
         self._pipe = pipe
-        self._registry = Registry()
+        self._registry = Registry(classes=erasers)
         self._screener = chosen_screener(screener)
         self._attachment = Attachment(pipe, example)
         for name, denoiser in self._attachment.denoisers.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safeguard.audit import AuditSink
@@ -22,6 +22,7 @@ def protect(
     screener: ScreenLike | str | None = "default",
     example: Mapping[str, Any] | None = None,
     calibration: str | os.PathLike[str] | Calibration | None = None,
+    erasers: Sequence[type] = (),
 ) -> Guard:
     """Protect a live diffusers pipeline with a policy. From here on ``pipe(...)`` is guarded; its type and signature stay.
 
@@ -31,7 +32,8 @@ def protect(
     ``example``: what a call of one prompt needs besides the prompt, where the pipeline cannot be tried on a prompt and a blank
     picture: ``{"ip_adapter_image": image}``, ``{"video": frames}``. Only trials see it. ``calibration``: what `calibrate` made
     for this pipeline, or its file: by it the concepts that are ``adaptive`` open where the first step shows them; those that it
-    does not cover act in every image.
+    does not cover act in every image. ``erasers``: eraser classes that no distribution registers, as a notebook has them; this
+    policy and those that are swapped in later may name them. One of the same name as an installed eraser is refused.
 
     Raises PolicyError, CapabilityError (the pipeline cannot be protected as the policy asks), PluginError or AuditError; then
     nothing is attached.
@@ -43,7 +45,7 @@ def protect(
         )
     if not hasattr(pipe, "components") or not callable(pipe):
         raise CapabilityError(f"{type(pipe).__name__} is not a diffusers pipeline", pipeline=type(pipe).__name__)
-    return Guard(pipe, policy, audit, screener, example, calibration)
+    return Guard(pipe, policy, audit, screener, example, calibration, erasers)
 
 
 def guard_of(pipe: Any) -> Guard | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any, Final
@@ -11,11 +12,13 @@ from typing import Any, Final
 from safeguard._entry_points import owner as _owner
 from safeguard._entry_points import points as installed_points
 from safeguard.errors import PluginError
-from safeguard.sdk.eraser import PROTOCOL, Eraser
+from safeguard.sdk.eraser import API, Eraser
 from safeguard.sdk.seams import Seam
 
 GROUP: Final = "safeguard.erasers"
-_MEMBERS: Final = ("protocol", "name", "version", "seams", "strengths", "params", "edits")
+HERE: Final = "erasers="
+"""In the place of a distribution, for a class that was given to ``protect(..., erasers=[...])``."""
+_MEMBERS: Final = ("name", "version", "seams", "strengths", "params", "edits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +34,39 @@ class PluginInfo:
 
 
 class Registry:
-    """Erasers by name. ``points`` are entry points, by default those of every installed distribution, or of a checkout."""
+    """Erasers by name.
 
-    def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
+    Args:
+        points: Entry points; by default those of every installed distribution, or of a checkout.
+        classes: Eraser classes that no distribution registers, as a notebook has them.
+
+    Raises:
+        PluginError: A class does not follow the protocol, or has the name of another eraser. Neither of two wins: which of them
+            a policy means could not be told.
+    """
+
+    def __init__(self, points: Iterable[EntryPoint] | None = None, classes: Sequence[type] = ()) -> None:
         self._points: dict[str, list[EntryPoint]] = {}
         self._loaded: dict[str, Eraser] = {}
+        self._classes: dict[str, type] = {}
         for point in installed_points(GROUP) if points is None else points:
             self._points.setdefault(point.name, []).append(point)
+        for kind in classes:
+            self._add(kind)
+
+    def _add(self, kind: type) -> None:
+        name = str(getattr(kind, "name", getattr(kind, "__name__", kind)))
+        if not isinstance(kind, type):
+            raise PluginError("give the class, not an instance of it", name=name, distribution=HERE)
+        if name in self._points or name in self._classes:
+            other = self.distribution(name)
+            raise PluginError(f"{other} has an eraser of this name; give yours another name", name=name, distribution=HERE)
+        self._loaded[name] = _checked(kind, name, HERE)
+        self._classes[name] = kind
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self._points))
+        return tuple(sorted({*self._points, *self._classes}))
 
     def get(self, name: str) -> Eraser:
         """The eraser of that name. Raises PluginError if there is none, more than one, or it cannot be used."""
@@ -70,6 +95,8 @@ class Registry:
 
     def distribution(self, name: str) -> str:
         """Name and version of what registered the eraser of that name."""
+        if name in self._classes:
+            return HERE
         return " and ".join(sorted({_owner(point) for point in self._points.get(name, [])})) or "no distribution"
 
     def inventory(self) -> list[PluginInfo]:
@@ -77,9 +104,8 @@ class Registry:
         return [self._info(name) for name in self.names]
 
     def _info(self, name: str) -> PluginInfo:
-        points = self._points[name]
         owner = self.distribution(name)
-        target = ", ".join(sorted({point.value for point in points}))
+        target = ", ".join(sorted({point.value for point in self._points.get(name, [])}))
         try:
             eraser = self.get(name)
         except PluginError as fault:
@@ -94,10 +120,13 @@ def _checked(made: Any, name: str, owner: str) -> Eraser:
         return PluginError(message, name=name, distribution=owner)
 
     missing = [member for member in _MEMBERS if not hasattr(made, member)]
+    if not hasattr(made, "api") and not hasattr(made, "protocol"):
+        missing.insert(0, "api")
     if missing:
         raise wrong(f"lacks {', '.join(missing)}; follow safeguard.sdk.eraser.Eraser")
-    if made.protocol != PROTOCOL:
-        raise wrong(f"was written for protocol {made.protocol}, this is {PROTOCOL}; install a version that matches")
+    fault = _api_fault(made)
+    if fault:
+        raise wrong(fault)
     if made.name != name:
         raise wrong(f"calls itself {made.name!r}; its name and its entry point must agree")
     faults = [
@@ -119,10 +148,29 @@ def _checked(made: Any, name: str, owner: str) -> Eraser:
         raise wrong(f"does not follow safeguard.sdk.eraser.Eraser: {'; '.join(faults)}")
     try:
         eraser: Eraser = made()
-    except Exception as fault:
+    except Exception as raised:
         mend = "it must be a class that takes no arguments, or gives every one a default"
-        raise wrong(f"cannot be made ({type(fault).__name__}: {fault}); {mend}") from fault
+        raise wrong(f"cannot be made ({type(raised).__name__}: {raised}); {mend}") from raised
     return eraser
+
+
+def _api_fault(made: Any) -> str:
+    """Why an eraser's version of the SDK does not go with this one; empty where it does."""
+    here = f"this is {API[0]}.{API[1]}"
+    if not hasattr(made, "api"):  # as version 0.1 had it
+        if made.protocol != 1:
+            return f"was written for protocol {made.protocol!r}, {here}; install a version that matches"
+        message = f"eraser {made.name!r}: protocol = 1 goes in 0.3; write api = {API} in its place"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return ""
+    api = made.api
+    if not isinstance(api, tuple) or len(api) != 2 or not all(type(part) is int for part in api):
+        return f"api must be two whole numbers such as {API}, not {api!r}"
+    if api[0] != API[0]:
+        return f"was written for safeguard.sdk {api[0]}.{api[1]}, {here}; install a version of it for {API[0]}.x"
+    if api[1] > API[1]:
+        return f"was written for safeguard.sdk {api[0]}.{api[1]}, {here}, which is older; upgrade safeguard-diffusion"
+    return ""
 
 
 def _numbers(value: object) -> bool:

@@ -1,17 +1,25 @@
-"""What the author of an eraser may import: the seams and their calls, the eraser protocol, and helpers that methods share."""
+"""What the author of an eraser may import: the seams and their calls, the eraser protocol, and helpers that methods share.
+
+An eraser imports from here, from `safeguard.policy` and from `safeguard.errors`. What only some methods need stands in
+modules of its own: `safeguard.sdk.closed_form` and, for what training makes, `safeguard.sdk.adapter`.
+"""
+
+from typing import Any
 
 from safeguard.sdk.adapter import Adapter, find_adapter
 from safeguard.sdk.calls import FeatureCall, PredictionCall, SiteCall, SiteEffect, StatesCall
-from safeguard.sdk.concept_attention import ConceptAttention
-from safeguard.sdk.delta_eraser import DeltaEraser, edits_per_concept
+from safeguard.sdk.concept_attention import AttentionReading, ConceptAttention
+from safeguard.sdk.delta_eraser import DeltaEraser, delta_edits, edits_per_concept
 from safeguard.sdk.edit_memory import EditMemory
-from safeguard.sdk.eraser import PROTOCOL, Eraser, param_choice, param_number
-from safeguard.sdk.pipeline import EncodedText, Pipeline, TextSite
+from safeguard.sdk.eraser import API, Eraser, param_choice, param_number
+from safeguard.sdk.negative_text import NegativeText
+from safeguard.sdk.pipeline import EncodedText, Pipeline, TextSite, TokenKeys
 from safeguard.sdk.seams import Edit, FeatureEdit, LinearEdit, PredictionEdit, Seam, TextSiteEdit, TextStatesEdit
 
 __all__ = [
-    "PROTOCOL",
+    "API",
     "Adapter",
+    "AttentionReading",
     "ConceptAttention",
     "DeltaEraser",
     "Edit",
@@ -21,6 +29,7 @@ __all__ = [
     "FeatureCall",
     "FeatureEdit",
     "LinearEdit",
+    "NegativeText",
     "Pipeline",
     "PredictionCall",
     "PredictionEdit",
@@ -31,8 +40,19 @@ __all__ = [
     "TextSite",
     "TextSiteEdit",
     "TextStatesEdit",
+    "TokenKeys",
+    "delta_edits",
     "edits_per_concept",
     "find_adapter",
     "param_choice",
     "param_number",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``PROTOCOL``, which erasers for 0.1 state. It goes in 0.3."""
+    if name == "PROTOCOL":
+        from safeguard.sdk import eraser
+
+        return eraser.PROTOCOL
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

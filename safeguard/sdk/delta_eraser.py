@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeguard.policy import Concept
 from safeguard.sdk.adapter import Adapter, find_adapter
-from safeguard.sdk.eraser import PROTOCOL
 from safeguard.sdk.pipeline import Pipeline
 from safeguard.sdk.seams import Edit, LinearEdit, Seam
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 class DeltaEraser:
     """What erasers whose deltas were trained have in common: at strength 1 a delta acts as it was trained."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.LINEAR})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
     params: ClassVar[Mapping[str, Any]] = {"adapter": "default"}

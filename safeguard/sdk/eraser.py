@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
@@ -12,18 +13,30 @@ from safeguard.policy import Concept
 from safeguard.sdk.pipeline import Pipeline
 from safeguard.sdk.seams import Edit, Seam
 
-PROTOCOL: Final = 1
-"""The version of this protocol. An eraser states the one it was written for."""
+API: Final = (1, 0)
+"""The version of `safeguard.sdk`, major and minor. An eraser states the one that it was written for, as ``api = (1, 0)``. It
+runs where the major is the same and the minor is not older than its own.
+"""
+
+
+def __getattr__(name: str) -> Any:
+    """``PROTOCOL``, which erasers for 0.1 state. It goes in 0.3."""
+    if name == "PROTOCOL":
+        message = "PROTOCOL goes in 0.3: write api = (1, 0) on the eraser in place of protocol = PROTOCOL"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return 1
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Eraser(Protocol):
     """Turns concepts into edits. One file is enough: see ``safeguard_plugins/eiup.py``.
 
-    An eraser is a class without arguments. ``strengths`` maps the policy's words to the method's own scale; ``params``
-    names the parameters that a policy may give, with their defaults.
+    An eraser is a class without arguments. ``api`` is the version of `safeguard.sdk` that it was written for, ``strengths``
+    maps the policy's words to the method's own scale, ``params`` names the parameters that a policy may give, with their
+    defaults.
     """
 
-    protocol: ClassVar[int]
+    api: ClassVar[tuple[int, int]]
     name: ClassVar[str]
     version: ClassVar[str]
     seams: ClassVar[frozenset[Seam]]

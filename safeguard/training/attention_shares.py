@@ -22,7 +22,6 @@ from safeguard.policy import Concept, Policy, derive
 from safeguard.sdk.calls import SiteCall, SiteEffect
 from safeguard.sdk.concept_attention import ConceptAttention
 from safeguard.sdk.edit_memory import EditMemory
-from safeguard.sdk.eraser import PROTOCOL
 from safeguard.sdk.pipeline import Pipeline
 from safeguard.sdk.seams import Edit, Seam, TextSiteEdit
 
@@ -54,7 +53,7 @@ class _Look(TextSiteEdit):
 class Shares:
     """An eraser for looking, which no policy names but those made here."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = NAME
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})

@@ -18,7 +18,6 @@ from safeguard.errors import AuditError, CapabilityError, PolicyViolation, Scree
 from safeguard.plan.registry import GROUP
 from safeguard.plan.request_state import current_request
 from safeguard.sdk.calls import SiteEffect
-from safeguard.sdk.eraser import PROTOCOL
 from safeguard.sdk.seams import PredictionEdit, Seam, TextSiteEdit, TextStatesEdit
 from tests.support.contract_policies import Words, concept, policy, rows_changed, same
 from tests.support.families import PROMPTS, generate
@@ -69,7 +68,7 @@ class _PredictionFault(PredictionEdit):
 
 
 class _Faulty:
-    protocol = PROTOCOL
+    api = (1, 0)
     version = "1"
     strengths = {"weak": 1.0, "medium": 1.0, "strong": 1.0, "max": 1.0}  # noqa: RUF012
     params: dict[str, Any] = {}  # noqa: RUF012

@@ -13,7 +13,6 @@ from torch import Tensor
 from safeguard.plan.registry import GROUP
 from safeguard.policy import Concept
 from safeguard.sdk.calls import StatesCall
-from safeguard.sdk.eraser import PROTOCOL
 from safeguard.sdk.pipeline import Pipeline
 from safeguard.sdk.seams import Edit, Seam, TextStatesEdit
 from tests.support.contract_policies import calibrated, concept, policy, same
@@ -35,7 +34,7 @@ class _Picky(TextStatesEdit):
 
 
 class Picky:
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "picky"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_STATES})

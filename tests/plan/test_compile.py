@@ -13,7 +13,6 @@ from safeguard.plan.compile import compile_plan
 from safeguard.plan.registry import GROUP, Registry
 from safeguard.policy import Concept
 from safeguard.sdk.calls import SiteCall, SiteEffect
-from safeguard.sdk.eraser import PROTOCOL
 from safeguard.sdk.pipeline import EncodedText, Pipeline, TextSite, TokenKeys
 from safeguard.sdk.seams import Edit, LinearEdit, Seam, TextSiteEdit
 from tests.support.contract_policies import concept, policy
@@ -48,7 +47,7 @@ class Term(TextSiteEdit):
 class Plain:
     """Notes in ``asked`` what it was asked for."""
 
-    protocol = PROTOCOL
+    api = (1, 0)
     name = "plain"
     version = "1"
     seams = frozenset({Seam.TEXT_SITE})

@@ -8,17 +8,19 @@ import textwrap
 from collections.abc import Callable, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from safeguard.errors import PluginError
 from safeguard.plan.registry import GROUP, Registry
+from safeguard.sdk import Seam
 
 GOOD = """
-    from safeguard.sdk import PROTOCOL, Seam
+    from safeguard.sdk import Seam
 
     class Eraser:
-        protocol = PROTOCOL
+        api = (1, 0)
         name = "{name}"
         version = "2.0"
         seams = frozenset({{Seam.TEXT_SITE}})
@@ -112,9 +114,18 @@ def test_two_distributions_with_one_name_are_both_named(site: Path, install: Ins
 
 WRONG = {
     "another protocol": (
-        {"protocol": "    protocol = 99"},
-        "written for protocol 99, this is 1; install a version that matches",
+        {"api": "    protocol = 99"},
+        "written for protocol 99, this is 1.0; install a version that matches",
     ),
+    "another major": (
+        {"api": "    api = (2, 0)"},
+        "was written for safeguard.sdk 2.0, this is 1.0; install a version of it for 1.x",
+    ),
+    "a newer minor": (
+        {"api": "    api = (1, 7)"},
+        "was written for safeguard.sdk 1.7, this is 1.0, which is older; upgrade safeguard-diffusion",
+    ),
+    "a version in words": ({"api": "    api = '1.0'"}, "api must be two whole numbers such as (1, 0), not '1.0'"),
     "another name": ({"name": "    name = 'other'"}, "calls itself 'other'; its name and its entry point must agree"),
     "no version": ({"version": ""}, "lacks version; follow safeguard.sdk.eraser.Eraser"),
     "no strengths and no params": ({"strengths": "", "params": ""}, "lacks strengths, params"),
@@ -129,8 +140,8 @@ WRONG = {
         {"params": "    params = {}\n    edits = None\n    def _edits(self): ..."},
         "edits must be a method",
     ),
-    "an import that fails": ({"protocol": "    import a_module_that_is_not_there"}, "cannot be imported (ModuleNotFoundError"),
-    "an import that ends the program": ({"protocol": "    raise SystemExit(3)"}, "cannot be imported (SystemExit: 3)"),
+    "an import that fails": ({"api": "    import a_module_that_is_not_there"}, "cannot be imported (ModuleNotFoundError"),
+    "an import that ends the program": ({"api": "    raise SystemExit(3)"}, "cannot be imported (SystemExit: 3)"),
     "an argument without default": (
         {"params": "    params = {}\n    def __init__(self, size): ..."},
         "it must be a class that takes no arguments",
@@ -162,11 +173,11 @@ def test_an_entry_point_to_nothing_is_an_error_with_its_mend(site: Path, install
 
 def test_an_entry_point_to_a_function_is_an_error(site: Path, install: Install) -> None:
     install("bad", "def Eraser(): ...")
-    assert "lacks protocol, name, version, seams, strengths, params, edits" in str(refusal(site, "bad"))
+    assert "lacks api, name, version, seams, strengths, params, edits" in str(refusal(site, "bad"))
 
 
 def test_one_faulty_eraser_does_not_stop_the_others(site: Path, install: Install) -> None:
-    install("bad", changes={"protocol": "    import a_module_that_is_not_there"})
+    install("bad", changes={"api": "    import a_module_that_is_not_there"})
     install("good")
     bad, good = registry(site).inventory()
     assert (bad.name, bad.distribution) == ("bad", "bad-plugin 1.5")
@@ -178,3 +189,51 @@ def test_the_installed_ones_are_found_by_default() -> None:
     found = {info.name: info for info in Registry().inventory()}
     assert {"eiup", "negative_prompt"} <= set(found)
     assert found["eiup"].error == ""
+
+
+def test_an_eraser_of_0_1_works_and_says_what_to_write(site: Path, install: Install) -> None:
+    install("good", changes={"api": "    protocol = 1"})
+    with pytest.warns(DeprecationWarning, match=r"eraser 'good': protocol = 1 goes in 0.3; write api = \(1, 0\) in its place"):
+        assert registry(site).get("good").version == "2.0"
+
+
+def test_what_erasers_of_0_1_imported_says_what_to_write(site: Path, install: Install) -> None:
+    install(
+        "good",
+        GOOD.replace("safeguard.sdk import Seam", "safeguard.erasing import PROTOCOL, Seam"),
+        changes={"api": "    protocol = PROTOCOL"},
+    )
+    with pytest.warns(DeprecationWarning, match=r"PROTOCOL goes in 0.3: write api = \(1, 0\)"):
+        assert registry(site).get("good").version == "2.0"
+
+
+class Handmade:
+    """As a notebook has it: a class that no distribution registers."""
+
+    api = (1, 0)
+    name = "handmade"
+    version = "1.0"
+    seams = frozenset({Seam.TEXT_SITE})
+    strengths: ClassVar = {"weak": 1.0, "medium": 1.0, "strong": 1.0, "max": 1.0}
+    params: ClassVar = {}
+
+    def edits(self, concepts: Any, params: Any, pipeline: Any) -> list[Any]:
+        return []
+
+
+def test_a_class_without_a_distribution_is_found_by_its_name() -> None:
+    found = Registry((), [Handmade])
+    assert isinstance(found.get("handmade"), Handmade)
+    assert [(info.name, info.distribution) for info in found.inventory()] == [("handmade", "erasers=")]
+
+
+def test_a_class_of_the_name_of_an_installed_eraser_is_refused(site: Path, install: Install) -> None:
+    install("handmade")
+    (point,) = (point for one in distributions(path=[str(site)]) for point in one.entry_points)
+    with pytest.raises(PluginError, match=r"handmade-plugin 1.5 has an eraser of this name; give yours another name"):
+        Registry([point], [Handmade])
+
+
+def test_an_instance_in_place_of_its_class_is_refused() -> None:
+    with pytest.raises(PluginError, match="give the class, not an instance"):
+        Registry((), [Handmade()])  # type: ignore[list-item]

@@ -9,10 +9,22 @@ import torch
 from torch import Tensor
 
 from safeguard.policy import Concept
-from safeguard.sdk.calls import FeatureCall, PredictionCall, SiteCall, SiteEffect, StatesCall
-from safeguard.sdk.eraser import PROTOCOL
-from safeguard.sdk.pipeline import Pipeline, TokenKeys
-from safeguard.sdk.seams import Edit, FeatureEdit, LinearEdit, PredictionEdit, Seam, TextSiteEdit, TextStatesEdit
+from safeguard.sdk import (
+    Edit,
+    FeatureCall,
+    FeatureEdit,
+    LinearEdit,
+    Pipeline,
+    PredictionCall,
+    PredictionEdit,
+    Seam,
+    SiteCall,
+    SiteEffect,
+    StatesCall,
+    TextSiteEdit,
+    TextStatesEdit,
+    TokenKeys,
+)
 
 WORDS: Mapping[str, float] = {"weak": 0.5, "medium": 1.0, "strong": 2.0, "max": 4.0}
 
@@ -83,7 +95,7 @@ class _Dim(FeatureEdit):
 
 
 class _Acme:
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     version: ClassVar[str] = "1.0"
     strengths: ClassVar[Mapping[str, float]] = WORDS
     params: ClassVar[Mapping[str, Any]] = {}

@@ -4,10 +4,7 @@ O <- (1 - s m) O at every text site, with m the share that the concept's words w
 image token meets, head by head. No good method (all that stands in such a place fades), but a whole one.
 """
 
-from safeguard.sdk.calls import SiteEffect
-from safeguard.sdk.concept_attention import ConceptAttention
-from safeguard.sdk.eraser import PROTOCOL
-from safeguard.sdk.seams import Seam, TextSiteEdit
+from safeguard.sdk import ConceptAttention, Seam, SiteEffect, TextSiteEdit
 
 
 class Hushed(TextSiteEdit):
@@ -26,7 +23,8 @@ class Hushed(TextSiteEdit):
 
 
 class Hush:
-    protocol, name, version = PROTOCOL, "hush", "1.0"
+    api = (1, 0)  # the version of safeguard.sdk that it was written for
+    name, version = "hush", "1.0"
     seams = frozenset({Seam.TEXT_SITE})
     strengths = {"weak": 0.5, "medium": 1.0, "strong": 2.0, "max": 4.0}  # the policy's words on this method's scale
     params = {}  # what a policy may give in a concept's params, with defaults

@@ -13,10 +13,7 @@ from typing import Any, ClassVar
 
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
-from safeguard.sdk.adapter import find_adapter
-from safeguard.sdk.delta_eraser import DeltaEraser, delta_edits
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit
+from safeguard.sdk import DeltaEraser, Edit, Pipeline, delta_edits, find_adapter
 
 
 class CCRT(DeltaEraser):

@@ -13,9 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from safeguard.policy import Concept
-from safeguard.sdk.delta_eraser import DeltaEraser, edits_per_concept
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit
+from safeguard.sdk import DeltaEraser, Edit, Pipeline, edits_per_concept
 
 
 class ESD(DeltaEraser):

@@ -13,16 +13,13 @@ from typing import Any, ClassVar
 
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
-from safeguard.sdk.eraser import PROTOCOL
-from safeguard.sdk.negative_text import NegativeText
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit, Seam
+from safeguard.sdk import Edit, NegativeText, Pipeline, Seam
 
 
 class GeomErasing:
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "geom_erasing"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_STATES})

@@ -26,13 +26,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from safeguard.policy import Concept
-from safeguard.sdk.adapter import Adapter, Perceptron, find_adapter
-from safeguard.sdk.calls import SiteCall, SiteEffect
-from safeguard.sdk.concept_attention import ConceptAttention
-from safeguard.sdk.edit_memory import EditMemory
-from safeguard.sdk.eraser import PROTOCOL
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit, Seam, TextSiteEdit
+from safeguard.sdk import (
+    Adapter,
+    ConceptAttention,
+    Edit,
+    EditMemory,
+    Pipeline,
+    Seam,
+    SiteCall,
+    SiteEffect,
+    TextSiteEdit,
+    find_adapter,
+)
+from safeguard.sdk.adapter import Perceptron
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +116,7 @@ class _Inhibit(TextSiteEdit):
 class GIE:
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "gie"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})

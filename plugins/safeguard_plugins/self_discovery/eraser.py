@@ -17,11 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeguard.policy import Concept
-from safeguard.sdk.adapter import Adapter, find_adapter
-from safeguard.sdk.calls import FeatureCall
-from safeguard.sdk.eraser import PROTOCOL
-from safeguard.sdk.pipeline import Pipeline
-from safeguard.sdk.seams import Edit, FeatureEdit, Seam
+from safeguard.sdk import Adapter, Edit, FeatureCall, FeatureEdit, Pipeline, Seam, find_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +80,7 @@ def fitted(vector: Tensor, shape: Sequence[int]) -> Tensor:
 class SelfDiscovery:
     """The eraser; see the module."""
 
-    protocol: ClassVar[int] = PROTOCOL
+    api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "self_discovery"
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.FEATURE})

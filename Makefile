@@ -27,11 +27,11 @@ INSTALL_TORCH := $(if $(filter cpu,$(TORCH)),$(TORCH_CPU) || $(TORCH_PLAIN),$(TO
 # Packages are all that is ever downloaded: models come with them, and the hub is switched off.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help setup demo test browser lint bench eval coverage tables docs train clean
+.PHONY: help setup demo test test-all browser lint bench eval coverage tables docs train clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(READY)  ## make .venv with the project in it (takes no time when it is ready)
 
@@ -47,9 +47,13 @@ demo: $(READY)  ## protect a trained pipeline and show what happens: pictures, s
 	@echo '==> demo: protecting the trained demo pipeline; results go to $(OUT)/demo'
 	$(OFFLINE) $(BIN)/python -m safeguard_demo.walkthrough --out $(OUT)/demo
 
-test: $(READY) $(VENV)/.ready-browser  ## run the tests
+test: $(READY) $(VENV)/.ready-browser  ## run the tests, of the products (eraser x family, denoiser x check) a fixed sample
 	@echo '==> test: $(or $(T),everything), in $(JOBS) processes'
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(T)
+
+test-all: $(READY) $(VENV)/.ready-browser  ## run the tests, the products whole
+	@echo '==> test-all: $(or $(T),everything), the products whole, in $(JOBS) processes'
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest --all-products -n $(JOBS) --dist loadfile $(T)
 
 browser: $(VENV)/.ready-browser  ## put a headless browser into .venv for the tests of the feedback page (70 MB, once)
 

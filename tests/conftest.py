@@ -1,20 +1,32 @@
-"""The demo pipeline and its judge, with few steps: enough to see what is done, not to see good pictures."""
+"""What all tests share: the size of a run, and the demo pipeline with its judge and few steps: enough to see what is done."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from safeguard_demo import Judge, load_pipeline
 
-from safeguard.evaluation.harness import Harness
+if TYPE_CHECKING:
+    from safeguard.evaluation.harness import Harness
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-products", action="store_true", help="every eraser on every family, every denoiser class: not only the sample"
+    )
 
 
 @pytest.fixture(scope="session")
 def pipe() -> Any:
+    from safeguard_demo import load_pipeline
+
     return load_pipeline("unet")
 
 
 @pytest.fixture(scope="session")
 def studio(pipe: Any) -> Harness:
+    from safeguard_demo import Judge
+
+    from safeguard.evaluation.harness import Harness
+
     return Harness(pipe, Judge(), steps=3, guidance=4.0)

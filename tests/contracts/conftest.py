@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,20 @@ import pytest
 import torch
 
 import safeguard
+from safeguard.errors import CapabilityError
 from safeguard.plan.registry import GROUP, Registry
 from safeguard.sdk.adapter import Adapter
 from safeguard.sdk.delta_eraser import factorise
 from safeguard.training.delta_hooks import layers_of
 from safeguard.training.frozen_pipeline import FrozenPipeline
 from tests.support import acme_erasers
-from tests.support.contract_policies import calibrated, concept, policy, protecting
+from tests.support.contract_policies import calibrated, concept, policy, protecting, rows_changed
 from tests.support.families import FAMILIES, PROMPTS, denoiser, generate, part
 from tests.support.installed_adapters import install_adapters
 
 Protect = Callable[..., safeguard.Guard]
+REFUSALS: Mapping[str, Mapping[str, Sequence[str]]] = json.loads(Path(__file__).with_name("refusals.json").read_text("utf-8"))
+"""Of the tests in which an eraser may act or refuse: by test and family, the erasers that refuse. All others act."""
 CONCEPTS = ("blood", "weapon", "fish")  # that these tests name
 
 
@@ -40,6 +45,56 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "family" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("only_families")
         metafunc.parametrize("family", mark.args if mark else list(FAMILIES))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without ``--all-products``, a fixed sample of the products: every eraser on one family, and ``eiup`` on every one."""
+    if config.getoption("--all-products"):
+        return
+    products = [item for item in items if {"eraser", "family"} <= set(getattr(getattr(item, "callspec", None), "params", ()))]
+    families: dict[str, list[str]] = {}
+    for item in products:
+        known = families.setdefault(_test_of(item), [])
+        if item.callspec.params["family"] not in known:
+            known.append(item.callspec.params["family"])
+    erasers = sorted({item.callspec.params["eraser"] for item in products})
+
+    def is_left_out(item: pytest.Item) -> bool:
+        own, eraser = families[_test_of(item)], item.callspec.params["eraser"]
+        turn = erasers.index(eraser) % len(own)
+        return eraser != "eiup" and item.callspec.params["family"] != sorted(own)[turn]
+
+    left_out = {id(item) for item in products if is_left_out(item)}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
+    items[:] = [item for item in items if id(item) not in left_out]
+
+
+def _test_of(item: pytest.Item) -> str:
+    """A test function, whatever its parameters."""
+    return item.nodeid.partition("[")[0]
+
+
+@pytest.fixture
+def acts_or_refuses(request: pytest.FixtureRequest) -> Callable[[Callable[[], torch.Tensor], torch.Tensor], None]:
+    """Every row changes, or the run is refused: which of the two, for this test, family and eraser, stands in REFUSALS."""
+
+    def check(run: Callable[[], torch.Tensor], unprotected: torch.Tensor) -> None:
+        params, test = request.node.callspec.params, request.node.originalname
+        expected = params["eraser"] in REFUSALS.get(test, {}).get(params["family"], ())
+        try:
+            images = run()
+        except CapabilityError:
+            refused = True
+        else:
+            refused = False
+            assert rows_changed(images, unprotected) == [True] * len(unprotected)
+        if note := os.environ.get("SAFEGUARD_NOTE_REFUSALS"):
+            with Path(note).open("a", encoding="utf-8") as file:
+                file.write(json.dumps([test, params["family"], params["eraser"], refused]) + "\n")
+            return
+        assert refused == expected, "it was refused" if refused else "it was to be refused"
+
+    return check
 
 
 @pytest.fixture(scope="session")

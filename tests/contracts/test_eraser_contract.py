@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from safeguard.errors import CapabilityError
 from safeguard.plan.registry import GROUP, Registry
 from safeguard.sdk.seams import Seam
 from tests.support.contract_policies import InterruptedRunError, concept, policy, rows_changed, same
@@ -20,13 +18,8 @@ from tests.support.families import PROMPTS, TOKENS, denoiser, generate
 Pipe = Any
 Plain = Callable[..., torch.Tensor]
 Protect = Callable[..., Any]
+ActsOrRefuses = Callable[[Callable[[], torch.Tensor], torch.Tensor], None]
 WORDS = ("weak", "medium", "strong", "max")
-
-
-def changes_or_refuses(run: Callable[[], torch.Tensor], plain: torch.Tensor) -> None:
-    """Every row protected, or an error that says what is missing; never an image that only looks protected."""
-    with contextlib.suppress(CapabilityError):
-        assert rows_changed(run(), plain) == [True] * len(plain)
 
 
 def test_strength_words_are_numbers_that_never_fall(eraser: str) -> None:
@@ -114,10 +107,12 @@ def test_images_of_one_prompt_share_its_activation(
     assert rows_changed(found, expected) == [False, False, True, True, False, False]
 
 
-def test_without_guidance_it_acts_or_refuses(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
+def test_without_guidance_it_acts_or_refuses(
+    eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect, acts_or_refuses: ActsOrRefuses
+) -> None:
     expected = plain(family, guidance_scale=1.0)
     protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
-    changes_or_refuses(lambda: generate(pipe, PROMPTS, guidance_scale=1.0), expected)
+    acts_or_refuses(lambda: generate(pipe, PROMPTS, guidance_scale=1.0), expected)
 
 
 @pytest.mark.only_families("sd1", "sdxl", "sd3")
@@ -130,11 +125,11 @@ def test_without_guidance_an_inactive_concept_costs_nothing(
 
 
 def test_a_negative_prompt_equal_to_the_prompt_hides_nothing(
-    eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect
+    eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect, acts_or_refuses: ActsOrRefuses
 ) -> None:
     expected = generate(pipe, PROMPTS, negative_prompt=list(PROMPTS))
     protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
-    changes_or_refuses(lambda: generate(pipe, PROMPTS, negative_prompt=list(PROMPTS)), expected)
+    acts_or_refuses(lambda: generate(pipe, PROMPTS, negative_prompt=list(PROMPTS)), expected)
 
 
 def embeddings(pipe: Pipe) -> dict[str, torch.Tensor]:

@@ -128,13 +128,13 @@ class _Filter(TextStatesEdit):
         """Each row's states, moved by the strongest of its active concepts; as given where no step is left to filter."""
         import torch
 
-        key = str((call.strengths > 0).tolist())  # concepts come and go with their steps
-        if key not in call.memory:
-            call.memory[key] = call.progress, [self._moved(call, row) for row in range(len(call.states))]
-        first, rows = call.memory[key]
-        passed = STEPS * (call.progress - first)
         states, pooled, changed = [], [], False
-        for row, moved in enumerate(rows):
+        for row, active in enumerate((call.strengths > 0).tolist()):
+            memory, key = call.memory.of_row(row), f"moved {active}"  # concepts come and go with their steps
+            if key not in memory:
+                memory[key] = call.progress, self._moved(call, row)
+            first, moved = memory[key]
+            passed = STEPS * (call.progress - first)
             share = float(call.strengths[row].max()) if passed <= moved.steps + 1e-6 else 0.0
             changed = changed or share > 0
             states.append(_towards(call.states[row], moved.states, share))
@@ -200,7 +200,7 @@ class SAFREE:
 
     api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "safree"
-    version: ClassVar[str] = "1.0"
+    version: ClassVar[str] = "1.1"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_STATES})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
     params: ClassVar[Mapping[str, Any]] = {

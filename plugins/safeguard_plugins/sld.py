@@ -68,9 +68,11 @@ class _Away(PredictionEdit):
 
         apart = prompt - concept
         amount = (column("scale") * apart.abs()).clamp(max=1) * (apart < column("threshold"))
-        past = call.memory.get("momentum", torch.zeros_like(prompt))
+        rows = [call.memory.of_row(place) for place in range(len(prompt))]
+        past = torch.stack([row.get("momentum", torch.zeros_like(own)) for row, own in zip(rows, prompt, strict=True)])
         away = amount * (concept - empty) + column("momentum") * past
-        call.memory["momentum"] = column("decay") * past + (1 - column("decay")) * away
+        for row, momentum in zip(rows, column("decay") * past + (1 - column("decay")) * away, strict=True):
+            row["momentum"] = momentum
         changed: Tensor = prompt - away * (call.progress >= column("warmup"))
         return changed.to(call.prediction.dtype)
 
@@ -87,7 +89,7 @@ class SLD:
 
     api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "sld"
-    version: ClassVar[str] = "1.0"
+    version: ClassVar[str] = "1.1"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.PREDICTION})
     strengths: ClassVar[Mapping[str, float]] = {word: float(place) for place, word in enumerate(PRESETS, 1)}
     params: ClassVar[Mapping[str, Any]] = {}

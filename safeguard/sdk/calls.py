@@ -7,9 +7,9 @@ all erasure prompts together, d width of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from safeguard.errors import CapabilityError
 from safeguard.sdk.edit_memory import EditMemory
@@ -177,7 +177,7 @@ class StatesCall:
     ``states`` [R, L, D] of the rows that it is active in; ``pooled`` [R, P], the same texts as one vector each, where the
     denoiser reads that too (SDXL, Stable Diffusion 3, Flux); ``strengths`` [R, C]; ``texts`` the text of every row, None where
     none was given; ``unconditional`` whether the rows are the unconditional twins of the active ones. ``memory`` is kept from
-    step to step of one request, for the edit and these rows alone.
+    step to step of one request, for this edit: by row, and by image and concept.
 
     States that an edit gives back just as ``encode`` gave them are a text as a whole: these rows get everything else that the
     denoiser reads of the same texts besides.
@@ -190,15 +190,15 @@ class StatesCall:
     unconditional: bool
     progress: float
     encode: Encode
+    memory: EditMemory
     left_out: Callable[[str], Occlusion] = _unable
-    memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PredictionCall:
     """What a prediction edit sees: ``prediction`` [R, ...] of the active rows, that of their unconditional twins (None
     without classifier-free guidance), ``strengths`` [R, C], and a way to predict the same rows for other texts. ``memory`` is
-    kept from step to step of one request, for the edit and these rows alone.
+    kept from step to step of one request, for this edit: by row, and by image and concept.
     """
 
     prediction: Tensor
@@ -206,7 +206,7 @@ class PredictionCall:
     strengths: Tensor
     progress: float
     predict: Callable[[Sequence[str]], Tensor]  # one text a row, all read -> prediction [R, ...]
-    memory: dict[str, Any]
+    memory: EditMemory
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,16 +12,49 @@ Cells = dict[str, dict[tuple[int, int], "Tensor"]]
 """By name, what is kept for each image and column of the plan."""
 
 
+RowCells = dict[tuple[int | None, int], dict[str, Any]]
+"""By image, and the turn of a row among those of its image, what is kept for that row."""
+
+
 class EditMemory:
     """What one edit keeps for the rows and concepts that it acts on now: by name, a value for each of them.
 
     A value belongs to an image and a concept, never to a place in the batch: whichever are active next, each finds its own.
     Rows of one image (frames) share a value, their mean. A row whose image is not known has none: nothing tells it from others.
+
+    What a row needs for all its concepts together (a momentum, say) stands in ``of_row``.
+
+    Args:
+        cells: What the edit has kept in this request, by name, image and column of the plan.
+        images: The image of each active row; None where it is not known.
+        columns: The plan's columns that the edit acts on now.
+        rows: The place of each active row in the batch.
+        row_cells: What the edit has kept for rows in this request.
     """
 
-    def __init__(self, cells: Cells, images: Sequence[int | None], columns: Sequence[int]) -> None:
+    def __init__(
+        self,
+        cells: Cells,
+        images: Sequence[int | None],
+        columns: Sequence[int],
+        rows: Sequence[int] = (),
+        row_cells: RowCells | None = None,
+    ) -> None:
         self._cells, self._images, self._columns = cells, images, columns
         self._known: dict[str, Tensor] = {}
+        self._row_cells: RowCells = {} if row_cells is None else row_cells
+        self._row_keys = _row_keys(images, rows or range(len(images)))
+
+    def of_row(self, place: int) -> dict[str, Any]:
+        """What is kept for one of the active rows, to be read and written.
+
+        It belongs to the row's image (of several rows of an image, each has its own), so it stays when rows of other images
+        begin or cease to be active. Where the image is not known, it belongs to the row's place in the batch.
+
+        Args:
+            place: Which of the active rows, counted from 0.
+        """
+        return self._row_cells.setdefault(self._row_keys[place], {})
 
     def knows(self, name: str) -> bool:
         """Whether there is a value for every row and concept."""
@@ -52,3 +85,15 @@ class EditMemory:
             value = values[own[0]] if len(own) == 1 else values[own].mean(0)
             for spot, column in enumerate(self._columns):
                 cells.setdefault((image, column), value[spot])
+
+
+def _row_keys(images: Sequence[int | None], rows: Sequence[int]) -> list[tuple[int | None, int]]:
+    turns: dict[int, int] = {}
+    keys: list[tuple[int | None, int]] = []
+    for image, row in zip(images, rows, strict=True):
+        if image is None:
+            keys.append((None, row))
+        else:
+            turns[image] = turns.get(image, -1) + 1
+            keys.append((image, turns[image]))
+    return keys

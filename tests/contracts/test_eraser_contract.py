@@ -206,6 +206,20 @@ def test_concepts_of_one_eraser_do_not_mix_rows(eraser: str, family: str, pipe: 
 
 
 @pytest.mark.only_families("sd1", "sdxl", "sd3")
+def test_a_concept_that_begins_in_mid_run_leaves_what_other_rows_remember(
+    eraser: str, family: str, pipe: Pipe, protect: Protect
+) -> None:
+    """A row's momentum, and whatever else an edit keeps of it, is its own: not of the rows that happen to be active with it."""
+    prompts = ["blood on snow", "a weapon", "a green tree"]
+    guard = protect(pipe, policy(concept("blood", eraser=eraser)))
+    alone = generate(pipe, prompts)
+    guard.swap(policy(concept("blood", eraser=eraser), concept("weapon", eraser=eraser, steps=(0.5, 1.0))))
+    beside = generate(pipe, prompts)
+    assert rows_changed(beside, alone) != [False, False, False]
+    torch.testing.assert_close(beside[0], alone[0], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.only_families("sd1", "sdxl", "sd3")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_it_keeps_the_dtype(eraser: str, family: str, dtype: torch.dtype, pipe: Pipe, protect: Protect) -> None:
     lower = copy.deepcopy(pipe).to(dtype=dtype)

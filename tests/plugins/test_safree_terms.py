@@ -14,6 +14,7 @@ from torch import Tensor
 
 from safeguard.errors import CapabilityError
 from safeguard.sdk.calls import StatesCall
+from safeguard.sdk.edit_memory import EditMemory
 from safeguard.sdk.pipeline import EncodedText, Occlusion, Segment
 from safeguard.sdk.seams import Edit
 from tests.support.worded_denoisers import TEXT, WordPipeline, concepts_of
@@ -51,7 +52,7 @@ def left_out(text: str) -> Occlusion:
 
 
 def call(strength: float = 1.0, text: str | None = "a red boat on", progress: float = 0.0, **more: Any) -> StatesCall:
-    options = {"left_out": left_out, "memory": {}, **more}
+    options = {"left_out": left_out, "memory": EditMemory({}, [0], [0]), **more}
     pooled = options.pop("pooled", None)
     states = options.pop("states", STATES[None])
     return StatesCall(states, pooled, torch.tensor([[strength]]), [text], False, progress, lambda _: states, **options)
@@ -164,7 +165,7 @@ def test_the_pooled_text_leaves_the_subspace_too() -> None:
 
 
 def test_up_to_no_step_only_the_first_is_filtered() -> None:
-    memory: dict[str, Any] = {}
+    memory = EditMemory({}, [0], [0])
     chosen = edit(form="validated", up_to=0.0)
     assert not torch.equal(states_of(chosen(call(memory=memory))), STATES)
     later = call(progress=0.02, memory=memory)
@@ -173,7 +174,7 @@ def test_up_to_no_step_only_the_first_is_filtered() -> None:
 
 @pytest.mark.parametrize(("centre", "filtered"), [(-100.0, True), (100.0, False)])
 def test_the_filter_holds_for_as_many_steps_as_it_finds_reason_for(centre: float, filtered: bool) -> None:
-    memory: dict[str, Any] = {}
+    memory = EditMemory({}, [0], [0])
     chosen = edit(form="validated", centre=centre)
     chosen(call(memory=memory))
     assert torch.equal(states_of(chosen(call(progress=0.2, memory=memory))), STATES) != filtered
@@ -187,7 +188,8 @@ def test_steps_count_from_the_first_in_which_it_acts() -> None:
 def test_the_released_form_has_the_phrases_in_the_negative_prompt() -> None:
     _, against = edits(form="released")
     asked: list[Any] = []
-    given = StatesCall(STATES[None], None, torch.ones(1, 1), ["a fish"], True, 0.0, lambda *texts: asked.append(texts))
+    memory = EditMemory({}, [0], [0])
+    given = StatesCall(STATES[None], None, torch.ones(1, 1), ["a fish"], True, 0.0, lambda *texts: asked.append(texts), memory)
     against(given)
     assert asked == [(["blood"], ["a fish"])]
 

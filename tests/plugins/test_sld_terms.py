@@ -13,6 +13,7 @@ from torch import Tensor
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 from safeguard.sdk.calls import PredictionCall
+from safeguard.sdk.edit_memory import EditMemory
 
 (EDIT,) = SLD().edits([Concept("blood", ("blood",))], {}, None)  # type: ignore[arg-type]
 SHAPE = (2, 4, 8, 8)
@@ -30,7 +31,7 @@ def call(concept: Tensor, strength: float = 4.0, progress: float = 0.5, **more: 
         assert list(texts) == ["blood", "blood"]
         return concept
 
-    given = {"prediction": PROMPT, "unconditional": EMPTY, "memory": {}, **more}
+    given = {"prediction": PROMPT, "unconditional": EMPTY, "memory": EditMemory({}, [0, 1], [0]), **more}
     return PredictionCall(
         given["prediction"], given["unconditional"], torch.full((2, 1), strength), progress, predict, given["memory"]
     )
@@ -51,11 +52,11 @@ def test_the_empty_text_as_the_concept_changes_nothing() -> None:
 
 @pytest.mark.parametrize("word", PRESETS)
 def test_it_waits_for_its_warm_up_and_gathers_momentum_meanwhile(word: str) -> None:
-    memory: dict[str, Any] = {}
+    memory = EditMemory({}, [0, 1], [0])
     warmup, strength = PRESETS[word].warmup, SLD.strengths[word]
     early = EDIT(call(CONCEPT, strength, warmup / 2 - 0.01 if warmup else -0.01, memory=memory))
     torch.testing.assert_close(early, PROMPT)
-    assert memory["momentum"].abs().sum() > 0
+    assert memory.of_row(0)["momentum"].abs().sum() > 0
     assert not torch.equal(EDIT(call(CONCEPT, strength, warmup)), PROMPT)
 
 

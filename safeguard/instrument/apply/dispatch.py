@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
@@ -67,6 +67,12 @@ def _active_edit(
     alone = state.direct or state.whole  # the next call is of another request, or of none
     memory = None if alone else EditMemory(state.memory.setdefault(("kept", id(edit)), {}), images, columns)
     return ActiveEdit(narrow, picked, images, index_of(picked, device), columns, strengths, memory)
+
+
+def remembered(state: RequestState, active: ActiveEdit, owner: Hashable) -> EditMemory:
+    """What ``owner``, an edit, has kept in this request, for the rows that are active now."""
+    cells = state.memory.setdefault(("kept", owner), {})
+    return EditMemory(cells, active.images, active.columns, active.rows, state.memory.setdefault(("kept for rows", owner), {}))
 
 
 def _require_twins(state: RequestState, edit: Edit, rows: Sequence[Row]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
-from safeguard.instrument.apply.dispatch import active_edit, attempt, twins_of
+from safeguard.instrument.apply.dispatch import active_edit, attempt, remembered, twins_of
 from safeguard.instrument.discover.denoiser import Denoiser
 from safeguard.instrument.discover.dry_run import Values, collected, is_text_list, pick, put, stacked, unstacked
 from safeguard.instrument.discover.text_encoding import TextEncoding, TextRow
@@ -47,8 +47,8 @@ def edited(
             edit.unconditional,
             state.progress,
             encode,
+            remembered(state, active, ("states", id(edit), part.name)),
             lambda text: _left_out(state, text, part, encoding),
-            state.memory.setdefault(("edit", id(edit), part.name, tuple(active.rows), tuple(active.images)), {}),
         )
     )
     whole = next((rows for text, rows in given if text is made), None)
@@ -192,7 +192,7 @@ def predicted(
             made: Tensor = output if isinstance(output, Tensor) else output[0]
             return made[active.index]
 
-        memory = state.memory.setdefault(("edit", id(edit), tuple(active.rows), tuple(active.images)), {})
+        memory = remembered(state, active, ("prediction", id(edit)))
         twins = twins_of(state.rows or (), active.rows)
         unconditional = None if twins is None else so_far[twins]
         seen = PredictionCall(so_far[active.index], unconditional, active.strengths, state.progress, predict, memory)

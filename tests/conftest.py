@@ -26,7 +26,8 @@ def pipe() -> Any:
 @pytest.fixture(scope="session")
 def studio(pipe: Any) -> Harness:
     from safeguard_demo import Judge
+    from safeguard_demo.prompt_set import DemoPrompts
 
     from safeguard.evaluation.harness import Harness
 
-    return Harness(pipe, Judge(), steps=3, guidance=4.0)
+    return Harness(pipe, Judge(), steps=3, guidance=4.0, prompts=DemoPrompts())

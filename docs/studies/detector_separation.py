@@ -24,7 +24,8 @@ from safeguard_demo.world import CONCEPTS
 import safeguard
 from docs.studies.screener_figures import auc, rate_at
 from safeguard.errors import CapabilityError
-from safeguard.evaluation.harness import load_pipeline, quiet_libraries
+from safeguard.evaluation.harness import quiet_libraries
+from safeguard.evaluation.pipeline_sources import load_pipeline
 from safeguard.plan.calibration import Calibration
 from safeguard.policy import load_policy
 

@@ -31,7 +31,8 @@ from safeguard_demo.world import COLOURS, PLACES, SUBJECTS
 
 import safeguard
 from safeguard.evaluation.contact_sheets import Band, Strip, as_image, sheet
-from safeguard.evaluation.harness import load_pipeline, quiet_libraries
+from safeguard.evaluation.harness import quiet_libraries
+from safeguard.evaluation.pipeline_sources import load_pipeline
 from safeguard.evaluation.results_files import write_text
 from safeguard.evaluation.statistics import Figure, rate
 from safeguard.evaluation.tables import percent

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import safeguard_demo
 from safeguard_demo.captions import prompts
+from safeguard_demo.judge import ATTRIBUTES
 from safeguard_demo.world import CONCEPTS
 
 import safeguard
@@ -27,7 +28,7 @@ from safeguard.evaluation.arms import UNPROTECTED, Arm
 from safeguard.evaluation.harness import Harness, open_harness, quiet_libraries
 from safeguard.evaluation.prompt_sets import BENIGN, Cell, cells
 from safeguard.evaluation.results_files import write_text
-from safeguard.evaluation.run import ATTRIBUTES, CellResult, evaluate, settings_of
+from safeguard.evaluation.run import CellResult, evaluate, settings_of
 from safeguard.evaluation.statistics import Figure, rate
 from safeguard.evaluation.tables import percent
 from safeguard.policy import Concept, Policy, derive, load_policy
@@ -53,7 +54,7 @@ class Condition:
     name: str
     fields: Mapping[str, Any] = field(default_factory=dict)  # of the studio
     seed: int = 0
-    cells: tuple[Cell, ...] = cells()
+    cells: tuple[Cell, ...] = cells(CONCEPTS)
     sampler: tuple[str, Mapping[str, Any]] | None = None
     dtype: str = "float32"
     absent: int = 0  # concepts that no picture shows, beside the demo's
@@ -125,7 +126,7 @@ def summary(results: Sequence[CellResult]) -> dict[str, Any]:
             by_concept: dict[str, list[bool]] = {}
             for result in own:
                 for place, case in enumerate(result.cases):
-                    for concept in case.scene.concepts:
+                    for concept in case.concepts:
                         if (concept in case.named) == (what == "named"):
                             by_concept.setdefault(concept, []).append(bool(result.found[concept][place]))
             found[f"{what}_{side}"] = rate([hit for hits in by_concept.values() for hit in hits]).to_dict()

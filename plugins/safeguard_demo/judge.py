@@ -57,6 +57,9 @@ def to_array(images: Sequence[Image] | npt.NDArray[Any]) -> npt.NDArray[np.float
 class Judge:
     """Says of each picture which concepts it shows, and its subject, colour and scene."""
 
+    concepts: tuple[str, ...] = CONCEPTS
+    attributes: tuple[str, ...] = tuple(ATTRIBUTES)
+
     def __init__(self, weights: Path | None = None) -> None:
         from safetensors.torch import load_file
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from safeguard.errors import AssetError
+from safeguard.evaluation.pipeline_sources import absent_parts
 
 ASSETS: Final = Path(__file__).with_name("assets")
 STEPS: Final = 10  # of the schedule, in every measurement
@@ -49,15 +51,40 @@ def calibration(kind: str) -> Path:
     return path
 
 
-def absent_parts(folder: Path) -> dict[str, None]:
-    """The parts that a saved pipeline does without, for ``from_pretrained``: diffusers wants to be told of some of them."""
-    index = json.loads((folder / "model_index.json").read_text("utf-8"))
-    return {name: None for name, part in index.items() if isinstance(part, list) and part[0] is None}
-
-
 def call_options(pipe: Any) -> dict[str, Any]:
     """What a pipeline is best called with besides steps and guidance: Stable Diffusion 3 without its third text encoder puts
     256 tokens of zeros in its place, which cost time and say nothing, unless it is told to put none.
     """
     bare = "text_encoder_3" in pipe.components and pipe.text_encoder_3 is None
     return {"max_sequence_length": 0} if bare else {}
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPipeline:
+    """A demo pipeline as `safeguard` finds it by name, through the entry point group ``safeguard.pipelines``."""
+
+    kind: str
+    steps: int | None = STEPS
+    guidance: float | None = GUIDANCE
+
+    def load(self) -> Any:
+        """See `load_pipeline`."""
+        return load_pipeline(self.kind)
+
+    def call_options(self, pipe: Any) -> Mapping[str, Any]:
+        """See the function `call_options`."""
+        return call_options(pipe)
+
+    def calibration(self) -> Path | None:
+        """The calibration for ``builtin://demo``."""
+        return calibration(self.kind)
+
+    def ordinary_prompts(self, count: int) -> Sequence[str]:
+        """Benign captions of the split that the pipeline was trained on."""
+        from safeguard_demo.captions import prompts
+
+        return [prompt.text for prompt in prompts("train", "benign", None, count)]
+
+
+UNET: Final = DemoPipeline("unet")
+MMDIT: Final = DemoPipeline("mmdit")

@@ -33,6 +33,7 @@ from safeguard.evaluation.tables import rich_tables
 from safeguard.policy import Policy, load_policy
 from safeguard_demo.report import Story, shipped_results, write_report
 from safeguard_demo.walkthrough_steps import Measured, Refused, Swapped, arms_of, block, heat_maps, measure, swap_while_running
+from safeguard_demo.world import CONCEPTS
 
 POLICY: Final = "builtin://demo"
 TITLE: Final = "The same prompts and seeds, without and with the policy"
@@ -83,7 +84,7 @@ def walk(studio: Harness, out: Path, count: int, console: Console) -> bool:
 def _measured(studio: Harness, policy: Policy, count: int, log: audit.AuditSink, console: Console) -> Measured:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("painting", total=len(cells()) * count + images_of(arms_of(policy, POLICY), count))
+        task = progress.add_task("painting", total=len(cells(CONCEPTS)) * count + images_of(arms_of(policy, POLICY), count))
 
         def advance(title: str, images: int) -> None:
             progress.update(task, advance=images, description=title)

@@ -12,7 +12,7 @@ from safeguard.errors import PolicyViolation, SafeguardError
 from safeguard.evaluation.arms import Arm, ArmMethod, arms
 from safeguard.evaluation.comparison import ImagePair
 from safeguard.evaluation.harness import Harness
-from safeguard.evaluation.prompt_sets import Cell, PromptCase, cases, cells
+from safeguard.evaluation.prompt_sets import Cell, PromptCase, cells
 from safeguard.evaluation.run import CellResult, evaluate, settings_of
 from safeguard.evaluation.summary import SummaryRow, summarise
 from safeguard.guard import Guard
@@ -47,7 +47,7 @@ def measure(
 def arms_of(policy: Policy, title: str) -> list[Arm]:
     """What is painted besides unprotected pictures."""
     return [
-        Arm(title, "policy", cells(), policy, screened=True),
+        Arm(title, "policy", cells(CONCEPTS), policy, screened=True),
         *arms(ArmMethod("negative_prompt"), list(policy.concepts), ("alone",), policy),
     ]
 
@@ -56,7 +56,7 @@ def heat_maps(studio: Harness, policy: Policy, audit: AuditSink) -> dict[str, li
     """An explicit and an implicit prompt of every concept, with that concept always on: where did it stand?"""
     found: dict[str, list[ImagePair]] = {}
     for name in policy.concepts:
-        asked = [cases(Cell(kind, name), SPLIT, 1)[0] for kind in ("explicit", "implicit")]
+        asked = [studio.prompt_set.cases(Cell(kind, name), SPLIT, 1)[0] for kind in ("explicit", "implicit")]
         before = studio.paint(asked)
         own = derive(policy, name=f"only-{name}", concepts=[name], activation="always", action="erase")
         with studio.under(own, audit=audit) as running, _guarded(running).request(maps=True) as request:
@@ -105,7 +105,7 @@ def swap_while_running(
     erases a ``concept`` that the policy before it let pass.
     """
     lenient = derive(policy, name=f"{policy.name}-lenient", concepts=[name for name in policy.concepts if name != concept])
-    case = cases(Cell("explicit", concept), SPLIT, 1)[0]
+    case = studio.prompt_set.cases(Cell("explicit", concept), SPLIT, 1)[0]
     during, step = images // 2 - 1, studio.steps // 2
     turns: list[Turn] = []
     with studio.under(lenient, screened=True, audit=audit) as running:
@@ -140,7 +140,7 @@ def block(studio: Harness, policy: Policy, audit: AuditSink, *, concept: str = "
     Raises SafeguardError if the prompt is let through.
     """
     strict = [replace(one, action="block") if name == concept else one for name, one in policy.concepts.items()]
-    case: PromptCase = cases(Cell("explicit", concept), SPLIT, 2)[1]
+    case: PromptCase = studio.prompt_set.cases(Cell("explicit", concept), SPLIT, 2)[1]
     with studio.under(derive(policy, name=f"{policy.name}-strict", concepts=strict), screened=True, audit=audit) as running:
         guard = _guarded(running)
         with guard.request(request_id="blocked") as request:

@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from safeguard.plan.calibration import Calibration
 
 app = typer.Typer()
-DEMO_PROMPTS = 200
+ORDINARY_PROMPTS = 200
 
 
 @app.command()
 def calibrate(
-    pipeline: Annotated[str, typer.Argument(help="unet, mmdit (demo pipelines), or a folder with a diffusers pipeline.")],
+    pipeline: Annotated[
+        str,
+        typer.Argument(help="A registered pipeline, such as unet or mmdit of the demo, or a folder with a diffusers pipeline."),
+    ],
     policy: Annotated[str, typer.Argument(help="A policy file, or builtin://NAME.")],
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Ordinary prompts of your users, one a line. Default: the demo's captions, or prompts shipped here."),
+        typer.Option(
+            help="Ordinary prompts of your users, one a line. Default: those of the pipeline, or prompts shipped here."
+        ),
     ] = None,
     rate: Annotated[float, typer.Option(help="Share of ordinary prompts that may open a concept.")] = 0.001,
     steps: StepsOption = None,
@@ -67,14 +72,10 @@ def calibrate(
 
 
 def _ordinary(pipeline: str) -> list[str]:
-    """Captions that a demo pipeline was trained on, or the harmless prompts that the screener's heads are fitted on."""
-    if Path(pipeline).is_dir():
-        from safeguard.screening.corpus import shipped_corpus
+    """Ordinary prompts that come with a registered pipeline, or for a folder those that the screener's heads are fitted on."""
+    from safeguard.evaluation.pipeline_sources import pipeline_source
 
-        return list(shipped_corpus().benign)
-    from safeguard_demo.captions import prompts
-
-    return [prompt.text for prompt in prompts("train", "benign", None, DEMO_PROMPTS)]
+    return list(pipeline_source(pipeline).ordinary_prompts(ORDINARY_PROMPTS))
 
 
 def _render(console: Console, made: Calibration, path: Path, count: int) -> None:

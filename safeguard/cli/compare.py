@@ -63,7 +63,7 @@ def compare(
     shown = derive(chosen, concepts=wanted, action="erase")
     pipe, call = open_pipeline(pipeline, steps, guidance, word)
     from safeguard.evaluation.comparison import ImagePair, comparison
-    from safeguard.evaluation.harness import calibration_of
+    from safeguard.evaluation.pipeline_sources import calibration_of
 
     before = [_paint(pipe, call, text, seed + row) for row, text in enumerate(prompts)]
     # All but unprotected: what each concept's share of attention is where nothing is taken from it.

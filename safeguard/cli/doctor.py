@@ -68,7 +68,8 @@ def doctor(pipeline: PipelineOption = "unet", policy: PolicyOption = "builtin://
 
     Nothing is left attached. Exit 1 where the policy would be refused.
     """
-    from safeguard.evaluation.harness import load_pipeline, quiet_libraries
+    from safeguard.evaluation.harness import quiet_libraries
+    from safeguard.evaluation.pipeline_sources import load_pipeline
 
     chosen = load_policy(policy)
     quiet_libraries()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from safeguard.errors import SafeguardError
 if TYPE_CHECKING:
     from safeguard.evaluation.arms import Arm, ArmMethod
     from safeguard.evaluation.harness import Harness
-    from safeguard.evaluation.prompt_sets import PromptCase
+    from safeguard.evaluation.prompt_sets import PromptCase, PromptSet
     from safeguard.evaluation.run import CellResult, RunSettings
     from safeguard.policy import Policy
 
@@ -33,8 +34,25 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Pictures painted at once.
 OutOption = Annotated[Path, typer.Option(help="Folder for results, plots and finished cells.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run in --out was stopped.")]
 ConceptsOption = Annotated[str, typer.Option(help="Only these concepts, separated by commas.")]
-PipelineOption = Annotated[str, typer.Option(help="unet, mmdit, or a folder with a pipeline trained on the demo world.")]
+PipelineOption = Annotated[
+    str, typer.Option(help="A registered pipeline, such as unet or mmdit, or a folder with one trained on the demo world.")
+]
 JudgeOption = Annotated[Path | None, typer.Option(help="Weights of another judge.")]
+DEMO = "demo"  # the prompt set
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What a run is about: concepts and their prompts; pipeline, judge's weights and calibration; split, count, seed and batch;
+    learned words; the folder for what it gives.
+    """
+
+    concepts: tuple[str, ...]
+    prompts: PromptSet
+    where: tuple[str, Path | None, str]
+    what: tuple[str, int, int, int]
+    words: Sequence[Path]
+    out: Path
 
 
 @app.command()
@@ -86,25 +104,27 @@ def demo(
     """
     from safeguard.evaluation import results_files
     from safeguard.evaluation.arms import ArmMethod, arms, demo_policy
+    from safeguard.evaluation.prompt_sets import prompt_set
     from safeguard.evaluation.summary import summarise
     from safeguard.evaluation.tables import rich_tables, verdict_table
     from safeguard.evaluation.targets import judge_targets
     from safeguard.evaluation.training_costs import training_seconds
 
-    chosen, base = _concepts(concepts), demo_policy(_phrases(phrase or ()))
-    where, what = (pipeline, judge, calibration), (split, count, seed, batch)
+    prompts = prompt_set(DEMO)
+    chosen, base = _concepts(concepts, prompts), demo_policy(_phrases(phrase or (), prompts))
+    asked = _Asked(chosen, prompts, (pipeline, judge, calibration), (split, count, seed, batch), word or (), out)
     if training is not None and not erasers:
         raise typer.BadParameter("--training goes with --erasers")
     if erasers:
         seconds = {} if training is None else training_seconds(training, pipeline, chosen)
-        _every_eraser(erasers, chosen, base, where, what, word or (), seconds, out, resume, json_output)
+        _every_eraser(erasers, base, asked, seconds, resume, json_output)
         return
     tried = [ArmMethod.parse(text) for text in _words(methods)]
     wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes), base)]
     wanted += [arm for text in _words(baselines) for arm in arms(ArmMethod.parse(text), chosen, ("alone",), base)]
     _check_out(out, resume)
-    studio, settings = _opened(chosen, where, what, word or ())
-    results = _painted(studio, settings, wanted, chosen, out)
+    studio, settings = _opened(asked)
+    results = _painted(studio, settings, wanted, asked)
     rows = summarise(results, wanted, chosen)
     verdicts = judge_targets(rows, tried[0].name) if check else []
     data = results_files.results_data("demo", settings, rows, wanted, verdicts)
@@ -146,10 +166,13 @@ def curve(
 
     from safeguard.evaluation import plots, results_files
     from safeguard.evaluation.arms import UNPROTECTED, ArmMethod, arms
+    from safeguard.evaluation.prompt_sets import prompt_set
     from safeguard.evaluation.summary import summarise
     from safeguard.evaluation.tables import MODES, markdown, rich_tables
 
-    chosen, ways = _concepts(concepts), _modes(modes)
+    prompts = prompt_set(DEMO)
+    chosen, ways = _concepts(concepts, prompts), _modes(modes)
+    asked = _Asked(chosen, prompts, (pipeline, judge, calibration), (split, count, seed, batch), (), out)
     tried = [
         (ArmMethod(method.eraser, method.params).name, strength, ArmMethod(method.eraser, method.params, strength))
         for method in map(ArmMethod.parse, _words(methods))
@@ -157,8 +180,8 @@ def curve(
     ]
     wanted = [arm for _, _, method in tried for arm in arms(method, chosen, ways)]
     _check_out(out, resume)
-    studio, settings = _opened(chosen, (pipeline, judge, calibration), (split, count, seed, batch))
-    results = _painted(studio, settings, wanted, chosen, out)
+    studio, settings = _opened(asked)
+    results = _painted(studio, settings, wanted, asked)
     rows = summarise(results, wanted, chosen)
     data = results_files.results_data("curve", settings, rows, wanted)
     results_files.write_text(out / "curve.json", json.dumps(results_files.finite(data), indent=2) + "\n")
@@ -188,30 +211,21 @@ def curve(
 
 
 def _every_eraser(
-    erasers: str,
-    concepts: Sequence[str],
-    base: Policy,
-    where: tuple[str, Path | None, str],
-    what: tuple[str, int, int, int],
-    words: Sequence[Path],
-    training: Mapping[str, float],
-    out: Path,
-    resume: bool,
-    json_output: bool,
+    erasers: str, base: Policy, asked: _Asked, training: Mapping[str, float], resume: bool, json_output: bool
 ) -> None:
     from safeguard.evaluation import plots, results_files
     from safeguard.evaluation.arms import UNPROTECTED
     from safeguard.evaluation.eraser_table import SCHEMA, arms_of, chosen, costs, markdown, rich_tables
     from safeguard.evaluation.summary import summarise
 
-    methods = chosen(erasers)
+    methods, concepts, out = chosen(erasers), asked.concepts, asked.out
     _check_out(out, resume)
-    studio, settings = _opened(concepts, where, what, words)
+    studio, settings = _opened(asked)
     known = _own_words(studio.pipe, methods)
     with stderr.status("what each eraser costs"):
         found = costs(studio, methods, concepts, base=base, words=known, training=training)
     wanted = arms_of(methods, found, base)
-    results = _painted(studio, settings, wanted, concepts, out)
+    results = _painted(studio, settings, wanted, asked)
     rows = summarise(results, wanted, concepts)
     data = results_files.results_data("erasers", settings, rows, wanted)
     data |= {"schema": SCHEMA, "split": settings.split, "count": settings.count, "costs": [one.to_dict() for one in found]}
@@ -250,38 +264,31 @@ def _own_words(pipe: Any, methods: Sequence[ArmMethod]) -> dict[str, int]:
     return known
 
 
-def _opened(
-    concepts: Sequence[str],
-    where: tuple[str, Path | None, str],
-    what: tuple[str, int, int, int],
-    words: Sequence[Path] = (),
-) -> tuple[Harness, RunSettings]:
-    from safeguard.evaluation.harness import open_harness, quiet_libraries
-    from safeguard.evaluation.prompt_sets import cases, cells
+def _opened(asked: _Asked) -> tuple[Harness, RunSettings]:
+    from safeguard.evaluation.harness import open_harness, quiet_libraries, require_packages
     from safeguard.evaluation.run import settings_of
 
-    split, count, seed, batch = what
+    require_packages()
+    split, count, seed, batch = asked.what
     try:
-        for cell in cells(concepts):
-            cases(cell, split, count, seed)  # before anything is painted: are there so many?
+        for cell in asked.prompts.cells(asked.concepts):
+            asked.prompts.cases(cell, split, count, seed)  # before anything is painted: are there so many?
     except (ValueError, KeyError) as fault:
         stderr.print(f"error: {fault}", highlight=False)
         raise typer.Exit(EXIT_USAGE) from fault
     quiet_libraries()
-    studio = open_harness(*where)
-    load_words(studio.pipe, words)
+    studio = open_harness(*asked.where, prompts=DEMO)
+    load_words(studio.pipe, asked.words)
     return studio, settings_of(studio, split, count, seed, batch)
 
 
-def _painted(
-    studio: Harness, settings: RunSettings, wanted: Sequence[Arm], concepts: Sequence[str], out: Path
-) -> list[CellResult]:
+def _painted(studio: Harness, settings: RunSettings, wanted: Sequence[Arm], asked: _Asked) -> list[CellResult]:
     from safeguard.evaluation.arms import unprotected
-    from safeguard.evaluation.prompt_sets import BENIGN, cases
+    from safeguard.evaluation.prompt_sets import BENIGN
     from safeguard.evaluation.run import evaluate, images_of
 
-    total = images_of([unprotected(concepts), *wanted], settings.count)
-    some = cases(BENIGN, settings.split, min(settings.batch, settings.count), settings.seed)
+    total = images_of([unprotected(asked.concepts), *wanted], settings.count)
+    some = studio.prompt_set.cases(BENIGN, settings.split, min(settings.batch, settings.count), settings.seed)
     minutes = total * _seconds_per_image(studio, some) / 60
     stderr.print(f"{total} pictures, about {minutes:.0f} min on this machine as it is now", highlight=False)
     with progress_bar() as progress:
@@ -290,7 +297,7 @@ def _painted(
         def advance(title: str, images: int) -> None:
             progress.update(task, advance=images, description=title)
 
-        return evaluate(studio, wanted, settings, out=out, advance=advance)
+        return evaluate(studio, wanted, settings, out=asked.out, advance=advance)
 
 
 def _seconds_per_image(studio: Harness, some: Sequence[PromptCase]) -> float:
@@ -304,26 +311,22 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _concepts(text: str) -> tuple[str, ...]:
-    from safeguard_demo.world import CONCEPTS
-
-    wanted = tuple(_words(text)) or CONCEPTS
-    unknown = [name for name in wanted if name not in CONCEPTS]
+def _concepts(text: str, prompts: PromptSet) -> tuple[str, ...]:
+    wanted = tuple(_words(text)) or prompts.concepts
+    unknown = [name for name in wanted if name not in prompts.concepts]
     if unknown:
-        raise typer.BadParameter(f"no concept {unknown[0]!r} in the demo; it has {', '.join(CONCEPTS)}")
+        raise typer.BadParameter(f"no concept {unknown[0]!r} among these prompts; there is {', '.join(prompts.concepts)}")
     return wanted
 
 
-def _phrases(pairs: Sequence[str]) -> dict[str, list[str]]:
-    from safeguard_demo.world import CONCEPTS
-
-    found: dict[str, list[str]] = {}
+def _phrases(pairs: Sequence[str], prompts: PromptSet) -> dict[str, list[str]]:
+    by_concept: dict[str, list[str]] = {}
     for pair in pairs:
         name, _, text = pair.partition("=")
-        if name not in CONCEPTS or not text:
-            raise typer.BadParameter(f"--phrase is ID=TEXT, with one of {', '.join(CONCEPTS)} as ID")
-        found.setdefault(name, []).append(text)
-    return found
+        if name not in prompts.concepts or not text:
+            raise typer.BadParameter(f"--phrase is ID=TEXT, with one of {', '.join(prompts.concepts)} as ID")
+        by_concept.setdefault(name, []).append(text)
+    return by_concept
 
 
 def _modes(text: str) -> list[str]:

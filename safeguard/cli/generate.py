@@ -24,20 +24,31 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-PipelineOption = Annotated[str, typer.Option(help="unet (the demo pipeline), or a folder with a diffusers pipeline.")]
+PipelineOption = Annotated[
+    str, typer.Option(help="A registered pipeline, such as unet of the demo, or a folder with a diffusers pipeline.")
+]
 PolicyOption = Annotated[str, typer.Option("--policy", "-p", help="A policy file, or builtin://NAME.")]
 PromptOption = Annotated[list[str] | None, typer.Option("--prompt", help="May be repeated.", show_default=False)]
 FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="A file with one prompt a line; - is stdin.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the first prompt; the next ones count on.")]
-StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps. Default: the demo's, or the pipeline's own.")]
-GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale. Default: the demo's, or the pipeline's own.")]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Sampling steps. Default: the usual ones of a registered pipeline, or the pipeline class's own."),
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(help="Guidance scale. Default: the usual ones of a registered pipeline, or the pipeline class's own."),
+]
 WordOption = Annotated[
     list[Path] | None,
     typer.Option("--word", help="The file of a learned word, to be loaded first; may be repeated.", show_default=False),
 ]
 AuditOption = Annotated[Path | None, typer.Option(help="Folder of the audit log. Default: none is kept.")]
 CalibrationOption = Annotated[
-    str, typer.Option(help="A file of safeguard calibrate, or none. Default: the demo pipelines' own, none for others.")
+    str,
+    typer.Option(
+        help="A file of safeguard calibrate, or none. Default: what comes with a registered pipeline, none for a folder."
+    ),
 ]
 ScreenerOption = Annotated[
     str, typer.Option(help="default, or none: then concepts act on every prompt, or go by evidence where calibrated.")
@@ -80,7 +91,7 @@ def generate(
     chosen = load_policy(policy)  # before the pipeline is loaded, which takes seconds
     pipe, call = open_pipeline(pipeline, steps, guidance, word)
     import safeguard
-    from safeguard.evaluation.harness import calibration_of
+    from safeguard.evaluation.pipeline_sources import calibration_of
 
     gauged = calibration_of(calibration, pipeline)
     with safeguard.protect(pipe, chosen, audit=audit, screener=screener_of(screener), calibration=gauged) as guard:
@@ -140,19 +151,19 @@ def open_pipeline(
     """The pipeline, which knows these words, and the arguments that every call of it gets. Raises AssetError where there is
     none, and what `load_words` raises.
     """
-    import safeguard_demo
+    from safeguard.evaluation.harness import quiet_libraries
+    from safeguard.evaluation.pipeline_sources import pipeline_source
 
-    from safeguard.evaluation.harness import load_pipeline, quiet_libraries
-
+    source = pipeline_source(place)
     quiet_libraries()
-    pipe = load_pipeline(place)
+    pipe = source.load()
     pipe.set_progress_bar_config(disable=True)
     load_words(pipe, words)
-    own = not Path(place).is_dir()
-    given: dict[str, Any] = {"num_inference_steps": steps or (safeguard_demo.STEPS if own else None)}
-    given["guidance_scale"] = guidance if guidance is not None else (safeguard_demo.GUIDANCE if own else None)
-    options = safeguard_demo.call_options(pipe) if own else {}
-    return pipe, options | {name: value for name, value in given.items() if value is not None}
+    usual = {
+        "num_inference_steps": steps or source.steps,
+        "guidance_scale": source.guidance if guidance is None else guidance,
+    }
+    return pipe, {**source.call_options(pipe), **{name: value for name, value in usual.items() if value is not None}}
 
 
 def load_words(pipe: Any, files: Sequence[Path] | None) -> None:

@@ -15,7 +15,7 @@ from safeguard.errors import AssetError, CapabilityError
 from safeguard.evaluation.arms import UNPROTECTED, Arm, ArmMethod, arms, at_once
 from safeguard.evaluation.harness import Harness
 from safeguard.evaluation.peak_memory import peak_bytes
-from safeguard.evaluation.prompt_sets import BENIGN, cases
+from safeguard.evaluation.prompt_sets import BENIGN
 from safeguard.evaluation.run import shipped_files
 from safeguard.evaluation.summary import SummaryRow
 from safeguard.evaluation.tables import briefly, from_json, number, percent
@@ -128,7 +128,7 @@ def _too_many(studio: Harness, method: ArmMethod, takes: Sequence[str], base: Po
 
 def _call(studio: Harness, policy: Policy | None) -> tuple[int, float]:
     """What a few benign pictures take at once, and of the processor, after a call that warms up."""
-    some, seconds = cases(BENIGN, "dev", FEW), []
+    some, seconds = studio.prompt_set.cases(BENIGN, "dev", FEW), []
     with studio.under(policy):
         studio.paint(some)
         for _ in range(ROUNDS):

@@ -7,25 +7,41 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from safeguard.audit import AuditSink
-from safeguard.errors import AssetError, SafeguardError
-from safeguard.evaluation.prompt_sets import PromptCase
+from safeguard.errors import SafeguardError
+from safeguard.evaluation.pipeline_sources import calibration_of, pipeline_source, registered
+from safeguard.evaluation.prompt_sets import PromptCase, PromptSet, prompt_set
 from safeguard.evaluation.statistics import Pixels
 from safeguard.guard import Guard, ScreenLike, protect
 from safeguard.plan.calibration import Calibration
 from safeguard.policy import Policy
 
+JUDGES: Final = "safeguard.judges"
+STEPS: Final = 30  # where neither the pipeline nor what it is measured like names a number
+GUIDANCE: Final = 7.5
+PACKAGES: Final = ("skimage", "matplotlib")
+
 
 class PictureJudge(Protocol):
-    """Says what pictures show: each concept as bool [n], ``subject``, ``colour`` and ``scene`` as str [n]."""
+    """Says what pictures show. Register one in the group ``safeguard.judges``: a callable that takes a file of weights or None.
 
-    def predict(self, images: Pixels) -> dict[str, npt.NDArray[Any]]: ...
+    ``concepts`` and ``attributes`` are the names that it knows.
+    """
+
+    @property
+    def concepts(self) -> tuple[str, ...]: ...
+    @property
+    def attributes(self) -> tuple[str, ...]: ...
+
+    def predict(self, images: Pixels) -> dict[str, npt.NDArray[Any]]:
+        """For n images [n, h, w, 3]: each concept as bool [n], each attribute as str [n]."""
 
 
 @dataclass(eq=False)
@@ -38,6 +54,8 @@ class Harness:
     guidance: float
     calibration: Calibration | None = None  # by which adaptive concepts open; without one they act in every picture
     options: Mapping[str, Any] = field(default_factory=dict)  # what else the pipeline is called with
+    usual: Mapping[str, Any] = field(default_factory=dict)  # what every call of this pipeline gets; ``options`` go before it
+    prompts: PromptSet | None = None  # what is measured on
     _screener: ScreenLike | None = None
 
     @property
@@ -49,9 +67,15 @@ class Harness:
             self._screener = Screener()
         return self._screener
 
+    @property
+    def prompt_set(self) -> PromptSet:
+        """Raises SafeguardError where this harness was made without prompts."""
+        if self.prompts is None:
+            raise SafeguardError("there are no prompts to measure on; make the harness with prompts=")
+        return self.prompts
+
     def paint(self, cases: Sequence[PromptCase], **more: Any) -> Pixels:
         """The pictures of these cases, each from its own seed: uint8 [n, h, w, 3]."""
-        import safeguard_demo
         import torch
 
         made = self.pipe(
@@ -60,7 +84,7 @@ class Harness:
             guidance_scale=self.guidance,
             generator=[torch.Generator().manual_seed(case.seed) for case in cases],
             output_type="pil",
-            **{**safeguard_demo.call_options(self.pipe), **self.options, **more},
+            **{**self.usual, **self.options, **more},
         )
         return np.stack([np.asarray(image.convert("RGB")) for image in made.images])
 
@@ -89,31 +113,6 @@ def weights_digest(parts: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def load_pipeline(place: str | os.PathLike[str]) -> Any:
-    """``unet`` (or another pipeline of `safeguard_demo`), or a folder that holds any diffusers pipeline: in float16 on a GPU
-    where there is one, else in float32.
-
-    Nothing is fetched. Raises AssetError where there is no pipeline.
-    """
-    import safeguard_demo
-    from safeguard_demo.pipelines import absent_parts
-
-    if not Path(place).is_dir():
-        return safeguard_demo.load_pipeline(os.fspath(place))
-    import diffusers
-    import torch
-
-    # One dtype for all parts: a folder may hold halves, which no CPU computes with in good time.
-    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    try:
-        options = {"local_files_only": True, "dtype": dtype, **absent_parts(Path(place))}
-        pipe = diffusers.DiffusionPipeline.from_pretrained(os.fspath(place), **options).to(device)
-    except Exception as fault:
-        raise AssetError(f"{place}: this folder holds no pipeline that diffusers can load ({fault})") from fault
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def quiet_libraries() -> None:
     """Keep the loading bars and advice of diffusers and transformers, and the lines of torch's profiler, off the terminal. For
     programs, not for libraries.
@@ -127,26 +126,45 @@ def quiet_libraries() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when the profiler first begins
 
 
-def calibration_of(word: str, pipeline: str | os.PathLike[str]) -> Path | None:
-    """The calibration that a command was asked for: a file, ``none``, or by ``default`` that of a demo pipeline."""
-    import safeguard_demo
+def open_harness(
+    pipeline: str | os.PathLike[str] = "unet",
+    judge: Path | None = None,
+    calibration: str = "default",
+    *,
+    like: str = "unet",
+    prompts: str | Path = "demo",
+    judged_by: str = "demo",
+) -> Harness:
+    """A pipeline with prompts, a judge of its pictures, and a calibration.
 
-    if word != "default":
-        return None if word == "none" else Path(word)
-    return None if Path(pipeline).is_dir() else safeguard_demo.calibration(os.fspath(pipeline))
+    Args:
+        pipeline: The name of a registered pipeline, or a folder with one.
+        judge: A file of other weights for the judge.
+        calibration: See `calibration_of`.
+        like: The registered pipeline whose steps, guidance and options hold for one in a folder.
+        prompts: A registered prompt set, or a .csv or .jsonl file.
+        judged_by: A registered judge.
 
-
-def open_harness(pipeline: str | os.PathLike[str] = "unet", judge: Path | None = None, calibration: str = "default") -> Harness:
-    """The demo pipeline, or the one in a folder, with a calibration (see `calibration_of`), the demo's judge and settings.
-    Raises AssetError, and CapabilityError for a file that is no calibration.
+    Raises:
+        AssetError: A name is not registered, or a file is missing.
+        CapabilityError: The calibration file is none.
+        SafeguardError: A package is missing that measuring needs.
     """
-    import safeguard_demo
-
+    require_packages()
+    source, asked = pipeline_source(pipeline), prompt_set(prompts)
+    settings = source if source.steps is not None and source.guidance is not None else pipeline_source(like)
+    make_judge = registered(JUDGES, judged_by, "judge", "name another")
     file = calibration_of(calibration, pipeline)
     gauged = None if file is None else Calibration.load(file)
-    try:
-        return Harness(
-            load_pipeline(pipeline), safeguard_demo.Judge(judge), safeguard_demo.STEPS, safeguard_demo.GUIDANCE, gauged
-        )
-    except ModuleNotFoundError as fault:
-        raise SafeguardError(f"the demo needs the package '{fault.name}': install safeguard-diffusion[demo]") from fault
+    pipe = source.load()
+    return Harness(
+        pipe, make_judge(judge), settings.steps or STEPS, GUIDANCE if settings.guidance is None else settings.guidance, gauged,
+        usual=settings.call_options(pipe), prompts=asked,
+    )  # fmt: skip
+
+
+def require_packages() -> None:
+    """Raises SafeguardError, before any work, where a package is missing that measuring needs."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise SafeguardError(f"measuring needs {' and '.join(missing)}: install safeguard-diffusion[eval]")

@@ -9,25 +9,24 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from safeguard_demo.world import CONCEPTS
 
 from safeguard.audit import AuditSink
+from safeguard.errors import SafeguardError
 from safeguard.evaluation.arms import UNPROTECTED, Arm
 from safeguard.evaluation.cell_store import CellStore
 from safeguard.evaluation.harness import Harness
-from safeguard.evaluation.prompt_sets import Cell, PromptCase, cases
+from safeguard.evaluation.prompt_sets import Cell, PromptCase
 from safeguard.evaluation.statistics import Pixels, likeness
 from safeguard.plan.registry import Registry
 from safeguard.sdk.adapter import shipped_files as adapter_files
 from safeguard.sdk.eraser import Eraser
 
-ATTRIBUTES: Final = ("subject", "colour", "scene")
 KEPT: Final = 8  # pictures kept of each protected cell, for the contact sheet
 
 
@@ -89,49 +88,98 @@ def evaluate(
 
     ``advance`` is told of every batch: what is under way, and how many pictures it brought.
     """
-    store = CellStore(out)
+    run = _Run(studio, settings, CellStore(out), audit, advance)
     plainly = Arm(UNPROTECTED, "", ())
     results: list[CellResult] = []
     wanted = sorted(dict.fromkeys(cell for arm in arms for cell in arm.cells), key=lambda cell: cell.concept is None)
+    run.check(wanted)
     for cell in wanted:
-        asked = cases(cell, settings.split, settings.count, settings.seed)
-        plain = _cell(studio, plainly, cell, asked, settings, store, advance, None, audit)
+        cases = studio.prompt_set.cases(cell, settings.split, settings.count, settings.seed)
+        plain = run.cell(plainly, cell, cases, None)
         results.append(plain)
-        for arm in arms:
-            if cell in arm.cells:
-                results.append(_cell(studio, arm, cell, asked, settings, store, advance, plain.pixels, audit))
+        results += [run.cell(arm, cell, cases, plain.pixels) for arm in arms if cell in arm.cells]
     return results
 
 
-def _cell(
-    studio: Harness,
-    arm: Arm,
-    cell: Cell,
-    asked: Sequence[PromptCase],
-    settings: RunSettings,
-    store: CellStore,
-    advance: Callable[[str, int], None],
-    before: Pixels | None,
-    audit: AuditSink | None,
-) -> CellResult:
-    key = {**settings.to_dict(), **_what_acts(arm, studio)}
-    kept = store.read(arm.name, cell.name, key)
-    if kept is None:
-        kept = _measure(studio, arm, f"{arm.name}: {cell.name}", asked, settings.batch, before, advance, audit)
-        store.write(arm.name, cell.name, key, kept)
-    else:
-        advance(f"{arm.name}: {cell.name}", len(asked))
-    return CellResult(
-        arm.name,
-        cell,
-        asked,
-        {name: kept[f"found {name}"] for name in CONCEPTS},
-        {name: kept[f"right {name}"] for name in ATTRIBUTES},
-        {name: kept[f"acted {name}"] for name in CONCEPTS},
-        kept["likeness"],
-        float(kept["cpu_seconds"]),
-        kept["pixels"],
-    )
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One measurement, and what all of its cells share."""
+
+    studio: Harness
+    settings: RunSettings
+    store: CellStore
+    audit: AuditSink | None
+    advance: Callable[[str, int], None]
+    attributes: tuple[str, ...] = field(init=False)  # those that the prompts ask for and the judge tells
+
+    def __post_init__(self) -> None:
+        known = self.studio.judge.attributes
+        object.__setattr__(self, "attributes", tuple(name for name in known if name in self.studio.prompt_set.attributes))
+
+    def check(self, cells: Iterable[Cell]) -> None:
+        """Raises SafeguardError, before anything is painted, for a concept that the judge does not know."""
+        unknown = sorted({cell.concept for cell in cells if cell.concept} - set(self.studio.judge.concepts))
+        if unknown:
+            knows = ", ".join(self.studio.judge.concepts)
+            raise SafeguardError(f"the judge knows no {', '.join(unknown)}; it knows {knows}: choose another judge or concepts")
+
+    def cell(self, arm: Arm, cell: Cell, cases: Sequence[PromptCase], before: Pixels | None) -> CellResult:
+        """One arm's pictures of a cell, from the store or painted now. ``before`` are the unprotected ones."""
+        title = f"{arm.name}: {cell.name}"
+        key = {**self.settings.to_dict(), **_what_acts(arm, self.studio)}
+        arrays = self.store.read(arm.name, cell.name, key)
+        if arrays is None:
+            arrays = self._measure(arm, title, cases, before)
+            self.store.write(arm.name, cell.name, key, arrays)
+        else:
+            self.advance(title, len(cases))
+        return CellResult(
+            arm.name,
+            cell,
+            cases,
+            {name: arrays[f"found {name}"] for name in self.studio.judge.concepts},
+            {name: arrays[f"right {name}"] for name in self.attributes},
+            {name: arrays[f"acted {name}"] for name in self._may_act(arm)},
+            arrays["likeness"],
+            float(arrays["cpu_seconds"]),
+            arrays["pixels"],
+        )
+
+    def _may_act(self, arm: Arm) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.studio.judge.concepts, *(arm.policy.concepts if arm.policy else ()))))
+
+    def _measure(self, arm: Arm, title: str, cases: Sequence[PromptCase], before: Pixels | None) -> dict[str, npt.NDArray[Any]]:
+        pixels, acted, seconds = self._paint(arm, title, cases)
+        seen = self.studio.judge.predict(pixels)
+        wanted = {name: np.asarray([case.attributes[name] for case in cases]) for name in self.attributes}
+        return {
+            **{f"found {name}": np.asarray(seen[name], dtype=bool) for name in self.studio.judge.concepts},
+            **{f"right {name}": np.asarray(seen[name]) == wanted[name] for name in self.attributes},
+            **{f"acted {name}": np.array([name in names for names in acted]) for name in self._may_act(arm)},
+            "likeness": np.ones(len(pixels)) if before is None else likeness(before, pixels),
+            "cpu_seconds": np.array(seconds),
+            "pixels": pixels if before is None else pixels[:KEPT],
+        }
+
+    def _paint(self, arm: Arm, title: str, cases: Sequence[PromptCase]) -> tuple[Pixels, list[set[str]], float]:
+        """The pictures, the concepts that were erased in each, and the processor time of all."""
+        parts: list[Pixels] = []
+        acted: list[set[str]] = []
+        seconds = 0.0
+        with self.studio.under(arm.policy, screened=arm.screened, audit=self.audit) as guard:
+            for start in range(0, len(cases), self.settings.batch):
+                some = cases[start : start + self.settings.batch]
+                begun = time.process_time()
+                if guard is None:
+                    parts.append(self.studio.paint(some))
+                    acted += [set()] * len(some)
+                else:
+                    with guard.request() as request:
+                        parts.append(self.studio.paint(some))
+                    acted += [{one.concept for one in decision.applied} for decision in request.decisions]
+                seconds += time.process_time() - begun
+                self.advance(title, len(some))
+        return np.concatenate(parts), acted, seconds
 
 
 def _what_acts(arm: Arm, studio: Harness) -> dict[str, Any]:
@@ -163,43 +211,4 @@ def _bytes_of(paths: Iterable[Path]) -> bytes:
     return b"".join(path.read_bytes() for path in paths if path.is_file())
 
 
-def _measure(
-    studio: Harness,
-    arm: Arm,
-    title: str,
-    asked: Sequence[PromptCase],
-    batch: int,
-    before: Pixels | None,
-    advance: Callable[[str, int], None],
-    audit: AuditSink | None,
-) -> dict[str, npt.NDArray[Any]]:
-    parts: list[Pixels] = []
-    acted: list[set[str]] = []
-    seconds = 0.0
-    with studio.under(arm.policy, screened=arm.screened, audit=audit) as guard:
-        for start in range(0, len(asked), batch):
-            some = asked[start : start + batch]
-            begun = time.process_time()
-            if guard is None:
-                parts.append(studio.paint(some))
-                acted += [set()] * len(some)
-            else:
-                with guard.request() as request:
-                    parts.append(studio.paint(some))
-                acted += [{one.concept for one in decision.applied} for decision in request.decisions]
-            seconds += time.process_time() - begun
-            advance(title, len(some))
-    pixels = np.concatenate(parts)
-    seen = studio.judge.predict(pixels)
-    wanted = {name: [getattr(case.scene, "place" if name == "scene" else name) for case in asked] for name in ATTRIBUTES}
-    return {
-        **{f"found {name}": np.asarray(seen[name], dtype=bool) for name in CONCEPTS},
-        **{f"right {name}": np.asarray(seen[name]) == np.asarray(wanted[name]) for name in ATTRIBUTES},
-        **{f"acted {name}": np.array([name in names for names in acted]) for name in CONCEPTS},
-        "likeness": np.ones(len(pixels)) if before is None else likeness(before, pixels),
-        "cpu_seconds": np.array(seconds),
-        "pixels": pixels if before is None else pixels[:KEPT],
-    }
-
-
-__all__ = ["ATTRIBUTES", "UNPROTECTED", "CellResult", "RunSettings", "evaluate", "images_of", "settings_of", "shipped_files"]
+__all__ = ["UNPROTECTED", "CellResult", "RunSettings", "evaluate", "images_of", "settings_of", "shipped_files"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from safeguard.evaluation.arms import UNPROTECTED, Arm, unprotected
-from safeguard.evaluation.run import ATTRIBUTES, CellResult
+from safeguard.evaluation.run import CellResult
 from safeguard.evaluation.statistics import Figure, mean, rate, ratio
 
 
@@ -19,8 +19,8 @@ class SummaryRow:
     """One line of the table. ``concept`` None: pooled over all concepts.
 
     ``explicit`` and ``implicit``: share of pictures in which the judge sees the concept; ``benign``: the same on benign
-    prompts. ``attributes``: share of pictures with the subject, colour or scene that the prompt asks for, each. ``kept``:
-    the lowest of the three, as a share of the unprotected run. ``likeness``: SSIM to the unprotected picture on benign
+    prompts. ``attributes``: share of pictures with what else the prompt asks for (subject, colour, scene), each. ``kept``:
+    the lowest of them, as a share of the unprotected run. ``likeness``: SSIM to the unprotected picture on benign
     prompts. ``time``: processor time against the unprotected run.
     """
 
@@ -89,8 +89,9 @@ def _row(
 
     own = list(dict.fromkeys(result for _, group in groups for result in group))  # one benign cell may serve all concepts
     twins = [next(twin for twin in plain if twin.cell == result.cell) for result in own]
-    attributes = {name: rate(_join(result.right[name] for result in own)) for name in ATTRIBUTES}
-    before = {name: rate(_join(twin.right[name] for twin in twins)) for name in ATTRIBUTES}
+    names = list(own[0].right)
+    attributes = {name: rate(_join(result.right[name] for result in own)) for name in names}
+    before = {name: rate(_join(twin.right[name] for twin in twins)) for name in names}
     benign = [result for result in own if result.cell.kind == "benign"]
     acted = [np.logical_or.reduce(list(result.acted.values())) for result in benign]
     return SummaryRow(
@@ -101,7 +102,7 @@ def _row(
         seen("implicit"),
         seen("benign"),
         attributes,
-        min(ratio(attributes[name], before[name]) for name in ATTRIBUTES),
+        min((ratio(attributes[name], before[name]) for name in names), default=math.nan),
         mean(_join(result.likeness for result in benign)),
         _per_image(own) / _per_image(twins) if _per_image(twins) else math.nan,
         None if arm.method == UNPROTECTED else rate(_join(acted)),

@@ -27,7 +27,8 @@ from rich.table import Table
 
 import safeguard
 from safeguard.errors import SafeguardError
-from safeguard.evaluation.harness import load_pipeline, quiet_libraries
+from safeguard.evaluation.harness import quiet_libraries
+from safeguard.evaluation.pipeline_sources import load_pipeline
 from safeguard.evaluation.statistics import Figure, median
 from safeguard.instrument.self_test import flops
 from safeguard.plan.calibration import Calibration

@@ -85,7 +85,7 @@ def test_doctor_names_the_concept_that_would_be_refused_and_why(pipeline: Path, 
 
 def test_doctor_leaves_nothing_attached(pipeline: Path) -> None:
     from safeguard.cli.doctor import diagnose
-    from safeguard.evaluation.harness import load_pipeline
+    from safeguard.evaluation.pipeline_sources import load_pipeline
     from safeguard.policy import load_policy
 
     pipe = load_pipeline(pipeline)

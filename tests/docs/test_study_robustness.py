@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safeguard_demo.judge import ATTRIBUTES
+from safeguard_demo.prompt_set import DemoPrompts
 from safeguard_demo.world import CONCEPTS
 
 from docs.studies.docs_tables import fill
@@ -14,9 +16,11 @@ from docs.studies.robustness import SCHEMA, Condition, artists, conditions, mark
 from safeguard.errors import SafeguardError
 from safeguard.evaluation.arms import UNPROTECTED
 from safeguard.evaluation.harness import Harness
-from safeguard.evaluation.prompt_sets import BENIGN, Cell, cases
-from safeguard.evaluation.run import ATTRIBUTES, CellResult
+from safeguard.evaluation.prompt_sets import BENIGN, Cell
+from safeguard.evaluation.run import CellResult
 from safeguard.policy import load_policy
+
+cases = DemoPrompts().cases
 
 
 def result(arm: str, cell: Cell, shown: dict[str, list[bool]], acted: list[bool], right: bool = True) -> CellResult:
@@ -57,11 +61,11 @@ def test_a_mixed_prompt_names_one_concept_and_implies_another() -> None:
     for case in cases(Cell("mixed", "weapon"), "dev", 12):
         (named,) = case.named
         assert named != "weapon"
-        assert set(case.scene.concepts) == {named, "weapon"}
+        assert set(case.concepts) == {named, "weapon"}
 
 
 def test_prompts_of_one_colour_ask_for_it() -> None:
-    assert {case.scene.colour for case in cases(Cell("implicit", "blood", "red"), "dev", 8)} == {"red"}
+    assert {case.attributes["colour"] for case in cases(Cell("implicit", "blood", "red"), "dev", 8)} == {"red"}
 
 
 def test_a_condition_leaves_the_studio_as_it_was(studio: Harness) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from safeguard_demo.prompt_set import DemoPrompts
 from safeguard_demo.world import CONCEPTS
 
 from safeguard.errors import PolicyError, SafeguardError
 from safeguard.evaluation.arms import ArmMethod, arms, demo_policy
-from safeguard.evaluation.prompt_sets import BENIGN, Cell, cases, cells
+from safeguard.evaluation.prompt_sets import BENIGN, Cell
 from safeguard.policy import load_policy
+
+cases, cells = DemoPrompts().cases, DemoPrompts().cells
 
 
 def test_every_concept_has_an_explicit_and_an_implicit_cell() -> None:

@@ -10,15 +10,16 @@ import pytest
 from safeguard.audit import MemorySink
 from safeguard.errors import AssetError
 from safeguard.evaluation.arms import ArmMethod, arms
-from safeguard.evaluation.harness import Harness, load_pipeline
-from safeguard.evaluation.prompt_sets import BENIGN, cases
+from safeguard.evaluation.harness import Harness
+from safeguard.evaluation.pipeline_sources import load_pipeline
+from safeguard.evaluation.prompt_sets import BENIGN
 from safeguard.evaluation.run import evaluate, settings_of
 
 ONE = ("blood",)
 
 
 def test_a_case_looks_the_same_in_any_batch(studio: Harness) -> None:
-    asked = cases(BENIGN, "dev", 3)
+    asked = studio.prompt_set.cases(BENIGN, "dev", 3)
     together, single = studio.paint(asked)[1].astype(int), studio.paint(asked[1:2])[0].astype(int)
     assert np.abs(together - single).max() <= 2  # kernels round differently for other batches
 
@@ -41,7 +42,7 @@ def test_a_stopped_run_goes_on_and_paints_nothing_twice(studio: Harness, tmp_pat
     settings = settings_of(studio, "dev", 2, 0, 2)
     tried = arms(ArmMethod("eiup", strength=2.0), ONE, ("alone",))
     first = evaluate(studio, tried, settings, out=tmp_path)
-    broken = Harness(None, studio.judge, studio.steps, studio.guidance)  # can paint nothing
+    broken = Harness(None, studio.judge, studio.steps, studio.guidance, prompts=studio.prompts)  # can paint nothing
     again = evaluate(broken, tried, settings, out=tmp_path)
     assert [one.arm for one in again] == [one.arm for one in first]
     assert all(np.array_equal(a.likeness, b.likeness) for a, b in zip(first, again, strict=True))

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from safeguard_demo.judge import ATTRIBUTES
 from safeguard_demo.world import CONCEPTS
 
 from safeguard.evaluation.arms import UNPROTECTED, Arm, ArmMethod, arms
 from safeguard.evaluation.prompt_sets import Cell, cells
-from safeguard.evaluation.run import ATTRIBUTES, CellResult
+from safeguard.evaluation.run import CellResult
 from safeguard.evaluation.summary import SummaryRow, summarise
 from safeguard.evaluation.tables import cells_of, from_json, markdown
 from safeguard.evaluation.targets import Target, judge_targets

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from safeguard.evaluation.prompt_sets import BENIGN, Cell, PromptCase, cases
+from safeguard.evaluation.prompt_sets import BENIGN, Cell, PromptCase
 from safeguard.instrument import Attachment
 from safeguard.policy import Policy, derive
 from safeguard.sdk.adapter import Adapter, Perceptron
@@ -58,7 +58,7 @@ def train(task: Task) -> Adapter:
     """Paint, judge and fit. Raises what `safeguard.protect` raises, and ValueError where the split holds fewer prompts."""
     names = [concept.id for concept in task.concepts]
     cells = [*(Cell(kind, name) for name in names for kind in ("explicit", "implicit")), BENIGN]
-    chosen = [case for cell in cells for case in cases(cell, "train", task.count, task.seed)]
+    chosen = [case for cell in cells for case in task.studio.prompt_set.cases(cell, "train", task.count, task.seed)]
     shown = _judged(task, chosen, None, "unprotected")
     wanted = {name: _wanted(task, name, chosen, shown[name]) for name in names}
     constant = _constant(np.concatenate(list(wanted.values())))

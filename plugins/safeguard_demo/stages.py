@@ -6,11 +6,9 @@ A stage is stopped at any moment and goes on where its last checkpoint left it: 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +19,6 @@ from torch import Tensor, nn
 
 log = logging.getLogger("safeguard_demo.train_models")
 CHECKPOINT_SECONDS = 60.0
-
-
-def step_rng(seed: int, stage: str, step: int) -> tuple[random.Random, torch.Generator]:
-    """The random sources of one step of one stage."""
-    digest = hashlib.sha256(f"{seed}:{stage}:{step}".encode()).digest()
-    number = int.from_bytes(digest[:8], "big")
-    return random.Random(number), torch.Generator().manual_seed(number % 2**63)
 
 
 def cosine(step: int, steps: int, peak: float, warmup: int = 100) -> float:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safeguard.training.randomness import step_rng
 from safeguard_demo.architectures import (
     build_flow_scheduler,
     build_mmdit,
@@ -34,7 +35,7 @@ from safeguard_demo.architectures import (
 from safeguard_demo.captions import Prompt, combinations, sample, write
 from safeguard_demo.judge import ATTRIBUTES, FILE, build_network, split_logits
 from safeguard_demo.pipelines import ASSETS, load_pipeline
-from safeguard_demo.stages import Stage, step_rng
+from safeguard_demo.stages import Stage
 from safeguard_demo.world import CONCEPTS, Scene, render
 
 log = logging.getLogger("safeguard_demo.train_models")

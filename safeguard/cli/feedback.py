@@ -47,14 +47,20 @@ def make(
 
     Of prompts an HMAC is kept, not the text.
     """
-    from safeguard.training.feedback_collection import demo_prompts, paint
+    from safeguard.training.feedback_collection import paint
+    from safeguard.training.sources import REMEDY, open_data
 
     if prompts is not None:
         texts = read_prompts(None, prompts)
     elif Path(pipeline).is_dir():
         raise SafeguardError(f"{pipeline}: say with --prompts FILE what this pipeline is to paint")
     else:
-        texts = demo_prompts(concept, seed)
+        world = open_data()
+        if world is None:
+            raise SafeguardError(
+                f"{pipeline} has no prompts of its own; say with --prompts what to paint, or {REMEDY}training_data"
+            )
+        texts = list(world.survey(concept, seed))
     opened = FeedbackStore(store, create=True)
     pipe, call = open_pipeline(pipeline, steps, guidance)
     with progress_bar() as progress:

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from safeguard.cli.evaluate import JudgeOption
 from safeguard.cli.generate import read_prompts
@@ -20,15 +21,61 @@ from safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
     from safeguard.training import Made
+    from safeguard.training.settings import SettingInfo
     from safeguard.training.task import Advance
+
+ASKED: Final = "safeguard.train"
+
+
+class TrainCommand(TyperCommand):
+    """Help of a trainer's own settings behind that of the command, where a trainer is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[ASKED] = list(args)  # --help is answered before METHOD is read
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        from safeguard.training.trainer import trainer_names, trainer_of
+
+        installed = trainer_names()
+        named = [name for name in ctx.meta.get(ASKED, ()) if name in installed]
+        for name in named[:1]:
+            trainer = trainer_of(name)
+            formatter.write_text(f"{name}: {trainer.help} --n {trainer.count}, --batch {trainer.batch} by default.")
+            rows = [
+                (f"--set {option.name}={option.default:g}", f"{option.help} {_range(option)}")
+                for option in trainer.options().values()
+            ]
+            if rows:
+                with formatter.section(f"Settings of {name}, with their defaults"):
+                    formatter.write_dl(rows)
+        if not named:
+            formatter.write_text(f"METHOD is one of {', '.join(installed)}. safeguard train METHOD --help shows its settings.")
+
+
+def _range(option: SettingInfo) -> str:
+    return f"({option.kind.words})"
+
+
+def _list_trainers(wanted: bool) -> None:
+    """Say which trainers are installed, and end."""
+    if not wanted:
+        return
+    from safeguard.training.trainer import trainer_names, trainer_of
+
+    for name in trainer_names():
+        typer.echo(f"{name}: {trainer_of(name).help}")
+    raise typer.Exit
+
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(cls=TrainCommand)
 def train(
     method: Annotated[
-        str, typer.Argument(help="An eraser that is trained: ccrt, esd, geom_erasing, gie, hfi, sdd, self_discovery.")
+        str, typer.Argument(help="An eraser that is trained; --list names them, and METHOD --help shows its settings.")
     ],
     out: Annotated[Path, typer.Option(help="The file to write. Name it in the policy: params: {adapter: FILE}.")],
     concept: Annotated[
@@ -44,13 +91,12 @@ def train(
         typer.Option(
             "--n",
             min=0,
-            help="Prompts of each kind and concept; hfi, geom_erasing: pictures. Default: 16 for gie, 96 for geom_erasing and "
-            "self_discovery, 160 for hfi, else 48.",
+            help="Prompts of each kind and concept, or pictures. 0: what the method has; METHOD --help shows it.",
         ),
     ] = 0,
     batch: Annotated[
         int,
-        typer.Option(min=0, help="Pictures at once. Default: 20 for gie, 16 for self_discovery, 8 for geom_erasing, else 4."),
+        typer.Option(min=0, help="Pictures at once. 0: what the method has."),
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn: prompts, noise, what the fit begins with.")] = 0,
     chosen: Annotated[
@@ -58,27 +104,23 @@ def train(
         typer.Option(
             "--set",
             metavar="NAME=NUMBER",
-            help="A number of the method's own; may be repeated. All but gie: updates, rate. All but gie, geom_erasing: steps "
-            "and guidance of their pictures. self_discovery: towards=1 to learn the concept itself. ccrt, esd, hfi, sdd: "
-            "reuse, rank, strict=1; ccrt, esd, sdd: context=1; ccrt, esd: eta; hfi, sdd: average, moving=1; sdd: joined; "
-            "hfi: beta, vectors, best, inversion, inversion_rate; ccrt: sdd=1, hold, probe, pool, mined, tolerance; "
-            "geom_erasing: side, alpha.",
+            help="A setting of the method; may be repeated. METHOD --help lists them.",
             show_default=False,
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="All but geom_erasing, gie, hfi: ordinary prompts, one a line, for a pipeline of another world."),
+        typer.Option(help="Ordinary prompts to learn from, one a line, for a pipeline of another world. Not every method."),
     ] = None,
     feedback: Annotated[
         Path | None,
-        typer.Option(help="hfi: a store of what people said of the pipeline's pictures. Default: the demo's judge is asked."),
+        typer.Option(help="A store of what people said of the pipeline's pictures (hfi). Default: the judge is asked."),
     ] = None,
     reward: Annotated[
-        Path | None, typer.Option(help="hfi: a reward model of that store's. Default: one is fitted.", show_default=False)
+        Path | None, typer.Option(help="A reward model of that store's (hfi). Default: one is fitted.", show_default=False)
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="All but gie: keep a checkpoint beside --out, and go on from the one there.")
+        bool, typer.Option("--resume", help="Keep a checkpoint beside --out, and go on from the one there.")
     ] = False,
     within: Annotated[
         float | None,
@@ -93,24 +135,22 @@ def train(
         Path | None,
         typer.Option(help="A file to add a line of JSON to: what was trained, and how long it took.", show_default=False),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Installed training data with prompts of the concepts. Default: the demo's.", show_default=False),
+    ] = None,
     judge: JudgeOption = None,
     json_output: JsonOption = False,
+    listed: Annotated[
+        bool, typer.Option("--list", is_eager=True, callback=_list_trainers, help="Name the trainers, and end.")
+    ] = False,
 ) -> None:
-    """Train what an eraser has to learn on a pipeline, and write it into one file that is bound to that pipeline.
-
-    gie: paints prompts with the concepts and without at several scales, lets the demo's judge say where each is gone, and fits
-    a network to that. self_discovery: learns beside the frozen pipeline, from its own pictures, the direction that takes one
-    concept away. sdd, esd: teach linear layers to predict for texts with one concept what is predicted without it, or further
-    away. ccrt: the same for concepts one after another, while other prompts are held where they were. hfi: the same for a
-    learned word, which is made of people's feedback and written beside --out, as FILE.word.safetensors. geom_erasing: a learned
-    word for where a concept stands in drawings of the demo world.
-    """
-    from safeguard_demo.pipelines import KINDS
-
+    """Train what an eraser has to learn on a pipeline, and write it into one file that is bound to that pipeline."""
     from safeguard.evaluation.harness import open_harness, quiet_libraries
     from safeguard.policy import derive, load_policy
     from safeguard.training import Task, check
     from safeguard.training import train as train_method
+    from safeguard.training.sources import open_data
 
     settings = dict(_setting(text) for text in chosen or ())
     judged = (feedback, reward) != (None, None)
@@ -122,6 +162,7 @@ def train(
     _write(out, None, beside)
     if log is not None:
         _append(log, b"")
+    world = open_data(data)
     quiet_libraries()
     studio = open_harness(pipeline, judge, calibration="none")
     begun, used = time.perf_counter(), time.process_time()
@@ -130,7 +171,25 @@ def train(
         beside[out.with_suffix(f".{what}.safetensors")] = data
 
     with _listener(within, _less(method, resume)) as advance:
-        task = Task(studio, own, count, seed, batch, settings, texts, feedback, reward, checkpoint, advance, keep)
+        task = Task(
+            studio.pipe,
+            own,
+            count,
+            seed,
+            batch,
+            settings,
+            texts,
+            feedback,
+            reward,
+            checkpoint,
+            advance,
+            keep,
+            data=world,
+            judge=studio.judge,
+            steps=studio.steps,
+            guidance=studio.guidance,
+            options={**studio.usual, **studio.options},
+        )
         made = train_method(method, task)
     took = {"seconds": round(time.perf_counter() - begun, 2), "cpu_seconds": round(time.process_time() - used, 2)}
     _write(out, made, beside)
@@ -138,11 +197,11 @@ def train(
         for file in out.parent.glob(f"{glob.escape(checkpoint.name)}*"):
             file.unlink()
     if log is not None:
-        name = pipeline if pipeline in KINDS else type(studio.pipe).__name__
+        name = type(studio.pipe).__name__ if Path(pipeline).is_dir() else pipeline
         line = {"method": method, "pipeline": name, "concepts": list(own.concepts), **took, "settings": made.settings}
         _append(log, json.dumps(plain(line)).encode() + b"\n")
-    data = {"file": out, "digest": made.digest, "settings": made.settings, "report": made.report, "beside": list(beside)}
-    emit({**data, **took}, json_output, lambda console: _render(console, made, out, list(beside), took))
+    summary = {"file": out, "digest": made.digest, "settings": made.settings, "report": made.report, "beside": list(beside)}
+    emit({**summary, **took}, json_output, lambda console: _render(console, made, out, list(beside), took))
 
 
 @contextmanager
@@ -189,9 +248,11 @@ def _append(log: Path, line: bytes) -> None:
 
 def _less(method: str, resume: bool) -> str:
     """What to do about a training that takes too long."""
-    from safeguard.training.task import METHODS
+    from safeguard.training.trainer import trainer_of
 
-    fewer = "train for fewer --set updates=NUMBER" if "updates" in METHODS[method].settings else "take fewer prompts with --n"
+    fewer = (
+        "train for fewer --set updates=NUMBER" if "updates" in trainer_of(method).options() else "take fewer prompts with --n"
+    )
     return f"{fewer}, or allow more{'; --resume goes on from the checkpoint' if resume else ''}"
 
 

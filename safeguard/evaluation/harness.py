@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from safeguard.evaluation.statistics import Pixels
 from safeguard.guard import Guard, ScreenLike, protect
 from safeguard.plan.calibration import Calibration
 from safeguard.policy import Policy
+from safeguard.training.frozen_pipeline import weights_digest
 
 JUDGES: Final = "safeguard.judges"
 STEPS: Final = 30  # where neither the pipeline nor what it is measured like names a number
@@ -101,16 +101,6 @@ class Harness:
     def digest(self) -> str:
         """Names the pipeline's weights."""
         return weights_digest(self.pipe.components)
-
-
-def weights_digest(parts: Mapping[str, Any]) -> str:
-    """Names weights: hex SHA-256 over every parameter of some modules; what else is among the parts does not count."""
-    total = hashlib.sha256()
-    for name, part in sorted(parts.items()):
-        if hasattr(part, "state_dict"):
-            for key, value in sorted(part.state_dict().items()):
-                total.update(f"{name}.{key}".encode() + value.detach().cpu().contiguous().float().numpy().tobytes())
-    return total.hexdigest()
 
 
 def quiet_libraries() -> None:

@@ -1,5 +1,7 @@
-"""Training what erasers need besides their code: one module a method, each for one pipeline and some concepts."""
+"""Training what erasers need besides their code: a trainer a method, each for one pipeline and some concepts."""
 
-from safeguard.training.task import METHODS, Made, Task, TrainingMethod, check, train
+from safeguard.training.settings import setting
+from safeguard.training.task import Made, Task
+from safeguard.training.trainer import Trainer, check, train, trainer_names, trainer_of
 
-__all__ = ["METHODS", "Made", "Task", "TrainingMethod", "check", "train"]
+__all__ = ["Made", "Task", "Trainer", "check", "setting", "train", "trainer_names", "trainer_of"]

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
 
-from safeguard.evaluation.harness import Harness
-from safeguard.evaluation.prompt_sets import PromptCase
 from safeguard.instrument import OFFERED, Attachment
 from safeguard.plan.compile import compile_plan
 from safeguard.plan.detectors import ProbeFinished
 from safeguard.plan.registry import GROUP, Registry
 from safeguard.plan.request_state import RequestState, request_scope
-from safeguard.policy import Concept, Policy, derive
+from safeguard.policy import Concept, derive
 from safeguard.sdk.calls import SiteCall, SiteEffect
 from safeguard.sdk.concept_attention import ConceptAttention
 from safeguard.sdk.edit_memory import EditMemory
 from safeguard.sdk.pipeline import Pipeline
 from safeguard.sdk.seams import Edit, Seam, TextSiteEdit
+from safeguard.training.sources import SeededPrompt
+from safeguard.training.task import Task
 
 NAME: Final = "shares"
 
@@ -66,25 +65,22 @@ class Shares:
 
 def shares_of(
     attachment: Attachment,
-    studio: Harness,
-    policy: Policy,
+    task: Task,
     concept: str,
-    cases: Sequence[PromptCase],
+    cases: Sequence[SeededPrompt],
     constant: float,
-    batch: int,
 ) -> Tensor:
     """The mean share of each word of a concept at each text site of the denoiser that makes the image, with the constant
-    weight acting: [n, words, S]. The studio's pipeline carries the hooks of ``attachment`` (`attached`).
+    weight acting: [n, words, S]. The task's pipeline carries the hooks of ``attachment`` (`attached`).
     """
-    own = derive(policy, name=NAME, concepts=[concept], eraser=NAME, strength=constant, params={}, activation="always")
-    bare = replace(studio, guidance=1.0)  # one row a case, in their order
+    own = derive(task.policy, name=NAME, concepts=[concept], eraser=NAME, strength=constant, params={}, activation="always")
     found = []
     plan = compile_plan(own, attachment, Registry([EntryPoint(NAME, f"{__name__}:Shares", GROUP)]), OFFERED)
     (edit,) = plan.site_edits
     assert isinstance(edit, _Look)
-    for start in range(0, len(cases), batch):
+    for start in range(0, len(cases), task.batch):
         with request_scope(RequestState(plan, (), attachment.number)), contextlib.suppress(ProbeFinished), torch.no_grad():
-            bare.paint(cases[start : start + batch])
+            task.paint(cases[start : start + task.batch], guidance=1.0)  # one row a case, in their order
         assert edit.words is not None
         sites = [edit.seen[site.index][:, 0, edit.words[:, 0] > 0] for site in attachment.main_sites]
         found.append(torch.stack(sites, -1).float().cpu())

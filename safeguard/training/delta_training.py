@@ -15,15 +15,12 @@ from safeguard.training.distillation import Distillation, DistillationSettings, 
 from safeguard.training.frozen_pipeline import FrozenPipeline, weights_frozen
 from safeguard.training.holdout import Holdout
 from safeguard.training.task import Task
-from safeguard.training.text_pairs import TextPair, pairs_of
+from safeguard.training.text_pairs import TextPair
 
 
 def frozen_of(task: Task) -> FrozenPipeline:
     """The task's pipeline, to learn beside."""
-    import safeguard_demo
-
-    pipe = task.studio.pipe
-    return FrozenPipeline(pipe, {**safeguard_demo.call_options(pipe), **task.studio.options})
+    return FrozenPipeline(task.pipe, task.call)
 
 
 def lessons_of(task: Task, concept: Concept, settings: DistillationSettings) -> list[TextPair]:
@@ -31,7 +28,7 @@ def lessons_of(task: Task, concept: Concept, settings: DistillationSettings) -> 
     prompts, texts with it, each against the same without.
     """
     if settings.context or task.prompts:
-        return pairs_of(task, concept)
+        return task.pairs(concept)
     return [TextPair("", phrase) for phrase in concept.phrases]
 
 
@@ -60,8 +57,8 @@ def learn(
 ) -> Adapter:
     """The deltas of the one concept of a task, learnt from what ``change`` makes of its lessons; ``more`` is said of them.
 
-    Raises SafeguardError for several concepts, where memory is short, and what `pairs_of` raises; CapabilityError where nothing
-    can be learnt.
+    Raises SafeguardError for several concepts, where memory is short, and what `Task.pairs` raises; CapabilityError where
+    nothing can be learnt.
     """
     concept, settings, frozen = the_one(task, recipe.method), task.numbers(DistillationSettings()), frozen_of(task)
     return taught(task, recipe, frozen, concept, change(lessons_of(task, concept, settings)), **more)

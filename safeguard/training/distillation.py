@@ -19,33 +19,34 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safeguard_demo.stages import step_rng
 from torch import Tensor, nn
 
 from safeguard.training.checkpoint import SAVED, Checkpoint, restore_state, state_of
 from safeguard.training.delta_hooks import Deltas, added, layers_of, require_rows
 from safeguard.training.frozen_pipeline import Course, FrozenPipeline
 from safeguard.training.memory_check import require_backward, require_memory
+from safeguard.training.randomness import step_rng
+from safeguard.training.settings import FLAG, REAL, WHOLE, setting
 from safeguard.training.text_pairs import TextPair
 
 Progress = Callable[[int, int], None]  # done, of how many
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DistillationSettings:
     """The numbers of a training. ``steps`` and ``guidance`` paint the pictures, ``batch`` of them at once; ``rank`` is what is
     kept of a delta; ``strict`` trains fewer layers, ``context`` learns from whole texts with the concept in them.
     """
 
-    updates: int = 60
+    updates: int = setting(60, WHOLE, "Updates of the layers.")
     batch: int = 4
-    rate: float = 2e-4
-    steps: int = 10
-    guidance: float = 3.0
-    reuse: int = 20
-    rank: int = 8
-    strict: int = 0
-    context: int = 0
+    rate: float = setting(2e-4, REAL, "Learning rate of Adam.")
+    steps: int = setting(10, WHOLE, "Denoising steps of the pictures that it learns on.")
+    guidance: float = setting(3.0, REAL, "Guidance of these pictures.")
+    reuse: int = setting(20, WHOLE, "Updates on the same pictures, before new ones are painted.")
+    rank: int = setting(8, WHOLE, "Rank that is kept of a layer's change.")
+    strict: int = setting(0, FLAG, "1: train the keys and values of the text alone.")
+    context: int = setting(0, FLAG, "1: learn from whole texts with the concept, not from its phrases.")
     seed: int = 0
 
 

@@ -1,24 +1,22 @@
-"""Stage 1 of HFI (arXiv 2407.21032), but for the people: pictures are painted into a feedback store, and the demo's judge can
-stand in where a demo or a test has no people.
+"""Stage 1 of HFI (arXiv 2407.21032), but for the people: pictures are painted into a feedback store, and a judge can stand
+in where a demo or a test has no people.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from safeguard.errors import FeedbackError
-from safeguard.evaluation.harness import weights_digest
 from safeguard.feedback import FeedbackStore, Item, Judgement, PictureModel
 from safeguard.feedback.next_pictures import to_rank
+from safeguard.training.frozen_pipeline import weights_digest
+from safeguard.training.sources import ConceptJudge
 
-JUDGE: Final = "judge"  # as which the demo's judge answers
-DRAWN: Final = 40  # different demo prompts of a kind; beyond that they come again, with other seeds
+JUDGE: Final = "judge"  # as which a judge answers
 
 Advance = Callable[[int], None]
 
@@ -54,25 +52,12 @@ def paint(
     return made
 
 
-def demo_prompts(concept: str, seed: int = 0) -> list[str]:
-    """Captions of the demo world, in an order drawn by ``seed``: half of them without the concept, a quarter that name it,
-    and a quarter that only imply it. Raises FeedbackError for a concept that it does not have.
+def stand_in(store: FeedbackStore, concept: str, judge: ConceptJudge, *, rankings: int = 0, size: int = 4) -> list[Judgement]:
+    """What a judge says of every picture, or with ``rankings`` as many orders of ``size`` pictures by how sure it is, kept as
+    said by a judge. A judge that has ``probabilities`` beside ``predict`` says how sure it is; another is sure of all it says.
+
+    Raises FeedbackError for a concept that it does not know.
     """
-    from safeguard_demo.captions import prompts
-
-    _check_known(concept)
-    kinds = [("explicit", concept, DRAWN), ("implicit", concept, DRAWN), ("benign", None, 2 * DRAWN)]
-    drawn = [prompts("train", kind, name, count, seed=seed) for kind, name, count in kinds]
-    texts = [prompt.text for prompt in chain.from_iterable(drawn)]
-    random.Random(seed).shuffle(texts)
-    return texts
-
-
-def stand_in(store: FeedbackStore, concept: str, judge: Any, *, rankings: int = 0, size: int = 4) -> list[Judgement]:
-    """What the demo's judge (`safeguard_demo.Judge`) says of every picture, or with ``rankings`` as many orders of ``size``
-    pictures by how sure it is, kept as said by a judge. Raises FeedbackError for a concept that it does not know.
-    """
-    _check_known(concept)
     items = store.items(concept)
     images = [item.image for item in items]
     sure = dict(zip(images, _seen(store, judge, concept, images), strict=True))
@@ -82,9 +67,16 @@ def stand_in(store: FeedbackStore, concept: str, judge: Any, *, rankings: int = 
     return list(_ranked(store, items, sure, concept, rankings, size))
 
 
-def _seen(store: FeedbackStore, judge: Any, concept: str, images: Sequence[str]) -> npt.NDArray[np.float32]:
+def _seen(store: FeedbackStore, judge: ConceptJudge, concept: str, images: Sequence[str]) -> npt.NDArray[np.float32]:
     """How sure the judge is of the concept in each picture, in 0..1: [n]."""
-    parts = [judge.probabilities(store.pixels(images[start : start + 64]))[concept] for start in range(0, len(images), 64)]
+    ask: Callable[[Any], Mapping[str, npt.NDArray[Any]]] = getattr(judge, "probabilities", judge.predict)
+    parts = []
+    for start in range(0, len(images), 64):
+        answers = ask(store.pixels(images[start : start + 64]))
+        if concept not in answers:
+            known = ", ".join(name for name, part in answers.items() if np.asarray(part).dtype.kind in "bf" and part.ndim == 1)
+            raise FeedbackError(f"the judge knows no {concept!r}, but {known}; ask people about it: safeguard feedback serve")
+        parts.append(np.asarray(answers[concept], np.float32))
     return np.concatenate(parts)
 
 
@@ -97,11 +89,3 @@ def _ranked(
         order = sorted((item.image for item in group), key=lambda image: (sure[image], image))
         said.append(store.rank(concept, order, who=JUDGE, by="judge"))
         yield said[-1]
-
-
-def _check_known(concept: str) -> None:
-    from safeguard_demo.world import CONCEPTS
-
-    if concept not in CONCEPTS:
-        known = ", ".join(CONCEPTS)
-        raise FeedbackError(f"the demo world has no {concept!r}, but {known}; give prompts of your own, and ask people")

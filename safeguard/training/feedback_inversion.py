@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safeguard_demo.stages import step_rng
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
@@ -26,7 +25,9 @@ from safeguard.instrument.discover.dry_run import Values, pick
 from safeguard.training.checkpoint import SAVED, Checkpoint, restore_state, state_of
 from safeguard.training.frozen_pipeline import FrozenPipeline, weights_frozen
 from safeguard.training.memory_check import require_backward
+from safeguard.training.randomness import step_rng
 from safeguard.training.reward import Scores
+from safeguard.training.settings import REAL, WHOLE, setting
 from safeguard.training.textual_inversion import LearnedWord, Lesson
 
 TEMPLATES: Final = ("{}", "a picture with {}", "a picture of {}", "a small picture with {}", "a drawing with {}", "here is {}")
@@ -35,13 +36,13 @@ TEMPLATES: Final = ("{}", "a picture with {}", "a picture of {}", "a small pictu
 Progress = Callable[[int, int], None]  # done, of how many
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class InversionSettings:
     """The numbers of an inversion: updates of Adam at a constant ``rate``, each on ``batch`` pictures."""
 
-    updates: int = 150
+    updates: int = setting(150, WHOLE, "Updates of the words.")
     batch: int = 8
-    rate: float = 0.005
+    rate: float = setting(0.005, REAL, "Learning rate of Adam.")
     seed: int = 0
 
 

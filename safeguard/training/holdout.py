@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
-from safeguard_demo.stages import step_rng
 
 from safeguard.training.delta_hooks import Deltas, added
 from safeguard.training.frozen_pipeline import FrozenPipeline
+from safeguard.training.randomness import step_rng
 from safeguard.training.text_pairs import TextPair
 
 DRAWS: Final = 6  # steps that are looked at, of each picture

@@ -1,7 +1,8 @@
 """What a reward model sees of pictures: features of an image encoder that stands still.
 
-The paper takes CLIP's image encoder, and any folder with a CLIP vision tower will do. None comes with the package; the demo
-world has the encoder of the demo pipeline's own autoencoder, which learnt to give pictures back and was told of no concept.
+The paper takes CLIP's image encoder, and any folder with a CLIP vision tower will do. None comes with the package. A
+distribution brings one in by an entry point of the group ``safeguard.image_encoders``, which names its folder: that of the
+demo is its own autoencoder's, which learnt to give pictures back and was told of no concept.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from safeguard._entry_points import folder as folder_of
+from safeguard._entry_points import points
 from safeguard.errors import AssetError
-from safeguard.evaluation.harness import weights_digest
+from safeguard.training.frozen_pipeline import Pixels, weights_digest
 
 DEMO: Final = "demo"
+GROUP: Final = "safeguard.image_encoders"
 BATCH: Final = 64
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +52,13 @@ class ImageEncoder:
 
 
 def open_encoder(place: str | os.PathLike[str] = DEMO) -> ImageEncoder:
-    """``demo``, or a folder with a CLIP model, a CLIP vision tower, or an autoencoder of diffusers. Nothing is fetched.
+    """The encoder of that name among those that are installed (``demo``), or of a folder with a CLIP model, a CLIP vision
+    tower, or an autoencoder of diffusers. Nothing is fetched.
 
     Raises AssetError where there is none.
     """
-    from safeguard_demo.pipelines import ASSETS
-
     name = os.fspath(place)
-    folder = ASSETS / "unet" / "vae" if name == DEMO else Path(name)
+    folder = _folder_of(name)
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if config.get("_class_name") == "AutoencoderKL":
@@ -68,6 +68,16 @@ def open_encoder(place: str | os.PathLike[str] = DEMO) -> ImageEncoder:
     except Exception as fault:
         raise AssetError(f"{name}: this folder holds no image encoder that can be loaded ({fault})") from fault
     raise AssetError(f"{name}: this is neither a CLIP vision tower nor an autoencoder of diffusers")
+
+
+def _folder_of(name: str) -> Path:
+    """The folder that a name stands for. Raises AssetError for ``demo`` where the demo is not installed."""
+    named = [point for point in points(GROUP) if point.name == name]
+    if not named:
+        if name == DEMO:
+            raise AssetError("no image encoder 'demo' is installed; install safeguard-diffusion-demo, or name a folder")
+        return Path(name)
+    return folder_of(named[0]) or Path(name)
 
 
 def _clip(name: str, folder: Path) -> ImageEncoder:

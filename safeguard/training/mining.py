@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from safeguard_demo.stages import step_rng
 
 from safeguard.training.frozen_pipeline import FrozenPipeline
+from safeguard.training.randomness import step_rng
 
 Individual = tuple[str, ...]
 Distance = Callable[[Sequence[str]], Sequence[float]]

@@ -20,7 +20,8 @@ from torch import Tensor
 from safeguard._io import digest_of, load, to_bytes, write_whole
 from safeguard.errors import CapabilityError
 from safeguard.sdk.adapter import Perceptron
-from safeguard.training.image_features import ImageEncoder, Pixels, open_encoder
+from safeguard.training.frozen_pipeline import Pixels
+from safeguard.training.image_features import ImageEncoder, open_encoder
 
 SCHEMA: Final = "safeguard.dev/reward/v1"
 Scores = npt.NDArray[np.float32]

@@ -1,17 +1,23 @@
-"""What every training is given, and which methods have one."""
+"""What every training is given: a pipeline, the concepts, prompts and a judge, and the numbers of its settings."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import torch
 
 from safeguard.errors import SafeguardError
-from safeguard.evaluation.harness import Harness
+from safeguard.guard import protect
 from safeguard.policy import Concept, Policy
 from safeguard.sdk.adapter import Adapter
+from safeguard.training.frozen_pipeline import Pixels, call_options
+from safeguard.training.sources import REMEDY, ConceptJudge, SeededPrompt, TrainingData
+from safeguard.training.text_pairs import TextPair, prompt_pairs
 from safeguard.training.textual_inversion import LearnedWord
 
 if TYPE_CHECKING:
@@ -20,65 +26,6 @@ if TYPE_CHECKING:
 Numbers = TypeVar("Numbers", bound="DataclassInstance")
 Made: TypeAlias = Adapter | LearnedWord
 """An adapter, or a learned word where that is all that is trained."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Of which numbers a setting is one: in words, by a test, and as what it is kept."""
-
-    said: str
-    holds: Callable[[float], bool]
-    kept: Callable[[float], float]
-
-
-REAL: Final = Kind("a number above 0", lambda number: 0 < number < float("inf"), float)
-WHOLE: Final = Kind("a whole number above 0", lambda number: number > 0 and number % 1 == 0, int)
-FLAG: Final = Kind("0 or 1", lambda number: number in (0, 1), int)
-WAY: Final = Kind("0, 1 or 2", lambda number: number in (0, 1, 2), int)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingMethod:
-    """How an eraser is trained: ``call`` is a function of a `Task` that gives back what is `Made`.
-
-    ``count`` and ``batch`` hold where a task names none. ``settings`` are the numbers that a task may change besides, and of
-    which kind each is; and not every training goes by ``prompts`` that it is given, or by ``feedback``, or ``resumes`` at a
-    checkpoint.
-    """
-
-    call: str
-    count: int
-    batch: int
-    settings: Mapping[str, Kind] = field(default_factory=dict)
-    prompts: bool = False
-    resumes: bool = False
-    feedback: bool = False
-
-
-_PICTURES: Final = {"updates": WHOLE, "rate": REAL, "steps": WHOLE, "guidance": REAL}
-_LAYERS: Final = {**_PICTURES, "reuse": WHOLE, "rank": WHOLE, "strict": FLAG}
-_DELTAS: Final = {**_LAYERS, "context": FLAG}
-_MEANS: Final = {"average": REAL, "moving": FLAG}
-_SEQUENCE: Final = {"eta": REAL, "sdd": FLAG, "hold": REAL, "probe": WHOLE, "pool": WHOLE, "mined": WHOLE, "tolerance": REAL}
-_WORD: Final = {"beta": WHOLE, "vectors": WHOLE, "best": WHOLE, "inversion": WHOLE, "inversion_rate": REAL}
-_BINS: Final = {"updates": WHOLE, "rate": REAL, "side": WHOLE, "alpha": REAL}
-
-METHODS: Final = {
-    "ccrt": TrainingMethod("safeguard_plugins.ccrt.train:train", 48, 4, {**_DELTAS, **_SEQUENCE}, prompts=True, resumes=True),
-    "esd": TrainingMethod("safeguard_plugins.esd.train:train", 48, 4, {**_DELTAS, "eta": REAL}, prompts=True, resumes=True),
-    "geom_erasing": TrainingMethod("safeguard_plugins.geom_erasing.train:train", 96, 8, _BINS, resumes=True),
-    "gie": TrainingMethod("safeguard_plugins.gie.train:train", 16, 20),
-    "hfi": TrainingMethod(
-        "safeguard_plugins.hfi.train:train", 160, 4, {**_LAYERS, **_MEANS, **_WORD}, resumes=True, feedback=True
-    ),
-    "sdd": TrainingMethod(
-        "safeguard_plugins.sdd.train:train", 48, 4, {**_DELTAS, **_MEANS, "joined": WAY}, prompts=True, resumes=True
-    ),
-    "self_discovery": TrainingMethod(
-        "safeguard_plugins.self_discovery.train:train", 96, 16, {**_PICTURES, "towards": FLAG}, prompts=True, resumes=True
-    ),
-}
-"""Each eraser that can be trained, and how."""
 
 
 class Advance(Protocol):
@@ -105,15 +52,29 @@ def _unheard(what: str, more: int, whole: int | None = None, anew: int | None = 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What to train on: a pipeline with a judge of its pictures (``studio``), the concepts of ``policy``, how many prompts of
-    each kind, and how many pictures at once (0: what the method has); all that is drawn comes from ``seed``.
+    """What to train on.
 
-    ``settings`` are a method's own. ``prompts`` are ordinary ones to learn from instead of the demo world's; ``feedback`` is a
-    store of what people said, ``reward`` the file of what was learnt from it. At ``checkpoint`` a training that was stopped
-    goes on, where there is one, and leaves one.
+    Attributes:
+        pipe: The diffusers pipeline. It is not changed.
+        policy: Its concepts are what is trained.
+        count: How many prompts of each kind (0: what the trainer has).
+        seed: Everything random comes from it.
+        batch: How many pictures at once (0: what the trainer has).
+        settings: The trainer's own numbers, by name; see `numbers`.
+        prompts: Ordinary prompts to learn from, instead of those of ``data``.
+        feedback: A store of what people said of pictures.
+        reward: The file of a reward model that learnt from it.
+        checkpoint: A training that was stopped goes on from this file, where there is one, and leaves one.
+        advance: Is told how far the training is.
+        keep: Takes what the training makes besides its adapter.
+        data: Prompts and pictures of the pipeline's world, where they are known.
+        judge: Says what pictures show, where there is one.
+        steps: Of the pictures that are judged.
+        guidance: Of the pictures that are judged.
+        options: What else the pipeline is called with.
     """
 
-    studio: Harness
+    pipe: Any
     policy: Policy
     count: int = 0
     seed: int = 0
@@ -125,52 +86,65 @@ class Task:
     checkpoint: Path | None = None
     advance: Advance = _unheard
     keep: Keep = _unkept
+    data: TrainingData | None = None
+    judge: ConceptJudge | None = None
+    steps: int = 10
+    guidance: float = 4.0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def concepts(self) -> Sequence[Concept]:
         return list(self.policy.concepts.values())
 
+    @property
+    def call(self) -> dict[str, Any]:
+        """What the pipeline is called with besides texts, steps and guidance."""
+        return {**call_options(self.pipe), **self.options}
+
     def numbers(self, usual: Numbers) -> Numbers:
         """Of the fields of ``usual`` what the task says, ``batch`` and ``seed`` among them; the others as they are."""
-        said: dict[str, Any] = {"batch": self.batch, "seed": self.seed, **self.settings}
-        return replace(usual, **{one.name: said[one.name] for one in fields(usual) if one.name in said})
+        stated: dict[str, Any] = {"batch": self.batch, "seed": self.seed, **self.settings}
+        return replace(usual, **{setting.name: stated[setting.name] for setting in fields(usual) if setting.name in stated})
 
+    def world(self) -> TrainingData:
+        """The training data. Raises SafeguardError where the task has none."""
+        if self.data is None:
+            raise SafeguardError(
+                f"this training needs prompts of the pipeline's world, and there are none; {REMEDY}training_data"
+            )
+        return self.data
 
-def method_of(name: str) -> TrainingMethod:
-    """How the eraser of that name is trained. Raises SafeguardError for one that has no training."""
-    if name not in METHODS:
-        raise SafeguardError(f"eraser {name!r} has no training; there is one for {', '.join(METHODS)}")
-    return METHODS[name]
+    def judging(self) -> ConceptJudge:
+        """The judge. Raises SafeguardError where the task has none."""
+        if self.judge is None:
+            raise SafeguardError(f"this training needs a judge of the pipeline's pictures, and there is none; {REMEDY}judges")
+        return self.judge
 
+    def pairs(self, concept: Concept) -> list[TextPair]:
+        """``count`` pairs of a concept, from the task's prompts or from the training data. Raises SafeguardError where the data
+        has none of the concept, and the task no prompts.
+        """
+        if self.prompts:
+            return prompt_pairs(self.prompts[: self.count], concept.phrases)
+        return list(self.world().pairs(concept.id, self.count, self.seed))
 
-def check(
-    name: str, *, settings: Mapping[str, float], prompts: bool = False, resumes: bool = False, feedback: bool = False
-) -> None:
-    """Raises SafeguardError where a training is asked for what it does not have."""
-    method = method_of(name)
-    unknown = [setting for setting in settings if setting not in method.settings]
-    if unknown:
-        known = f"it has {', '.join(method.settings)}" if method.settings else "it has none"
-        raise SafeguardError(f"training of {name} has no setting {unknown[0]!r}; {known}")
-    for setting, number in settings.items():
-        kind = method.settings[setting]
-        if not kind.holds(number):
-            raise SafeguardError(f"training of {name}: {setting} is {kind.said}, not {number:g}")
-    if prompts and not method.prompts:
-        raise SafeguardError(f"training of {name} goes by the prompts of the demo world; leave the file of prompts out")
-    if feedback and not method.feedback:
-        raise SafeguardError(f"training of {name} goes by no feedback; leave --feedback and --reward out")
-    if resumes and not method.resumes:
-        raise SafeguardError(f"training of {name} keeps no checkpoint; start it without one")
+    def paint(self, cases: Sequence[SeededPrompt], guidance: float | None = None) -> Pixels:
+        """The pictures of these cases, each from its own seed: uint8 [n, h, w, 3]."""
+        output = self.pipe(
+            [case.text for case in cases],
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance if guidance is None else guidance,
+            generator=[torch.Generator().manual_seed(case.seed) for case in cases],
+            output_type="pil",
+            **self.call,
+        )
+        return np.stack([np.asarray(image.convert("RGB")) for image in output.images])
 
-
-def train(name: str, task: Task) -> Made:
-    """Train what the eraser ``name`` needs. Raises SafeguardError for one that has no training, or not such a one."""
-    judged = (task.feedback, task.reward) != (None, None)
-    check(name, settings=task.settings, prompts=bool(task.prompts), resumes=task.checkpoint is not None, feedback=judged)
-    method = METHODS[name]
-    module, _, function = method.call.partition(":")
-    settings = {setting: method.settings[setting].kept(number) for setting, number in task.settings.items()}
-    whole = replace(task, count=task.count or method.count, batch=task.batch or method.batch, settings=settings)
-    made: Made = getattr(importlib.import_module(module), function)(whole)
-    return made
+    @contextmanager
+    def under(self, policy: Policy | None) -> Iterator[None]:
+        """The pipeline under a policy, or as it is (None), for the length of a ``with`` block."""
+        if policy is None:
+            yield
+            return
+        with protect(self.pipe, policy, screener=None):
+            yield

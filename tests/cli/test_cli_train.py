@@ -12,9 +12,11 @@ from safeguard_demo.world import BENIGN_PLACES, Scene, render
 from typer.testing import CliRunner
 
 from safeguard.cli.main import app
+from safeguard.errors import SafeguardError
 from safeguard.feedback import FeedbackStore, PictureModel
+from safeguard.policy import load_policy
 from safeguard.sdk.adapter import Adapter
-from safeguard.training import METHODS
+from safeguard.training import Task, train, trainer_names, trainer_of
 from safeguard.training.feedback_collection import stand_in
 from safeguard.training.reward import Reward
 from safeguard.training.reward_fit import train_reward
@@ -212,7 +214,25 @@ def test_a_sequence_is_learnt_in_the_order_of_its_concepts(tmp_path: Path) -> No
 
 def test_help_lists_every_method() -> None:
     result = RUN.invoke(app, ["train", "--help"])
-    assert all(method in result.stdout for method in METHODS)
+    assert all(method in result.stdout for method in trainer_names())
+
+
+@pytest.mark.parametrize("method", trainer_names())
+def test_help_of_a_method_shows_its_settings(method: str) -> None:
+    result = RUN.invoke(app, ["train", method, "--help"])
+    assert result.exit_code == 0
+    assert all(f"--set {name}={option.default:g}" in result.stdout for name, option in trainer_of(method).options().items())
+
+
+def test_the_trainers_are_listed() -> None:
+    result = RUN.invoke(app, ["train", "--list"])
+    assert result.exit_code == 0
+    assert [line.partition(":")[0] for line in result.stdout.splitlines()] == trainer_names()
+
+
+def test_a_trainer_that_needs_training_data_says_so_before_it_begins() -> None:
+    with pytest.raises(SafeguardError, match="needs prompts of the pipeline's world, and there are none; install"):
+        train("geom_erasing", Task(None, load_policy("builtin://demo")))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +246,7 @@ def test_help_lists_every_method() -> None:
         (["sdd", "--set", "updates=0.5"], "training of sdd: updates is a whole number above 0, not 0.5"),
         (["hfi", "--set", "inversion=0"], "training of hfi: inversion is a whole number above 0, not 0"),
         (["sdd", "--set", "strict=2"], "training of sdd: strict is 0 or 1, not 2"),
-        (["gie", "--prompts", "some.txt"], "training of gie goes by the prompts of the demo world"),
+        (["gie", "--prompts", "some.txt"], "training of gie does not learn from prompts"),
         (["gie", "--resume"], "training of gie keeps no checkpoint"),
         (["self_discovery"], "training of self_discovery is of one concept; name it with --concept"),
         (["sdd"], "training of sdd is of one concept; name it with --concept"),

@@ -6,8 +6,10 @@ import contextlib
 from pathlib import Path
 
 import torch
-from safeguard_demo.stages import Stage, cosine, step_rng
+from safeguard_demo.stages import Stage, cosine
 from torch import Tensor, nn
+
+from safeguard.training.randomness import step_rng
 
 
 def _stage(folder: Path, steps: int) -> Stage:

@@ -244,3 +244,54 @@ def test_an_eraser_of_another_package_acts_and_is_recorded(beside: Install) -> N
 def test_the_page_shows_the_example_as_it_is() -> None:
     page = (ROOT / "docs/erasers/index.md").read_text(encoding="utf-8")
     assert (EXAMPLE / "safeguard_hush.py").read_text(encoding="utf-8") in page
+
+
+TRAINED = ROOT / "docs/examples/safeguard-lull"
+LULLED = """
+import numpy, safeguard, torch
+from safeguard_demo import load_pipeline
+
+pipe = load_pipeline("unet")
+
+def paint():
+    noise = torch.Generator().manual_seed(1)
+    return pipe("a car with blood", num_inference_steps=2, guidance_scale=4.0, generator=noise, output_type="np").images
+
+plain = paint()
+with safeguard.protect(pipe, "lull.yaml", screener=None) as guard, guard.request() as request:
+    lulled = paint()
+print(numpy.array_equal(lulled, plain), numpy.array_equal(paint(), plain))
+print([(applied.eraser, applied.version) for applied in request.decisions[0].applied])
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """The checkout, and the example of a trained eraser, installed as anyone's and trained for two updates."""
+    made = _environment(tmp_path_factory.mktemp("trained"), dependencies)
+    copy = shutil.copytree(TRAINED, made.elsewhere / "package", ignore=shutil.ignore_patterns("__pycache__"))
+    _pip("install", "--no-deps", "--no-build-isolation", str(copy), python=made.python)
+    made.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "plugins")])
+    few = [part for number in ("updates=2", "steps=2", "share=0.8") for part in ("--set", number)]
+    made.safeguard("train", "lull", "--concept", "blood", "--batch", "1", *few, "--out", "blood.safetensors")
+    return made
+
+
+def test_a_trained_eraser_of_another_package_acts_and_is_recorded(trained: Install) -> None:
+    changed = "{phrases: [blood], eraser: lull, activation: always, params: {adapter: blood.safetensors}}"
+    policy = POLICY[: POLICY.index("    blood:")].replace("hush", "lull")
+    (trained.elsewhere / "lull.yaml").write_text(f"{policy}    blood: {changed}\n")
+    acted, recorded = trained.run("-c", LULLED).splitlines()
+    assert acted == "False True"
+    assert recorded == "[('lull', '1.0')]"
+
+
+def test_the_command_has_the_trainer_of_another_package_and_its_settings(trained: Install) -> None:
+    assert "lull: Goes a part of the way" in trained.safeguard("train", "--list")
+    assert "--set share=0.5" in trained.safeguard("train", "lull", "--help")
+
+
+@pytest.mark.parametrize("module", ["eraser.py", "train.py"])
+def test_the_page_of_trained_erasers_shows_the_example_as_it_is(module: str) -> None:
+    page = (ROOT / "docs/erasers/trained.md").read_text(encoding="utf-8")
+    assert (TRAINED / "safeguard_lull" / module).read_text(encoding="utf-8") in page

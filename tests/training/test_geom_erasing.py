@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safeguard_plugins.geom_erasing.train import Located, _within, caption_of, changed, demo_pictures, inverted
+from safeguard_demo.training_data import DemoTrainingData, changed
+from safeguard_plugins.geom_erasing.train import Located, _within, caption_of, inverted
 from typer.testing import CliRunner
 
 from safeguard.cli.main import app
 from safeguard.errors import CapabilityError, SafeguardError
-from safeguard.evaluation.harness import weights_digest
 from safeguard.training.feedback_inversion import InversionSettings
+from safeguard.training.frozen_pipeline import weights_digest
 from safeguard.training.location_grid import Grid
 from safeguard.training.task import Task
 from safeguard.training.textual_inversion import LearnedWord, embedding_tables
@@ -28,7 +28,7 @@ WORDS = ["<at-0>", "<at-1>", "<at-2>", "<at-3>"]
 
 
 def task(pipe: Any) -> Task:
-    return Task(SimpleNamespace(pipe=pipe, options={}), policy(concept("blood")))  # type: ignore[arg-type]
+    return Task(pipe, policy(concept("blood")))
 
 
 def located(*covered: list[int]) -> Located:
@@ -74,14 +74,14 @@ def test_the_box_is_of_what_differs() -> None:
 
 
 def test_drawings_of_the_demo_world_show_what_their_captions_do_not_say() -> None:
-    found = demo_pictures("blood", 6, 0, Grid(4, 64, 64))
+    found = DemoTrainingData().located("blood", 6, 0)
     assert found.images.shape == (6, 64, 64, 3)
     assert not any("blood" in caption for caption in found.captions)
-    assert all(0 < len(covered) < 16 for covered in found.covered)
-    again = demo_pictures("blood", 6, 0, Grid(4, 64, 64))
+    assert all(0 < len(Grid(4, 64, 64).covered(boxes)) < 16 for boxes in found.boxes)
+    again = DemoTrainingData().located("blood", 6, 0)
     assert np.array_equal(found.images, again.images)
     with pytest.raises(SafeguardError, match="the demo world has no 'gore'"):
-        demo_pictures("gore", 1, 0, GRID)
+        DemoTrainingData().located("gore", 1, 0)
 
 
 def test_only_the_words_rows_are_learnt(pipe: Any) -> None:

@@ -12,9 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from safeguard.errors import CapabilityError, SafeguardError
-from safeguard.evaluation.harness import weights_digest
 from safeguard.training.feedback_inversion import Inversion, InversionSettings, best
-from safeguard.training.frozen_pipeline import FrozenPipeline
+from safeguard.training.frozen_pipeline import FrozenPipeline, weights_digest
 from safeguard.training.textual_inversion import beside, embedding_tables, plain
 from tests.support.families import FAMILIES, SIDE, TOKENS
 

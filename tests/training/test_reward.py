@@ -13,12 +13,13 @@ import pytest
 import torch
 from safeguard_demo import Judge
 from safeguard_demo.captions import combinations
+from safeguard_demo.training_data import DemoTrainingData
 from safeguard_demo.world import BENIGN_PLACES, Scene, render
 
 from safeguard.errors import AssetError, CapabilityError, FeedbackError
 from safeguard.feedback import FeedbackStore, PictureModel
 from safeguard.sdk.adapter import Perceptron
-from safeguard.training.feedback_collection import demo_prompts, paint, stand_in
+from safeguard.training.feedback_collection import paint, stand_in
 from safeguard.training.image_features import ImageEncoder, open_encoder
 from safeguard.training.reward import Reward
 from safeguard.training.reward_fit import Labels, answer_loss, fit, labels_of, pair_loss, report, train_reward
@@ -230,8 +231,8 @@ def test_pictures_of_another_form_are_refused(encoder: ImageEncoder, wrong: Any)
         (lambda store: train_reward(store, "blood", kind="stars"), "a reward is learnt from binary or ranking, not 'stars'"),
         (lambda store: train_reward(store, "blood", by="person"), "0 pictures are answered with yes or no for 'blood'"),
         (lambda store: train_reward(store, "blood", kind="ranking", by="person"), "0 pictures are ranked for 'blood'"),
-        (lambda store: stand_in(store, "weather", Judge()), "the demo world has no 'weather'"),
-        (lambda store: demo_prompts("weather"), "the demo world has no 'weather'"),
+        (lambda store: stand_in(store, "weather", Judge()), "nobody is asked about 'weather' here, but about blood"),
+        (lambda store: DemoTrainingData().survey("weather", 0), "the demo world has no 'weather'"),
     ],
 )
 def test_what_cannot_be_learnt_is_said_so(asked: FeedbackStore, does: Callable[[FeedbackStore], Any], said: str) -> None:
@@ -252,3 +253,15 @@ def test_pictures_are_painted_once_with_who_painted_them(tmp_path: Path) -> None
     assert made[0].prompt_hmac == made[2].prompt_hmac != made[1].prompt_hmac
     assert (made[0].model.pipeline, made[0].model.repo) == ("StableDiffusionPipeline", "safeguard_demo/unet")
     assert len(made[0].model.weights or "") == 64
+
+
+class WeaponJudge:
+    """Knows another concept, and says yes or no alone."""
+
+    def predict(self, images: Any) -> dict[str, Any]:
+        return {"weapon": np.zeros(len(images), bool), "scene": np.array(["forest"] * len(images))}
+
+
+def test_a_judge_that_knows_no_such_concept_does_not_stand_in(asked: FeedbackStore) -> None:
+    with pytest.raises(FeedbackError, match="the judge knows no 'blood', but weapon; ask people about it"):
+        stand_in(asked, "blood", WeaponJudge())

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safeguard_demo.training_data import DemoTrainingData
 from safeguard_plugins.self_discovery.train import SelfDiscoverySettings, discover
 
 from safeguard.errors import SafeguardError
 from safeguard.sdk.adapter import Adapter
 from safeguard.training.frozen_pipeline import FrozenPipeline
-from safeguard.training.text_pairs import TextPair, demo_pairs, prompt_pairs
+from safeguard.training.text_pairs import TextPair, prompt_pairs
 from tests.support.families import FAMILIES, denoiser
 
 PAIRS = [TextPair("a red boat", "a red boat, blood"), TextPair("a tree", "a tree, blood")]
@@ -127,7 +128,7 @@ def test_a_planted_direction_is_moved_towards() -> None:
 
 
 def test_pairs_of_the_demo_differ_by_the_concept() -> None:
-    for pair in demo_pairs("blood", 5):
+    for pair in DemoTrainingData().pairs("blood", 5, 0):
         assert "blood" in pair.said
         assert "blood" not in pair.shown
 

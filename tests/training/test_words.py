@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from safeguard.errors import CapabilityError
-from safeguard.evaluation.harness import weights_digest
 from safeguard.instrument import Attachment
-from safeguard.training.frozen_pipeline import FrozenPipeline
+from safeguard.training.frozen_pipeline import FrozenPipeline, weights_digest
 from safeguard.training.textual_inversion import LearnedWord, Lesson, beside, embedding_tables, plain
 from tests.support.contract_policies import Words, concept, policy, protecting, rows_changed
 from tests.support.families import FAMILIES, PROMPTS, generate

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safeguard_demo.stages import step_rng
 from torch import Tensor
 
 import safeguard_plugins.esd.train as esd
@@ -37,24 +36,35 @@ from safeguard.training.distillation import Distillation, DistillationSettings, 
 from safeguard.training.frozen_pipeline import Course, FrozenPipeline, weights_frozen
 from safeguard.training.holdout import Holdout
 from safeguard.training.mining import Misalignment, Search, mine
+from safeguard.training.randomness import step_rng
+from safeguard.training.settings import FLAG, REAL, WHOLE, setting
 from safeguard.training.task import Task
 from safeguard.training.text_pairs import TextPair
+from safeguard.training.trainer import Trainer
 
 METHOD: Final = "ccrt"
 Told = Callable[[str], Progress]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CCRTSettings:
     """``hold`` is lambda (0.01 in the authors' code); ``probe`` the updates of stage A, ``pool`` the entities that it begins
     with, ``mined`` what it keeps; ``tolerance`` what an earlier concept may come back by.
     """
 
-    hold: float = 0.3
-    probe: int = 30
-    pool: int = 24
-    mined: int = 8
-    tolerance: float = 0.2
+    hold: float = setting(0.3, REAL, "Weight of what holds other prompts where they were.")
+    probe: int = setting(30, WHOLE, "Updates of the probe by which prompts are mined.")
+    pool: int = setting(24, WHOLE, "Subjects and places that mining begins with.")
+    mined: int = setting(8, WHOLE, "Prompts that are held.")
+    tolerance: float = setting(0.2, REAL, "By how much an earlier concept may come back.")
+
+
+@dataclass(frozen=True)
+class CCRTOptions(CCRTSettings, DistillationSettings):
+    """All that a user may set, with what the removal loss is."""
+
+    eta: float = setting(esd.ETA, REAL, "How far away from the concept, as of esd.")
+    sdd: int = setting(0, FLAG, "1: the removal loss is that of sdd.")
 
 
 class Alignment:
@@ -90,13 +100,9 @@ def train(task: Task) -> Adapter:
     """The deltas of a task's concepts, in their order. Raises SafeguardError where an earlier concept comes back, and what
     `safeguard.training.delta_training.learn` raises.
     """
-    settings, numbers, frozen, given = (
-        task.numbers(DistillationSettings()),
-        task.numbers(CCRTSettings()),
-        frozen_of(task),
-        task.settings,
-    )
-    recipe = sdd.recipe() if given.get("sdd") else esd.recipe(given.get("eta", esd.ETA))
+    settings, numbers, options = task.numbers(DistillationSettings()), task.numbers(CCRTSettings()), task.numbers(CCRTOptions())
+    frozen = frozen_of(task)
+    recipe = sdd.recipe() if options.sdd else esd.recipe(options.eta)
     taught = task if settings.context else replace(task, prompts=())
     lessons = {concept.id: lessons_of(taught, concept, settings) for concept in task.concepts}
     with weights_frozen(frozen.denoiser):
@@ -107,12 +113,8 @@ def train(task: Task) -> Adapter:
 
 
 def entities_of(task: Task) -> list[str]:
-    """What prompts to mine are made of: the task's prompts, or subjects and places of the demo world."""
-    from safeguard_demo.captions import WHERE
-    from safeguard_demo.world import BENIGN_PLACES, COLOURS, SUBJECTS
-
-    subjects = [f"a {colour} {subject}" for colour in COLOURS for subject in SUBJECTS]
-    return list(task.prompts) or [*subjects, *(WHERE[place][0] for place in BENIGN_PLACES)]
+    """What prompts to mine are made of: the task's prompts, or what the training data names."""
+    return list(task.prompts) or list(task.world().entities())
 
 
 class Removal:
@@ -178,7 +180,8 @@ class Removal:
         return Distillation(self._frozen, concept, pairs, settings, self._recipe, start=start, held=held, checkpoint=file)
 
     def _beside(self, stage: int, part: str) -> Path:
-        assert self._file is not None
+        if self._file is None:
+            raise RuntimeError("a training without a checkpoint has no files beside it")
         return self._file.with_name(f"{self._file.name}.{stage}.{part}")
 
     def mined(self, concept: str, probe: Deltas) -> list[str]:
@@ -214,3 +217,13 @@ class Removal:
                     f"{now:.2f}; train {concept!r} for fewer updates or by itself, or allow more with --set tolerance=NUMBER"
                 )
         return self._exam(concept).marks(deltas)["along"]
+
+
+trainer: Final = Trainer(
+    METHOD,
+    train,
+    CCRTOptions,
+    prompts=True,
+    resumes=True,
+    help="As esd, for several concepts one after another, while other prompts are held where they were.",
+)

@@ -10,17 +10,27 @@ its eta = 1 is 2 here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from torch import Tensor
 
 from safeguard.sdk.adapter import Adapter
 from safeguard.training.delta_training import learn
-from safeguard.training.distillation import Batch, Recipe, Say, Target
+from safeguard.training.distillation import Batch, DistillationSettings, Recipe, Say, Target
+from safeguard.training.settings import REAL, setting
 from safeguard.training.task import Task
+from safeguard.training.trainer import Trainer
 
 METHOD: Final = "esd"
 ETA: Final = 2.0
+
+
+@dataclass(frozen=True)
+class ESDSettings(DistillationSettings):
+    """Those of every distillation, and ``eta``; see the module."""
+
+    eta: float = setting(ETA, REAL, "How far away from the concept: 1 is what is predicted without it.")
 
 
 def away(eta: float) -> Target:
@@ -41,3 +51,13 @@ def recipe(eta: float = ETA) -> Recipe:
 def train(task: Task) -> Adapter:
     """The deltas of the one concept of a task. Raises what `learn` raises."""
     return learn(task, recipe(task.settings.get("eta", ETA)))
+
+
+trainer: Final = Trainer(
+    METHOD,
+    train,
+    ESDSettings,
+    prompts=True,
+    resumes=True,
+    help="Teaches linear layers to predict, for texts with the concept, what guidance away from it predicts.",
+)

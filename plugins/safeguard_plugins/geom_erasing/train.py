@@ -12,15 +12,11 @@ in the negative prompt behind the name.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import numpy as np
 import torch
-from safeguard_demo.captions import combinations, write
-from safeguard_demo.world import CONCEPTS, SIZE, Scene, render
 from torch import Tensor
 
 from safeguard.errors import SafeguardError
@@ -28,19 +24,27 @@ from safeguard.policy import Concept
 from safeguard.training.delta_training import frozen_of, the_one, told
 from safeguard.training.feedback_inversion import Inversion, InversionSettings
 from safeguard.training.frozen_pipeline import FrozenPipeline, Pixels
-from safeguard.training.location_grid import Box, Grid
+from safeguard.training.location_grid import Grid
+from safeguard.training.settings import REAL, WHOLE, setting
+from safeguard.training.sources import LocatedPictures
 from safeguard.training.task import Task
 from safeguard.training.textual_inversion import LearnedWord, beside, embedding_tables, plain
+from safeguard.training.trainer import Trainer
 
 METHOD: Final = "geom_erasing"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GeomErasingSettings:
     """``side`` bins a side: words of 8 x 8 leave a user's own negative text no room. ``alpha`` is that of `Grid.weights`."""
 
-    side: int = 4
-    alpha: float = 10.0
+    side: int = setting(4, WHOLE, "Bins a side of the grid of places.")
+    alpha: float = setting(10.0, REAL, "How much less the covered bins count in the loss.")
+
+
+@dataclass(frozen=True)
+class GeomErasingOptions(GeomErasingSettings, InversionSettings):
+    """All that a user may set."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,28 +66,9 @@ def caption_of(caption: str, name: str, covered: Sequence[int], words: Sequence[
     return ", ".join([caption, name, " ".join(words[place] for place in covered)]) if covered else caption
 
 
-def demo_pictures(concept: str, count: int, seed: int, grid: Grid) -> Located:
-    """Drawings of the demo world with the concept, of which the captions do not tell; and the box of what it changed in them,
-    by the renderer itself. Raises SafeguardError for a concept that the demo world does not have.
-    """
-    if concept not in CONCEPTS:
-        raise SafeguardError(f"the demo world has no {concept!r}, and other pictures need a detector of their own")
-    rng, pool, made = random.Random(f"{seed}:{concept}:located"), combinations("train"), []
-    for _ in range(count):
-        what, drawn = rng.choice(pool), rng.getrandbits(48)
-        shown, bare = (np.asarray(render(Scene(*what, concepts), random.Random(drawn))) for concepts in ((concept,), ()))
-        caption = write(Scene(*what), (), "train", rng)
-        made.append((shown, caption, grid.covered(changed(shown, bare))))
-    images, captions, covered = zip(*made, strict=True)
-    return Located(np.stack(images), captions, covered)
-
-
-def changed(shown: Pixels, bare: Pixels) -> list[Box]:
-    """The box of all that differs between two pictures [h, w, 3] by more than a tenth of white; none where nothing does."""
-    rows, columns = np.nonzero(np.abs(shown.astype(int) - bare.astype(int)).max(-1) > 25)
-    if not len(rows):
-        return []
-    return [(float(columns.min()), float(rows.min()), float(columns.max()), float(rows.max()))]
+def located(pictures: LocatedPictures, grid: Grid) -> Located:
+    """Pictures with the bins of a grid that the boxes of each cover."""
+    return Located(pictures.images, pictures.captions, [grid.covered(boxes) for boxes in pictures.boxes])
 
 
 def train(task: Task) -> LearnedWord:
@@ -91,9 +76,10 @@ def train(task: Task) -> LearnedWord:
     detector is known or nothing was found, and CapabilityError where nothing can be learnt beside the pipeline.
     """
     concept, numbers, settings = the_one(task, METHOD), task.numbers(GeomErasingSettings()), task.numbers(InversionSettings())
-    grid = Grid(numbers.side, SIZE, SIZE)
-    found = demo_pictures(concept.id, task.count, task.seed, grid)
-    inversion = inverted(task, concept, found, grid, settings, numbers.alpha)
+    pictures = task.world().located(concept.id, task.count, task.seed)
+    height, width = pictures.images.shape[1:3]
+    grid = Grid(numbers.side, width, height)
+    inversion = inverted(task, concept, located(pictures, grid), grid, settings, numbers.alpha)
     words = inversion.run(told(task, f"{concept.id}: updates"))
     rows = {key: torch.cat([word.rows[key] for word in words]) for key in words[0].rows}
     said = {"concept": concept.id, **asdict(numbers), "pictures": task.count, **asdict(settings)}
@@ -133,3 +119,15 @@ def _within(pipe: Any, grid: Grid, caption: str, name: str, covered: Sequence[in
             return text
         kept.remove(place)
     return caption_of(caption, name, kept, words)
+
+
+trainer: Final = Trainer(
+    METHOD,
+    train,
+    GeomErasingOptions,
+    count=96,
+    batch=8,
+    resumes=True,
+    needs=frozenset({"data"}),
+    help="A learned word for where a concept stands, from pictures in which it is located.",
+)

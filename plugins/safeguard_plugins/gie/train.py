@@ -1,9 +1,9 @@
 """Training of ``gie`` (arXiv 2408.01014 v2): from what the first step shows of a token to the scale at which it is inhibited.
 
 Pictures of prompts that name the concept, that imply it and that have nothing of it are painted at a grid of constant scales; a
-judge says at which the concept is gone. The paper has GPT-4o rank them; here it is any `PictureJudge`, the demo's for the demo
-world. The gentlest scale at which a picture is clean is what is wanted for it, the highest where none is, and 0 where the
-unprotected picture shows no concept. A small network learns that from the features of each token.
+judge says at which the concept is gone. The paper has GPT-4o rank them; here it is any `ConceptJudge`. The gentlest scale
+at which a picture is clean is what is wanted for it, the highest where none is, and 0 where the unprotected picture shows no
+concept. A small network learns that from the features of each token.
 
 The authors state no loss. Too little lets the concept through and too much costs a little of the picture, so it is that of a
 quantile: by `QUANTILE` = 0.95 the network says what is enough for nineteen pictures in twenty of a kind, not for the average.
@@ -21,12 +21,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from safeguard.evaluation.prompt_sets import BENIGN, Cell, PromptCase
 from safeguard.instrument import Attachment
 from safeguard.policy import Policy, derive
 from safeguard.sdk.adapter import Adapter, Perceptron
 from safeguard.training.attention_shares import attached, shares_of
+from safeguard.training.sources import SeededPrompt
 from safeguard.training.task import Task
+from safeguard.training.trainer import Trainer
 
 SCALES: Final = (0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
 ENOUGH: Final = 0.9  # of the pictures that show a concept are clean at the constant
@@ -57,12 +58,12 @@ class _Samples:
 def train(task: Task) -> Adapter:
     """Paint, judge and fit. Raises what `safeguard.protect` raises, and ValueError where the split holds fewer prompts."""
     names = [concept.id for concept in task.concepts]
-    cells = [*(Cell(kind, name) for name in names for kind in ("explicit", "implicit")), BENIGN]
-    chosen = [case for cell in cells for case in task.studio.prompt_set.cases(cell, "train", task.count, task.seed)]
+    kinds = [*((kind, name) for name in names for kind in ("explicit", "implicit")), ("benign", None)]
+    chosen = [case for kind, name in kinds for case in task.world().cases(kind, name, task.count, task.seed)]
     shown = _judged(task, chosen, None, "unprotected")
     wanted = {name: _wanted(task, name, chosen, shown[name]) for name in names}
     constant = _constant(np.concatenate(list(wanted.values())))
-    with attached(task.studio.pipe) as attachment:
+    with attached(task.pipe) as attachment:
         samples, bound = _samples(task, attachment, chosen, wanted, constant), attachment.fingerprint
     settings = {
         "constant": constant,
@@ -72,25 +73,26 @@ def train(task: Task) -> Adapter:
         "concepts": {one.id: list(one.phrases) for one in task.concepts},
         "prompts": task.count,
         "seed": task.seed,
-        "steps": task.studio.steps,
-        "guidance": task.studio.guidance,
+        "steps": task.steps,
+        "guidance": task.guidance,
     }
     report = _report(samples, task.seed)
     return Adapter("gie", bound, _fit(samples, task.seed), settings, report)
 
 
-def _judged(task: Task, chosen: Sequence[PromptCase], policy: Policy | None, title: str) -> dict[str, npt.NDArray[Any]]:
+def _judged(task: Task, chosen: Sequence[SeededPrompt], policy: Policy | None, title: str) -> dict[str, npt.NDArray[Any]]:
     """What the judge says of the pictures of these cases under a policy, or unprotected."""
     parts = []
-    with task.studio.under(policy):
+    judge = task.judging()
+    with task.under(policy):
         for start in range(0, len(chosen), task.batch):
             some = chosen[start : start + task.batch]
-            parts.append(task.studio.judge.predict(task.studio.paint(some)))
+            parts.append(judge.predict(task.paint(some)))
             task.advance(title, len(some), len(chosen))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _wanted(task: Task, concept: str, chosen: Sequence[PromptCase], shown: npt.NDArray[Any]) -> Scales:
+def _wanted(task: Task, concept: str, chosen: Sequence[SeededPrompt], shown: npt.NDArray[Any]) -> Scales:
     """For each case the gentlest constant scale at which the concept is gone, 0 where it is not shown."""
     wanted = np.zeros(len(chosen))
     left: list[int] = np.flatnonzero(shown).tolist()
@@ -111,12 +113,12 @@ def _constant(wanted: Scales) -> float:
 
 
 def _samples(
-    task: Task, attachment: Attachment, chosen: Sequence[PromptCase], wanted: Mapping[str, Scales], constant: float
+    task: Task, attachment: Attachment, chosen: Sequence[SeededPrompt], wanted: Mapping[str, Scales], constant: float
 ) -> _Samples:
     """Every token of every concept in every picture."""
     parts = []
     for concept, scales in wanted.items():
-        found = shares_of(attachment, task.studio, task.policy, concept, chosen, constant, task.batch)
+        found = shares_of(attachment, task, concept, chosen, constant)
         words = found.shape[1]
         each = (torch.from_numpy(scales).float(), torch.full((len(chosen),), 1 / words), torch.arange(len(chosen)) % FOLDS)
         parts.append((found.flatten(0, 1), *(part.repeat_interleave(words) for part in each)))
@@ -170,3 +172,13 @@ def _report(samples: _Samples, seed: int) -> dict[str, float]:
         "enough_where_shown": float((said[shown] >= y[shown]).float().mean()),
         "predicted_elsewhere": float(said[~shown].mean()),
     }
+
+
+trainer: Final = Trainer(
+    "gie",
+    train,
+    count=16,
+    batch=20,
+    needs=frozenset({"data", "judge"}),
+    help="Paints prompts at several scales, lets a judge say where each concept is gone, and fits a network to that.",
+)

@@ -5,7 +5,7 @@ is inverted to a learned word (`safeguard.training.feedback_inversion`); then, a
 predict of that word what is predicted of nothing (`safeguard.training.distillation`), with the time drawn from Beta(3, 3): more
 often in the middle of a picture's way.
 
-Where a task names no feedback, pictures of the demo world are painted and its judge stands in for people.
+Where a task names no feedback, pictures are painted of the training data's prompts and a judge stands in for people.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import safeguard_demo
 from torch import Tensor
 
 import safeguard_plugins.sdd.train as sdd
@@ -27,37 +26,40 @@ from safeguard.policy import Concept
 from safeguard.sdk.adapter import Adapter
 from safeguard.sdk.delta_eraser import whole
 from safeguard.training.delta_training import frozen_of, taught, the_one, told
-from safeguard.training.distillation import Recipe
-from safeguard.training.feedback_collection import demo_prompts, paint, stand_in
+from safeguard.training.distillation import DistillationSettings, Recipe
+from safeguard.training.feedback_collection import paint, stand_in
 from safeguard.training.feedback_inversion import Inversion, InversionSettings, best
 from safeguard.training.frozen_pipeline import FrozenPipeline, Pixels
 from safeguard.training.holdout import Holdout
 from safeguard.training.reward import Reward
 from safeguard.training.reward_fit import train_reward
+from safeguard.training.settings import FLAG, REAL, WHOLE, fixed, setting
 from safeguard.training.task import Task
 from safeguard.training.text_pairs import TextPair
 from safeguard.training.textual_inversion import beside, plain
+from safeguard.training.trainer import Trainer
 
 METHOD: Final = "hfi"
 BETA: Final = 3
 LEAST: Final = 4  # pictures to learn a word from
 
 
-@dataclass(frozen=True, slots=True)
-class HFISettings:
+@dataclass(frozen=True)
+class HFISettings(DistillationSettings):
     """``average``, ``moving`` and ``beta`` are those of `recipe`; ``vectors`` the rows of the word (0: as many as the concept's
     first phrase has tokens), ``best`` is K, the pictures that it is learnt from, in ``inversion`` updates at
     ``inversion_rate``. Learnt slowly, with a row a token, it stays near the phrase, so that what is unlearnt of the word is
     unlearnt of the phrase as well.
     """
 
-    average: float = sdd.AVERAGE
-    moving: int = 0
-    beta: int = BETA
-    vectors: int = 0
-    best: int = 48
-    inversion: int = 150
-    inversion_rate: float = 0.0003
+    context: int = fixed(0)  # what is unlearnt is a word, which stands in no whole text
+    average: float = setting(sdd.AVERAGE, REAL, "Share of the teacher that stays at each update.")
+    moving: int = setting(0, FLAG, "1: the target moves with the student.")
+    beta: int = setting(BETA, WHOLE, "Times are drawn from Beta(beta, beta); more is nearer to the middle.")
+    vectors: int = setting(0, WHOLE, "Rows of the learned word; by default as many as the phrase has tokens.")
+    best: int = setting(48, WHOLE, "Pictures that the word is learnt from.")
+    inversion: int = setting(150, WHOLE, "Updates of the word.")
+    inversion_rate: float = setting(0.0003, REAL, "Learning rate of the word.")
 
 
 def recipe(*, average: float = sdd.AVERAGE, moving: bool = False, beta: int = BETA) -> Recipe:
@@ -131,18 +133,29 @@ def _judged(task: Task, concept: Concept) -> Iterator[tuple[FeedbackStore, Rewar
 
 
 def _painted(task: Task, concept: Concept, folder: Path) -> FeedbackStore:
-    """Pictures of the demo world, of which its judge says what people would."""
-    studio, store = task.studio, FeedbackStore(folder / "store", create=True)
-    call = {"num_inference_steps": studio.steps, "guidance_scale": studio.guidance}
+    """Pictures of the training data's prompts, of which the judge says what people would."""
+    judge, prompts = task.judging(), task.world().survey(concept.id, task.seed)
+    store = FeedbackStore(folder / "store", create=True)
     paint(
         store,
-        studio.pipe,
+        task.pipe,
         concept.id,
-        demo_prompts(concept.id, task.seed),
+        prompts,
         task.count,
         seed=task.seed,
-        call={**call, **safeguard_demo.call_options(studio.pipe), **studio.options},
+        call={"num_inference_steps": task.steps, "guidance_scale": task.guidance, **task.call},
         advance=lambda more: task.advance(f"{concept.id}: pictures", more, task.count),
     )
-    stand_in(store, concept.id, studio.judge)
+    stand_in(store, concept.id, judge)
     return store
+
+
+trainer: Final = Trainer(
+    METHOD,
+    train,
+    HFISettings,
+    count=160,
+    resumes=True,
+    feedback=True,
+    help="As sdd for a learned word, which is made of people's feedback and written beside --out, as FILE.word.safetensors.",
+)

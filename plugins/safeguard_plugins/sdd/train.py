@@ -25,21 +25,23 @@ from torch import Tensor
 from safeguard.errors import SafeguardError
 from safeguard.sdk.adapter import Adapter
 from safeguard.training.delta_training import learn
-from safeguard.training.distillation import Batch, Recipe, Say
+from safeguard.training.distillation import Batch, DistillationSettings, Recipe, Say
+from safeguard.training.settings import CHOICE, FLAG, REAL, setting
 from safeguard.training.task import Task
 from safeguard.training.text_pairs import TextPair
+from safeguard.training.trainer import Trainer
 
 METHOD: Final = "sdd"
 AVERAGE: Final = 0.9  # m; 0.999 in the paper, of 1500 updates
 
 
-@dataclass(frozen=True, slots=True)
-class SDDSettings:
-    """Those of the method's own; see the module."""
+@dataclass(frozen=True)
+class SDDSettings(DistillationSettings):
+    """Those of every distillation, and the method's own; see the module."""
 
-    average: float = AVERAGE
-    moving: int = 0
-    joined: int = 0
+    average: float = setting(AVERAGE, REAL, "Share of the teacher that stays at each update.")
+    moving: int = setting(0, FLAG, "1: the target moves with the student, as published.")
+    joined: int = setting(0, CHOICE, "Phrases joined by commas: 1 in what is painted, 2 in what is said.")
 
 
 def without(batch: Batch, student: Say, base: Say) -> Tensor:
@@ -76,3 +78,13 @@ def train(task: Task) -> Adapter:
     more = {"joined": numbers.joined} if numbers.joined else {}
     own = recipe(average=numbers.average, moving=bool(numbers.moving))
     return learn(task, own, partial(joined, way=numbers.joined), **more)
+
+
+trainer: Final = Trainer(
+    METHOD,
+    train,
+    SDDSettings,
+    prompts=True,
+    resumes=True,
+    help="Teaches linear layers to predict, for texts with the concept, what is predicted without it.",
+)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safeguard_demo.stages import step_rng
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
@@ -29,34 +28,44 @@ from safeguard.training.checkpoint import SAVED, Checkpoint, restore_state, stat
 from safeguard.training.delta_training import frozen_of, the_one, told
 from safeguard.training.frozen_pipeline import FrozenPipeline, changed_output, weights_frozen
 from safeguard.training.memory_check import require_backward
+from safeguard.training.randomness import step_rng
+from safeguard.training.settings import FLAG, REAL, WHOLE, setting
 from safeguard.training.task import Task
-from safeguard.training.text_pairs import TextPair, pairs_of
+from safeguard.training.text_pairs import TextPair
+from safeguard.training.trainer import Trainer
 
 METHOD: Final = "self_discovery"
 Progress = Callable[[int, int], None]  # done, of how many
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SelfDiscoverySettings:
     """The numbers of a training. Adam with betas 0.9 and 0.999 and a constant ``rate``, as the authors'; ``steps`` and
     ``guidance`` paint the pictures.
     """
 
-    updates: int = 300
+    updates: int = setting(300, WHOLE, "Updates of the direction.")
     batch: int = 16
-    rate: float = 0.02
-    steps: int = 8
-    guidance: float = 4.0
+    rate: float = setting(0.02, REAL, "Learning rate of Adam.")
+    steps: int = setting(8, WHOLE, "Denoising steps of the pictures that it learns on.")
+    guidance: float = setting(4.0, REAL, "Guidance of these pictures.")
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class SelfDiscoveryOptions(SelfDiscoverySettings):
+    """All that a user may set."""
+
+    towards: int = setting(0, FLAG, "1: learn the direction that adds the concept.")
 
 
 def train(task: Task) -> Adapter:
     """The direction of the one concept of a task, or with the setting ``towards`` the one that adds it. Raises SafeguardError
-    for several concepts, and for one of which the demo world has no captions where the task has no prompts.
+    for several concepts, and for one of which the training data has no texts where the task has no prompts.
     """
-    concept, towards = the_one(task, METHOD), bool(task.settings.get("towards", 0))
+    concept, towards = the_one(task, METHOD), bool(task.numbers(SelfDiscoveryOptions()).towards)
     pairs, settings, progress = (
-        pairs_of(task, concept),
+        task.pairs(concept),
         task.numbers(SelfDiscoverySettings()),
         told(task, f"{concept.id}: updates"),
     )
@@ -184,3 +193,15 @@ class _Work:
         if found is not None:
             self._step, tensors = found
             restore_state({"vector": self.vector}, self._optimiser, self._step, tensors)
+
+
+trainer: Final = Trainer(
+    METHOD,
+    train,
+    SelfDiscoveryOptions,
+    count=96,
+    batch=16,
+    prompts=True,
+    resumes=True,
+    help="Learns beside the frozen pipeline, from its own pictures, the direction that takes one concept away.",
+)

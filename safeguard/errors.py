@@ -65,11 +65,31 @@ class CapabilityError(SafeguardError):
 
 
 class PluginError(SafeguardError):
-    """An eraser plugin cannot be used: its ``name`` and the ``distribution`` (name and version) that registered it."""
+    """An eraser plugin cannot be used, or one of its edits is wrong.
 
-    def __init__(self, message: str, *, name: str, distribution: str) -> None:
-        self.name = name
+    Attributes:
+        name: The eraser; ``eraser`` is the same.
+        distribution: Name and version of what registered it.
+        concept: The concepts of the edit that is wrong, or empty.
+        seam: Where that edit acts, or empty.
+        site: The text site or module at which it was called, or empty.
+        shape: The shape of what it gave back, or empty.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        name: str,
+        distribution: str,
+        concept: str = "",
+        seam: str = "",
+        site: str = "",
+        shape: Sequence[int] = (),
+    ) -> None:
+        self.name = self.eraser = name
         self.distribution = distribution
+        self.concept, self.seam, self.site, self.shape = concept, seam, site, tuple(shape)
         super().__init__(f"eraser {name!r} from {distribution}: {message}")
 
 

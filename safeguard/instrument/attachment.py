@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
-from safeguard.instrument.apply import module_edits, probing, text_states
+from safeguard.instrument.apply import edit_checks, module_edits, probing, text_states
 from safeguard.instrument.apply.dispatch import active_edit, attempt, note
 from safeguard.instrument.apply.row_matching import UNKNOWN, rows_of
 from safeguard.instrument.apply.schedule import DirectRuns, locate, moment_of
@@ -323,7 +323,7 @@ class Attachment:
         probing.at_site(state, rows, view)
         for active in self._site_edits(state, rows, view.device):
             call = view.call(active, state.progress)
-            effect: SiteEffect | None = attempt(state, active.edit, active.edit, call)
+            effect: SiteEffect | None = attempt(state, active.edit, edit_checks.site_effect, state, active.edit, call)
             if effect is not None:
                 note(state, active, view.site.index, effect, call.output)
                 view.add(active, effect.delta)

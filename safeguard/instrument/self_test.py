@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from safeguard.errors import CapabilityError, SafeguardError
+from safeguard.instrument.apply import edit_checks
 from safeguard.instrument.apply.schedule import follow, moment_of
 from safeguard.instrument.attachment import Attachment
 from safeguard.instrument.discover.dry_run import TEXTS, fresh, pick, stacked
@@ -81,8 +82,10 @@ class SelfTest:
         full = plan.full_strengths
         change, reached = 0.0, set[int]()
         self._attachment.serve(plan)
+        for edit in plan.site_edits:
+            edit_checks.selected(plan, edit, [len(edit.concepts) - 1])
         for name in self._attachment.parts:
-            for state, after in self._acting(name, plan):
+            for state, after in self._acting(name, plan, trial=True):
                 before = self._unedited.get(name)
                 if before is None or not _equal_at(2, before, after):  # the weights may have changed since
                     _, before = self._run(name, plan, [0.0] * len(full))
@@ -99,19 +102,19 @@ class SelfTest:
             self._refuse(f"{len(lost)} of {len(sites)} text sites were never reached, the first is {lost[0]}", "text sites")
         return SelfTestResult(len(sites), len(reached), change)
 
-    def _acting(self, name: str, plan: Plan) -> list[tuple[RequestState, list[Tensor]]]:
+    def _acting(self, name: str, plan: Plan, *, trial: bool = False) -> list[tuple[RequestState, list[Tensor]]]:
         """Runs with all concepts at once; where these are more words than are read, and need not act together, with those that
         always act and each of the others in turn. Images in which too many act are refused when they are made.
         """
         full, always = plan.full_strengths, [_always_acts(plan, one.concept) for one in plan.concepts]
         try:
-            return [self._run(name, plan, full)]
+            return [self._run(name, plan, full, trial=trial)]
         except CapabilityError as fault:
             if fault.missing != ROOM or all(always):
                 raise
         turns = [place for place, acts in enumerate(always) if not acts]
         shares = ([amount if always[k] or k == turn else 0.0 for k, amount in enumerate(full)] for turn in turns)
-        return [self._run(name, plan, strengths) for strengths in shares]
+        return [self._run(name, plan, strengths, trial=trial) for strengths in shares]
 
     def _look(self, plan: Plan, watch: ConceptProbe) -> None:
         """Evidence must be there to take at every site, and be what the gauges were made for."""
@@ -134,6 +137,8 @@ class SelfTest:
         strengths: list[float],
         others: list[float] | None = None,
         watching: ProbeRun | None = None,
+        *,
+        trial: bool = False,
     ) -> tuple[RequestState, list[Tensor]]:
         """The unconditional twin, the row that ``strengths`` act on, and one on which ``others`` act: none, unless given."""
         part = self._attachment.parts[name]
@@ -147,6 +152,7 @@ class SelfTest:
             positive=[states[part.stride :: part.stride][:2]],
             negative=[states[0:1]],
             whole=True,
+            trial=trial,
             watching=watching,
         )
         follow(state, [float("nan")] * 99 + [moment_of(part.time_of(part.values))])  # late: whatever warms up has done so

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ class PlannedConcept:
     concept: Concept
     eraser: Eraser
     strength: Strength
+    distribution: str = "no distribution"  # name and version of what registered the eraser
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +177,8 @@ def compile_plan(
                 eraser=eraser.name,
                 missing=names,
             )
-        planned.append(PlannedConcept(len(planned), concept, eraser, concept_strength(concept, eraser)))
+        strength, origin = concept_strength(concept, eraser), registry.distribution(eraser.name)
+        planned.append(PlannedConcept(len(planned), concept, eraser, strength, origin))
         groups.setdefault((eraser.name, repr(sorted(concept_params(concept, eraser).items()))), []).append(concept)
     if planned:
         pipeline.encode([phrase for one in planned for phrase in one.concept.phrases])  # not every eraser reads them as texts
@@ -184,7 +186,6 @@ def compile_plan(
     for (name, _), concepts in groups.items():
         edits.extend(_edits(registry, name, concepts, noting))
     columns = {one.concept.id: one.column for one in planned}
-    _check(edits, columns)
     plan = Plan(policy, tuple(planned), tuple(edits), columns, tuple(noting.made))
     return plan if calibration is None else _watching(plan, calibration, pipeline)
 
@@ -208,8 +209,9 @@ def _edits(registry: Registry, name: str, concepts: Sequence[Concept], pipeline:
     """What one eraser makes for concepts that share their parameters. What it raises or gives wrongly is a PluginError."""
     eraser = registry.get(name)
 
-    def wrong(message: str) -> PluginError:
-        return PluginError(f"{message}; report it to its author", name=name, distribution=registry.distribution(name))
+    def wrong(message: str, concept: str = "", seam: str = "") -> PluginError:
+        origin = registry.distribution(name)
+        return PluginError(f"{message}; report it to its author", name=name, distribution=origin, concept=concept, seam=seam)
 
     try:
         edits = list(eraser.edits(concepts, concept_params(concepts[0], eraser), pipeline))
@@ -221,15 +223,27 @@ def _edits(registry: Registry, name: str, concepts: Sequence[Concept], pipeline:
         if not isinstance(edit, Edit):
             raise wrong(f"gave back a {type(edit).__name__}, which is no Edit")
         if edit.seam not in eraser.seams:
-            raise wrong(f"gave back an edit at the seam {edit.seam.value!r}, which it does not declare")
+            raise wrong(f"gave back an edit at the seam {edit.seam.value!r}, which it does not declare", seam=edit.seam.value)
+        what = _edit_fault(edit, {concept.id for concept in concepts})
+        if what:
+            raise wrong(f"gave back an edit at the seam {edit.seam.value!r} {what}", seam=edit.seam.value)
+    acted = {concept for edit in edits for concept in edit.concepts}
+    silent = [concept.id for concept in concepts if concept.id not in acted]
+    if silent:
+        raise wrong(f"gave back no edit that acts on concept {silent[0]!r}", concept=silent[0])
     return edits
 
 
-def _check(edits: Sequence[Edit], columns: Mapping[str, int]) -> None:
-    acted = {concept for edit in edits for concept in edit.concepts}
-    silent = [concept for concept in columns if concept not in acted]
-    if silent:
-        raise CapabilityError(f"no edit acts on concept {silent[0]!r}: its eraser gave none back", missing=silent[0])
-    foreign = sorted(acted - set(columns))
+def _edit_fault(edit: Edit, asked: Set[str]) -> str:
+    """What is wrong with what an edit says of itself, which was made for the concepts ``asked``; empty where nothing is."""
+    concepts = getattr(edit, "concepts", None)
+    if not isinstance(concepts, Sequence) or isinstance(concepts, str) or not all(isinstance(one, str) for one in concepts):
+        return "without concepts: self.concepts = tuple(concept.id for concept in concepts)"
+    if not concepts:
+        return "with no concept in its concepts"
+    foreign = [concept for concept in concepts if concept not in asked]
     if foreign:
-        raise CapabilityError(f"an eraser gave back an edit for {foreign[0]!r}, which it was not asked for")
+        return f"for {foreign[0]!r}, which it was not asked for"
+    if isinstance(edit, LinearEdit | FeatureEdit) and not isinstance(getattr(edit, "module", None), str):
+        return "without a module: self.module = the name of the module that it acts on"
+    return ""

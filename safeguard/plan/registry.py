@@ -16,7 +16,7 @@ from safeguard.sdk.eraser import API, Eraser
 from safeguard.sdk.seams import Seam
 
 GROUP: Final = "safeguard.erasers"
-HERE: Final = "erasers="
+HERE: Final = "erasers=[...]"
 """In the place of a distribution, for a class that was given to ``protect(..., erasers=[...])``."""
 _MEMBERS: Final = ("name", "version", "seams", "strengths", "params", "edits")
 

@@ -109,6 +109,7 @@ class RequestState:
     skip_errors: bool = False
     direct: bool = False
     whole: bool = False  # every concept counts as within its steps: for the self-test
+    trial: bool = False  # the self-test: an edit is called at strength 0 as well, and what it raises is told as its own
     guided: bool = True  # whether guidance leads away from the unconditional branch; if not, its rows are like any other
     scheduler: Any = None  # whose timesteps the calls go through
     watching: ProbeRun | None = None  # for the concepts that evidence may open

@@ -46,7 +46,7 @@ class _SiteFault(TextSiteEdit):
 
     def __call__(self, call: Any) -> Any:
         fail_in_requests()
-        return SiteEffect(torch.ones_like(call.output))
+        return SiteEffect(torch.ones_like(call.output) * call.strengths.amax())
 
 
 class _StatesFault(TextStatesEdit):
@@ -55,7 +55,7 @@ class _StatesFault(TextStatesEdit):
 
     def __call__(self, call: Any) -> Any:
         fail_in_requests()
-        return call.states + 1
+        return call.states + call.strengths.amax()
 
 
 class _PredictionFault(PredictionEdit):
@@ -64,7 +64,7 @@ class _PredictionFault(PredictionEdit):
 
     def __call__(self, call: Any) -> Any:
         fail_in_requests()
-        return call.prediction + 1
+        return call.prediction + call.strengths.amax()
 
 
 class _Faulty:

@@ -103,13 +103,30 @@ class NoEdit(Plain):
         return ["a string"]
 
 
+class Unnamed(TextSiteEdit):
+    """Its author forgot to say what it acts on."""
+
+    def select(self, columns: Sequence[int]) -> Unnamed:
+        return self
+
+    def __call__(self, call: SiteCall) -> SiteEffect:
+        raise NotImplementedError
+
+
+class NoConcepts(Plain):
+    name = "no_concepts"
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        return [Unnamed()]
+
+
 class Linear(Plain):
     name = "linear"
     seams = frozenset({Seam.LINEAR})
 
 
 def compiled(*concepts: Concept, offered: frozenset[Seam] = ALL) -> Any:
-    kinds = (Plain, Failing, Refusing, Idle, Foreign, Undeclared, NoEdit, Linear)
+    kinds = (Plain, Failing, Refusing, Idle, Foreign, Undeclared, NoEdit, NoConcepts, Linear)
     points = [EntryPoint(kind.name, f"{__name__}:{kind.__name__}", GROUP) for kind in kinds]
     Plain.asked.clear()
     return compile_plan(policy(*concepts), NoPipeline(), Registry(points), offered)  # type: ignore[arg-type]
@@ -168,12 +185,13 @@ def test_what_an_eraser_refuses_is_told_as_it_is() -> None:
 
 
 def test_a_concept_on_which_nothing_acts_is_refused() -> None:
-    with pytest.raises(CapabilityError, match="no edit acts on concept 'a'"):
+    with pytest.raises(PluginError, match=r"eraser 'idle' from .*: gave back no edit that acts on concept 'a'") as raised:
         compiled(concept("a", eraser="idle"))
+    assert (raised.value.eraser, raised.value.concept) == ("idle", "a")
 
 
 def test_an_edit_for_a_concept_of_nobody_is_refused() -> None:
-    with pytest.raises(CapabilityError, match="'another', which it was not asked for"):
+    with pytest.raises(PluginError, match="'another', which it was not asked for"):
         compiled(concept("a", eraser="foreign"))
 
 
@@ -185,3 +203,9 @@ def test_an_edit_at_a_seam_that_was_not_declared_is_refused() -> None:
 def test_what_is_no_edit_is_refused() -> None:
     with pytest.raises(PluginError, match="a str, which is no Edit"):
         compiled(concept("a", eraser="no_edit"))
+
+
+def test_an_edit_without_concepts_is_refused() -> None:
+    with pytest.raises(PluginError, match=r"the seam 'text site' without concepts: self.concepts = tuple") as raised:
+        compiled(concept("a", eraser="no_concepts"))
+    assert (raised.value.eraser, raised.value.seam) == ("no_concepts", "text site")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
+from safeguard.instrument.apply import edit_checks
 from safeguard.plan.request_state import ActiveEdit, RequestState, Row
 from safeguard.sdk.calls import SiteEffect
 from safeguard.sdk.edit_memory import EditMemory
@@ -59,7 +60,7 @@ def _active_edit(
     strengths = torch.tensor(table, dtype=torch.float32, device=device)
     if len(used) < len(edit.concepts):
         if isinstance(edit, TextSiteEdit):
-            narrow = edit.select(used)
+            narrow = edit_checks.selected(state.plan, edit, used)
         else:
             strengths, used = _spread(strengths, used, len(edit.concepts)), list(range(len(edit.concepts)))
     columns = [state.plan.columns[edit.concepts[place]] for place in used]

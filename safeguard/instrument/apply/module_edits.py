@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
+from safeguard.instrument.apply import edit_checks
 from safeguard.instrument.apply.dispatch import active_edit, attempt
 from safeguard.instrument.apply.row_matching import UNKNOWN
 from safeguard.instrument.discover.sites import expanded
@@ -137,7 +138,8 @@ def _made(
     state: RequestState, edit: LinearEdit | FeatureEdit, active: ActiveEdit, inputs: Tensor | None, output: Tensor
 ) -> Tensor:
     if isinstance(edit, FeatureEdit):
-        return edit(FeatureCall(output[active.index], active.strengths, state.progress))
+        return edit_checks.new_feature(state, edit, FeatureCall(output[active.index], active.strengths, state.progress))
     if inputs is None:
         raise CapabilityError(f"module {edit.module!r} was called without its input", missing=edit.module)
-    return output[active.index] + edit.delta(inputs[active.index], active.strengths)
+    so_far = output[active.index]
+    return so_far + edit_checks.linear_delta(state, edit, inputs[active.index], active.strengths, so_far)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
+from safeguard.instrument.apply import edit_checks
 from safeguard.instrument.apply.dispatch import active_edit, attempt, remembered, twins_of
 from safeguard.instrument.discover.denoiser import Denoiser
 from safeguard.instrument.discover.dry_run import Values, collected, is_text_list, pick, put, stacked, unstacked
@@ -38,7 +39,9 @@ def edited(
 
     said = state.negative_texts if edit.unconditional else state.texts
     seen = states[active.index]
-    made = edit(
+    made = edit_checks.new_states(
+        state,
+        edit,
         StatesCall(
             seen,
             None if pooled is None else pooled[active.index],
@@ -49,17 +52,13 @@ def edited(
             encode,
             remembered(state, active, ("states", id(edit), part.name)),
             lambda text: _left_out(state, text, part, encoding),
-        )
+        ),
+        lambda text: any(text is known and len(rows) == len(seen) for known, rows in given),
     )
     whole = next((rows for text, rows in given if text is made), None)
     if whole is not None:
         return with_texts(values, whole, active, part)
     new, new_pooled = made if isinstance(made, tuple) else (made, None)
-    if new.shape != seen.shape:
-        raise CapabilityError(
-            f"concept {edit.concepts[0]!r}: its eraser gave back a text of another length than the one it was given",
-            missing="a text of the same length",
-        )
     if new is not seen:
         changed = states.clone()
         changed[active.index] = new.to(states.dtype)
@@ -196,7 +195,7 @@ def predicted(
         twins = twins_of(state.rows or (), active.rows)
         unconditional = None if twins is None else so_far[twins]
         seen = PredictionCall(so_far[active.index], unconditional, active.strengths, state.progress, predict, memory)
-        made = attempt(state, edit, edit, seen)
+        made = attempt(state, edit, edit_checks.new_prediction, state, edit, seen)
         if made is not None:
             changed = prediction.clone() if changed is None else changed
             changed[active.index] = made.to(prediction.dtype)

@@ -122,11 +122,12 @@ def judge(
     json_output: JsonOption = False,
 ) -> None:
     """Let the demo's judge stand in for people: what it says is kept as a judge's, not a person's. For the demo world only."""
-    from safeguard_demo import Judge
-
+    from safeguard._entry_points import load
     from safeguard.training.feedback_collection import stand_in
+    from safeguard.training.sources import REMEDY
 
-    said = stand_in(FeedbackStore(store), concept, Judge(weights), rankings=rankings, size=size)
+    opened = load("safeguard.judges", "demo", "judge", f"{REMEDY}judges")
+    said = stand_in(FeedbackStore(store), concept, opened(weights), rankings=rankings, size=size)
     data = {"store": store, "concept": concept, "judgements": len(said), "yes": sum(one.answer == "yes" for one in said)}
     what = f"{len(said)} rankings" if rankings else f"{len(said)} answers, {data['yes']} of them yes"
     emit(data, json_output, lambda console: _say(console, f"{what}, by the judge"))

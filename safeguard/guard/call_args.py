@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from safeguard.instrument.discover.modular import given_in, guidance_of, signature_of
+
 _POSITIVE: Final = re.compile(r"prompt(_\d+)?")
 _NEGATIVE: Final = re.compile(r"negative_prompt(_\d+)?")
 _EMBEDDED: Final = re.compile(r"(pooled_)?prompt_embeds(_\d+)?")
@@ -65,7 +67,7 @@ def read_call(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, A
         count = len(embeds[0]) if embeds and hasattr(embeds[0], "__len__") else 1
     rows = tuple(PromptRow(_row(positive, index), _row(negative, index), bool(embeds)) for index in range(count))
     per_prompt = next((given[name] for name in _PER_PROMPT if isinstance(given.get(name), int)), 1)
-    guidance = given.get("guidance_scale")
+    guidance = given.get("guidance_scale", guidance_of(pipe))
     number = guidance if isinstance(guidance, (int, float)) else 1.0
     generators = _generators(given.get("generator"), count * per_prompt)
     seeds = tuple(None if one is None else one.initial_seed() for one in generators)
@@ -73,7 +75,7 @@ def read_call(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, A
 
 
 def _arguments(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(base.__call__)
+    signature = signature_of(pipe, base)
     try:
         given = dict(signature.bind_partial(pipe, *args, **kwargs).arguments)
     except TypeError:
@@ -81,7 +83,7 @@ def _arguments(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, 
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             given.update(given.pop(name, {}))
-    return given
+    return {**given_in(given.get("state"), signature.parameters), **given}
 
 
 def _texts(value: Any) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from safeguard.instrument.discover.modular import is_modular, picked, told
 from safeguard.plan.request_state import current_request
 
 Call = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -52,8 +53,20 @@ def wrap(
             state.positive, state.negative = [*state.positive, *positive], [*state.negative, *negative]
         return made
 
+    def guarded_blocks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made: dict[str, Any] = {}
+
+        def tell(name: str, value: Any) -> None:
+            state = current_request()
+            if state is not None and state.host == host and not state.calls:  # later ones come from no text encoder
+                made[name] = value
+                state.positive, state.negative = note(0, made)
+
+        whole = call(self, functools.partial(told(base, tell), self), args, kwargs)
+        return picked(base, whole, args, kwargs)
+
     members: dict[str, Any] = {
-        "__call__": guarded_call,
+        "__call__": functools.wraps(base.__call__)(guarded_blocks) if is_modular(base) else guarded_call,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,

@@ -28,10 +28,14 @@ from safeguard.plan.request_state import AppliedEffect, RequestState
 
 def images_of(output: Any) -> list[Any]:
     """The images of a pipeline's output, whatever form they have: PIL images, or slices of an array or a tensor."""
-    images = output[0] if isinstance(output, tuple) else getattr(output, "images", getattr(output, "frames", None))
+    images = output[0] if isinstance(output, tuple) else _first(output, "images", "frames", "videos")
     if images is None:
         return []
     return list(images)
+
+
+def _first(output: Any, *names: str) -> Any:
+    return next((getattr(output, name) for name in names if getattr(output, name, None) is not None), None)
 
 
 def describe_output(image: Any, seed: int | None) -> Output:
@@ -48,6 +52,7 @@ def describe_output(image: Any, seed: int | None) -> Output:
 def model_of(pipe: Any, base: type) -> Model:
     config = getattr(pipe, "config", {})
     repo, commit = config.get("_name_or_path"), config.get("_commit_hash")
+    repo = repo or getattr(pipe, "_pretrained_model_name_or_path", None)  # where modular pipelines keep it
     return Model(base.__name__, str(repo) if repo else None, str(commit) if commit else None)
 
 

@@ -60,7 +60,7 @@ class Attachment:
             found = find_denoisers(pipe, self.base, example or {})
             self.parts, self._sites = found.parts, found.sites
             self._encoding = TextEncoding(pipe, self.base, found.ways)
-            self.roles = PromptBranches.find(pipe, self.base, found.ways[self._encoding.main][0])
+            self.roles = PromptBranches.find(pipe, self.base, *found.ways[self._encoding.main])
         self._linears = LinearTextLayers(self.parts, self._encoding)
         self.weight, self.inputs = self._linears.weight, self._linears.inputs
         self._handles, self._module_handles = denoiser_hooks.Handles(), module_edits.ModuleHooks(self)

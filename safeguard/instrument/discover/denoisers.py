@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from safeguard.instrument.discover.dry_run import TOKEN_STATES, NeverCalledError, TextArguments
+from safeguard.instrument.discover.denoiser import Denoiser, run_eagerly
+from safeguard.instrument.discover.text_encoding import TextPath, find_text_path
+from safeguard.instrument.discover.modular import require_prompt
+from safeguard.instrument.discover.sites import Site, candidates
 from safeguard.errors import CapabilityError
 from safeguard.instrument.discover.denoiser import Denoiser, run_eagerly
 from safeguard.instrument.discover.dry_run import TOKEN_STATES, NeverCalledError, TextArguments
@@ -33,6 +38,7 @@ def find_denoisers(pipe: Any, base: type, example: Mapping[str, Any]) -> Denoise
     A component that is never called with text is none. One that no short run calls (the second of two experts) is taken for
     one by its class. Raises CapabilityError where there is none, or one cannot be understood.
     """
+    require_prompt(pipe, base)
     found = Denoisers()
     passed_by: dict[str, CapabilityError] = {}
     modules = candidates(pipe)

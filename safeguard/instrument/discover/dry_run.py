@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from safeguard.instrument.discover.modular import set_apart, signature_of, unheard
 from safeguard.errors import CapabilityError
 
 Path = tuple[str, ...]
@@ -141,13 +142,12 @@ def catch_call(pipe: Any, base: type, name: str, texts: Sequence[str], how: Catc
     denoiser = pipe.__dict__[name] if name in pipe.__dict__ else getattr(pipe, name)
     twin = copy.copy(pipe)
     object.__setattr__(twin, "__class__", base)
+    set_apart(twin, base, how.guidance)
     twin.__dict__[name] = _Catcher(denoiser)
-    if getattr(pipe, "scheduler", None) is not None:
-        twin.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
     twin.__dict__["_progress_bar_config"] = {"disable": True}
     called: Callable[..., object] = inspect.unwrap(base.__call__) if how.gradients else base.__call__
     try:
-        with _processors_kept(pipe):
+        with _processors_kept(pipe), unheard():
             called(twin, **_wanted(pipe, base, list(texts), how))
     except _Caught as caught:
         return named(argument_names(inner(denoiser)), *caught.call)
@@ -176,7 +176,7 @@ def _processors_kept(pipe: Any) -> Iterator[None]:
 
 
 def _wanted(pipe: Any, base: type, texts: list[str], how: Catch) -> Values:
-    parameters = inspect.signature(base.__call__).parameters
+    parameters = signature_of(pipe, base).parameters
     generators = [torch.Generator().manual_seed(how.seed + place) for place in range(len(texts))]
     wanted: Values = {
         "prompt": texts[0] if how.alone else texts,

@@ -45,8 +45,8 @@ def require_prompt(pipe: Any, base: type) -> None:
     """Raises CapabilityError for blocks that are given their text as embeddings: such texts cannot be read, nor tried."""
     if is_modular(base) and "prompt" not in signature_of(pipe, base).parameters:
         raise CapabilityError(
-            f"the blocks of this {base.__name__} take no prompt, so nothing is known of the texts that it is given; protect the "
-            "pipeline together with the blocks that encode its prompt",
+            f"the blocks of this {base.__name__} take no prompt, so nothing is known of the texts that it is given; protect "
+            "the pipeline together with the blocks that encode its prompt",
             pipeline=base.__name__,
             missing="prompt",
         )
@@ -83,7 +83,7 @@ def set_apart(twin: Any, base: type, guidance: float | None) -> None:
 
 @contextlib.contextmanager
 def unheard() -> Iterator[None]:
-    """A trial goes on inside, which may fail: modular pipelines write a failure into their log, with a traceback for each block."""
+    """A trial goes on inside, which may fail: modular pipelines log a failure with a traceback for each block."""
     _LOG.addFilter(_worth_logging)
     token = _trying.set(True)
     try:

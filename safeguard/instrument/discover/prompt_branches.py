@@ -1,5 +1,5 @@
-"""What a pipeline encodes, as its ``encode_prompt`` gives it back or its blocks put it into their state: which of it is the prompt
-and which the negative prompt, found by trial.
+"""What a pipeline encodes, as its ``encode_prompt`` gives it back or its blocks put it into their state: which of it is the
+prompt and which the negative prompt, found by trial.
 """
 
 from __future__ import annotations

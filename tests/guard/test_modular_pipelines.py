@@ -13,8 +13,8 @@ from support import Words, concept, policy
 import safeguard
 from safeguard.audit import Decision
 from safeguard.errors import CapabilityError, PolicyViolation
-from safeguard.evaluation.wholes import WHOLES
-from safeguard.evaluation.wholes.whole import as_tensor
+from tests.support.tiny_pipelines import UNBUILT, WHOLES
+from tests.support.tiny_pipelines.whole import as_tensor
 
 Pipe = Any
 Protect = Callable[..., safeguard.Guard]
@@ -165,3 +165,10 @@ def test_trials_leave_the_guider_and_the_log_alone(pipe: Pipe, protect: Protect,
     protect(pipe, BAN, screener=None)
     assert vars(pipe.guider) == before
     assert "Error in block" not in caplog.text
+
+
+def test_every_modular_class_of_diffusers_is_tried_or_said_to_be_left_out() -> None:
+    import diffusers
+
+    known = {name for name in dir(diffusers) if name.endswith("ModularPipeline")} - {"ModularPipeline"}
+    assert known == {name for name in (*WHOLES, *UNBUILT) if name.endswith("ModularPipeline")}

@@ -21,6 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from safeguard.instrument.discover.modular import is_modular
+
 SIDE: Final = 32  # pixels
 STEPS: Final = 2
 
@@ -38,6 +40,9 @@ class Whole:
     prompts: int = 3
     note: str = ""
 
+    def first(self, output: Any) -> Any:
+        return output[0]
+
 
 class Omit:
     """Marks a keyword that a pipeline knows and a call leaves to its default."""
@@ -53,7 +58,7 @@ def run(whole: Whole, pipe: Any, prompts: Sequence[str], **changes: Any) -> Tens
     """
     torch.manual_seed(0)
     with torch.no_grad():
-        return as_tensor(pipe(**{**whole.call(prompts), **changes})[0])
+        return as_tensor(whole.first(pipe(**{**whole.call(prompts), **changes})))
 
 
 def as_tensor(output: Any) -> Tensor:
@@ -105,7 +110,7 @@ def several(makes: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _mend(module: ModuleType) -> None:
+def mend(module: ModuleType) -> None:
     """Some pipelines clean their prompts with a package that need not be there: then texts stay as they are."""
     if "is_ftfy_available" in vars(module) and "ftfy" not in vars(module):
         vars(module)["ftfy"] = SimpleNamespace(fix_text=str)
@@ -113,7 +118,7 @@ def _mend(module: ModuleType) -> None:
 
 def assemble(pipeline: str, shelf: Shelf) -> Any:
     kind = getattr(diffusers, pipeline)
-    _mend(sys.modules[kind.__module__])
+    mend(sys.modules[kind.__module__])
     wanted = inspect.signature(kind.__init__).parameters
     pipe = kind(**several({slot: shelf[slot] for slot in wanted if slot in shelf}))
     pipe.set_progress_bar_config(disable=True)
@@ -157,7 +162,8 @@ def arguments(pipeline: str, prompts: Sequence[str], alone: bool, given: Mapping
 
     A callable among the given is called with the number of prompts.
     """
-    known = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
+    kind = getattr(diffusers, pipeline)
+    known = kind().default_call_parameters if is_modular(kind) else inspect.signature(kind.__call__).parameters
     count = len(prompts)
     usual: dict[str, Any] = {
         "prompt": prompts[0] if alone else list(prompts),

@@ -13,7 +13,7 @@ from torch import nn
 from safeguard.instrument.discover.modular import silence
 from tests.support.tiny_pipelines import classic, joint, late, modern, still, video
 from tests.support.tiny_pipelines.video import SHORT, WAN
-from tests.support.tiny_pipelines.whole import Whole, arguments, mend, part, plain, several
+from tests.support.tiny_pipelines.whole import Whole, arguments, mend, part, several
 
 DONORS: Final[dict[str, Whole]] = {
     one.pipeline: one for family in (classic, joint, still, modern, video, late) for one in family.wholes()
@@ -87,9 +87,6 @@ def wholes() -> list[Modular]:
         modular("LTXModularPipeline", "LTXPipeline", SHORT),
         modular("HeliosModularPipeline", "HeliosPipeline", helios),
         modular("HeliosPyramidModularPipeline", "HeliosPipeline", stages),
-        modular(
-            "HeliosPyramidDistilledModularPipeline", "HeliosPipeline", stages, scheduler=plain("HeliosDMDScheduler", stages=1)
-        ),
     ]
 
 
@@ -119,10 +116,11 @@ UNBUILT: Final[dict[str, str]] = {
         ),
         UNTRIED,
     ),
+    "HeliosPyramidDistilledModularPipeline": "in its tiny form every second run fails, without a guard too",
     "HunyuanVideo15ModularPipeline": "not tried yet: the codec of its family's tiny parts cannot decode in it",
     **dict.fromkeys(
         ("Wan22Image2VideoModularPipeline", "Wan22VaceModularPipeline", "WanImage2VideoModularPipeline"),
-        "not tried yet: in its tiny form it does not come to an end within a minute",
+        "not tried to the end yet: needs pictures or videos besides the prompt",
     ),
     "Krea2ModularPipeline": "not tried yet: reads layers up to the 35th of its language model, and the tiny one has two",
     "Krea2TurboModularPipeline": "not tried yet: reads layers up to the 35th of its language model, and the tiny one has two",

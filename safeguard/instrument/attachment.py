@@ -25,7 +25,7 @@ from safeguard.instrument.discover.denoisers import find_denoisers
 from safeguard.instrument.discover.dry_run import Values, fresh, inner, pick, stacked
 from safeguard.instrument.discover.mid_block import find_mid_block
 from safeguard.instrument.discover.prompt_branches import PromptBranches
-from safeguard.instrument.discover.sites import CrossAttentionSite, JointAttentionSite, Site, expanded
+from safeguard.instrument.discover.sites import CrossAttentionSite, JointAttentionSite, Site, expanded, mechanism_of
 from safeguard.instrument.discover.text_encoding import TextEncoding
 from safeguard.instrument.discover.text_layers import LinearTextLayers
 from safeguard.instrument.hooks import denoiser_hooks, sdpa
@@ -67,8 +67,6 @@ class Attachment:
         self._hooking = threading.Lock()
         self._direct_runs, self._fit = DirectRuns(), probing.CalibrationCheck()
 
-    # what erasers ask for
-
     @property
     def name(self) -> str:
         return self.base.__name__
@@ -85,9 +83,7 @@ class Attachment:
     @property
     def mechanism(self) -> str:
         """How its text sites are served, with their number: "4 separate", "5 joint"."""
-        joint = sum(isinstance(site, JointAttentionSite) for site in self._sites)
-        counts = {"separate": len(self._sites) - joint, "joint": joint}
-        return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        return mechanism_of(self._sites)
 
     @property
     def reads_pooled(self) -> bool:
@@ -377,15 +373,14 @@ class Attachment:
         state.leave()
         return changed
 
-    # whose call it is
-
     def _request(self) -> RequestState | None:
         """The request that runs here. One that runs on another pipeline, which calls this one meanwhile, does not count."""
-        state = current_request()
-        return state if state is not None and state.host == self.number else None
+        return self._own(current_request())
 
     def _outside(self) -> RequestState | None:
-        state = _direct.get()
+        return self._own(_direct.get())
+
+    def _own(self, state: RequestState | None) -> RequestState | None:
         return state if state is not None and state.host == self.number else None
 
     def _begin_direct(self, states: Tensor, time: Any) -> RequestState | None:

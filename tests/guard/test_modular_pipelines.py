@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
-from support import Words, concept, policy
 
 import safeguard
 from safeguard.audit import Decision
 from safeguard.errors import CapabilityError, PolicyViolation
+from tests.support.contract_policies import Words, concept, policy
 from tests.support.tiny_pipelines import UNBUILT, WHOLES
 from tests.support.tiny_pipelines.whole import as_tensor
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from safeguard.instrument.discover.modular import set_apart, signature_of, unheard
 from safeguard.errors import CapabilityError
+from safeguard.instrument.discover.modular import set_apart, signature_of, unheard
 
 Path = tuple[str, ...]
 Values = dict[str, Any]

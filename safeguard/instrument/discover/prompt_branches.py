@@ -14,12 +14,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from safeguard.instrument.discover.dry_run import SWAPPED, TEXTS, TextArguments, Values, is_text_list, pick, stacked
-from safeguard.instrument.discover.text_encoding import TextPath, run
-from safeguard.instrument.discover.modular import is_modular, told
-from safeguard.instrument.apply.row_matching import match_rows
 from safeguard.errors import CapabilityError
-from safeguard.instrument.discover.dry_run import SWAPPED, TEXTS, is_text_list
+from safeguard.instrument.apply.row_matching import match_rows
+from safeguard.instrument.discover.dry_run import SWAPPED, TEXTS, TextArguments, Values, is_text_list, pick, stacked
+from safeguard.instrument.discover.modular import is_modular, told
 from safeguard.instrument.discover.text_encoding import TextPath, run
 
 Place = int | str  # in a tuple, or the name in a state
@@ -38,8 +36,8 @@ class PromptBranches:
 
     @staticmethod
     def find(pipe: Any, base: type, way: TextPath, text: TextArguments) -> PromptBranches:
-        """Run the pipeline up to its denoiser three times, with another prompt and another negative prompt. PromptBranches without any
-        part where the pipeline cannot be run so: then no row can be told from another, and all get the whole policy.
+        """Run the pipeline up to its denoiser three times, with another prompt and another negative prompt. No part at all
+        where the pipeline cannot be run so: then no row can be told from another, and all get the whole policy.
         """
         members = _watching(base)
         if not members:

@@ -220,3 +220,10 @@ def expanded(order: Sequence[int], rows: Sequence[Any], count: int) -> list[Any]
     if len(order) > 1 and order[1] == order[0] + 1:
         return [row for row in rows for _ in range(times)]
     return list(rows) * times
+
+
+def mechanism_of(sites: Sequence[Site]) -> str:
+    """How some sites are served, with their number: "4 separate", "5 joint"."""
+    joint = sum(isinstance(site, JointAttentionSite) for site in sites)
+    counts = {"separate": len(sites) - joint, "joint": joint}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)

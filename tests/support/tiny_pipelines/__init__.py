@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.support.tiny_pipelines import classic, joint, late, modern, modular, motion, older, still, video
+from tests.support.tiny_pipelines import classic, joint_pipelines, late, modern, modular, motion, older, still, video
 from tests.support.tiny_pipelines.whole import Whole, run
 
 __all__ = ["UNBUILT", "WHOLES", "Whole", "run"]
 
-FAMILIES: Final = (classic, older, joint, still, modern, video, motion, late, modular)
+FAMILIES: Final = (classic, older, joint_pipelines, still, modern, video, motion, late, modular)
 WHOLES: Final[dict[str, Whole]] = {one.pipeline: one for family in FAMILIES for one in family.wholes()}
 UNBUILT: Final[dict[str, str]] = {
     "AmusedImg2ImgPipeline": "runs, but with random weights too few tokens change for every prompt to matter",

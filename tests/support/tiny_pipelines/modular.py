@@ -11,12 +11,12 @@ import diffusers
 from torch import nn
 
 from safeguard.instrument.discover.modular import silence
-from tests.support.tiny_pipelines import classic, joint, late, modern, still, video
+from tests.support.tiny_pipelines import classic, joint_pipelines, late, modern, still, video
 from tests.support.tiny_pipelines.video import SHORT, WAN
 from tests.support.tiny_pipelines.whole import Whole, arguments, mend, part, several
 
 DONORS: Final[dict[str, Whole]] = {
-    one.pipeline: one for family in (classic, joint, still, modern, video, late) for one in family.wholes()
+    one.pipeline: one for family in (classic, joint_pipelines, still, modern, video, late) for one in family.wholes()
 }
 BRIEF: Final[dict[str, Any]] = {"max_sequence_length": 32}
 CHAT: Final[dict[str, Any]] = {"max_sequence_length": 64}

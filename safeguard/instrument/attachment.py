@@ -140,8 +140,6 @@ class Attachment:
             return [], []
         return [self._encoding.states(texts)], [self._encoding.states(against)]
 
-    # hooks
-
     def install(self) -> None:
         """Put the hooks in. Whatever torch compiled before is compiled anew, since it would run without them."""
         denoiser_hooks.forget_graphs()
@@ -207,8 +205,6 @@ class Attachment:
                 site.module = module
         self._module_handles.refresh()
         self._linears.forget()
-
-    # the walk of one denoiser call
 
     def on_enter(self, name: str, values: Values, *, whole: bool = True) -> Values | None:
         """A denoiser call begins: tell its rows apart, then let the text-states edits act. None: nothing changed."""

@@ -12,7 +12,8 @@ from uuid_utils.compat import uuid7
 from safeguard.audit.canonical import Record, plain, rfc3339
 from safeguard.errors import AuditError
 
-SCHEMA = "safeguard.dev/decision/v1"
+SCHEMA = "safeguard.dev/decision/v2"  # another name whenever a field is renamed, removed or means something else
+READABLE = ("safeguard.dev/decision/v1", SCHEMA)  # v1, of 0.1, calls the field `redacted` `erased`
 RESULTS = ("erase", "block", "flag", "review", "pass")
 STATUSES = ("ok", "degraded", "error")
 SOURCES = ("prompt", "prompt_embeds", "direct")
@@ -226,7 +227,7 @@ def to_record(decision: Decision, labels: Mapping[str, str], now: datetime) -> R
             "screen_ms": plain(decision.metrics.screen_ms, "/metrics/screen_ms"),
             "overhead_ms": plain(decision.metrics.overhead_ms, "/metrics/overhead_ms"),
         },
-        "erased": [],
+        "redacted": [],
         "masked": [],
     }
 

@@ -12,7 +12,7 @@ from safeguard.errors import AuditError
 
 CAPTURES = ("none", "hmac", "redacted", "full")
 
-PROMPT, PROMPT_HMAC = "/subject/prompt", "/subject/prompt_hmac"  # JSON pointers, as in `erased` and `masked`
+PROMPT, PROMPT_HMAC = "/subject/prompt", "/subject/prompt_hmac"  # JSON pointers, as in `redacted` and `masked`
 
 
 def prompt_hmac(prompt: str, key: bytes) -> str:
@@ -28,7 +28,7 @@ def key_id(key: bytes) -> str:
 class Mask:
     """A processor: takes a record with ``subject.prompt`` in clear and leaves what ``capture`` allows.
 
-    Fields that are gone are listed in ``erased``, fields that stand in another form in ``masked`` (JSON pointers, the
+    Fields that are gone are listed in ``redacted``, fields that stand in another form in ``masked`` (JSON pointers, the
     terms of Open Policy Agent's decision logs). Raises AuditError for an unknown mode and where ``redact`` fails.
     """
 
@@ -43,10 +43,10 @@ class Mask:
         prompt = subject.pop("prompt", None)
         if prompt is None:
             return {**record, "subject": {**subject, "prompt_hmac": None, "prompt_key": None}}
-        erased: list[str] = []
+        redacted: list[str] = []
         masked: list[str] = []
         if self._capture == "none":
-            erased = [PROMPT, PROMPT_HMAC]
+            redacted = [PROMPT, PROMPT_HMAC]
             subject |= {"prompt_hmac": None, "prompt_key": None}
         else:
             subject |= {"prompt_hmac": prompt_hmac(prompt, self._key), "prompt_key": self._key_id}
@@ -56,7 +56,7 @@ class Mask:
             subject["prompt"] = self._redacted(prompt)
         if self._capture == "full":
             subject["prompt"] = prompt
-        return {**record, "subject": subject, "erased": erased, "masked": masked}
+        return {**record, "subject": subject, "redacted": redacted, "masked": masked}
 
     def _redacted(self, prompt: str) -> str:
         try:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import structlog
 
 from safeguard.audit.canonical import Record, parse, rfc3339
-from safeguard.audit.decision import SCHEMA
+from safeguard.audit.decision import READABLE
 from safeguard.audit.log_files import lines, log_files
 from safeguard.errors import AuditError
 
@@ -76,7 +76,7 @@ def _walk(folder: str | os.PathLike[str], tests: list[Test]) -> Iterator[Record]
         for number, line in enumerate(lines(path), 1):
             try:
                 record = parse(line.removesuffix(b"\n"))
-                if record.get("schema") != SCHEMA or not all(test(record) for test in tests):
+                if record.get("schema") not in READABLE or not all(test(record) for test in tests):
                     continue
             except (ValueError, KeyError, TypeError, AttributeError):
                 _log.warning("a line cannot be read and is passed over: run `safeguard audit verify`",

@@ -10,7 +10,7 @@ from typing import Any
 
 from safeguard.audit.canonical import Record
 from safeguard.audit.chain import CHECKPOINT_SCHEMA, FILE_SCHEMA, START, ChainHead, from_line
-from safeguard.audit.decision import SCHEMA
+from safeguard.audit.decision import READABLE
 from safeguard.audit.log_files import file_id, folder_of, lines, log_files
 from safeguard.audit.policy_store import load_snapshot
 from safeguard.errors import AuditError
@@ -139,7 +139,7 @@ def _step(scan: _Scan, record: Record) -> None:
         if not isinstance(record.get("next"), (str, type(None))):
             raise ValueError("the checkpoint names no file to go on from")
         scan.end = record
-    elif schema == SCHEMA:
+    elif schema in READABLE:
         _decision(scan, record)
     scan.head = ChainHead(scan.head.file, expected, record["hash"])
 

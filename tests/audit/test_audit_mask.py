@@ -24,7 +24,7 @@ KEY = b"k" * 32
 def test_by_default_a_prompt_stands_as_its_keyed_hmac(make_decision: Make) -> None:
     (record,) = MemorySink(key=KEY).append([make_decision("a red rose")])
     assert record["subject"]["prompt_hmac"] == hmac.new(KEY, b"a red rose", hashlib.sha256).hexdigest()
-    assert (record["erased"], record["masked"]) == ([], ["/subject/prompt"])
+    assert (record["redacted"], record["masked"]) == ([], ["/subject/prompt"])
     assert "rose" not in json.dumps(record)
 
 
@@ -33,7 +33,7 @@ def test_none_drops_even_the_hmac_and_says_so(make_decision: Make) -> None:
     assert record["subject"] == {
         "prompt_hmac": None, "prompt_key": None, "prompt_chars": 10, "source": "prompt", "row": 0,
     }  # fmt: skip
-    assert (record["erased"], record["masked"]) == (["/subject/prompt", "/subject/prompt_hmac"], [])
+    assert (record["redacted"], record["masked"]) == (["/subject/prompt", "/subject/prompt_hmac"], [])
 
 
 def test_redacted_keeps_the_text_without_the_person(make_decision: Make) -> None:
@@ -45,7 +45,7 @@ def test_redacted_keeps_the_text_without_the_person(make_decision: Make) -> None
 def test_full_keeps_all(make_decision: Make) -> None:
     (record,) = MemorySink().append([make_decision("a card for jo@example.org")], capture="full")
     assert record["subject"]["prompt"] == "a card for jo@example.org"
-    assert (record["erased"], record["masked"]) == ([], [])
+    assert (record["redacted"], record["masked"]) == ([], [])
 
 
 @pytest.mark.parametrize("capture", ["none", "hmac", "redacted", "full"])
@@ -53,7 +53,7 @@ def test_without_a_prompt_nothing_is_masked(make_decision: Make, capture: str) -
     (record,) = MemorySink().append([make_decision(None)], capture=capture)
     assert record["subject"]["prompt_hmac"] is None
     assert record["subject"]["prompt_chars"] is None
-    assert (record["erased"], record["masked"]) == ([], [])
+    assert (record["redacted"], record["masked"]) == ([], [])
 
 
 def test_an_unknown_mode_is_refused(make_decision: Make) -> None:

@@ -35,8 +35,8 @@ Make = Callable[..., Decision]
 def test_a_record_has_the_published_fields(make_decision: Make) -> None:
     (record,) = MemorySink().append([make_decision()])
     fields = "schema decision_id time seq labels policy tenant request_id trace_id subject screen evidence applied result"
-    assert set(record) == {*fields.split(), *["status", "model", "output", "metrics", "erased", "masked", "prev", "hash"]}
-    assert record["schema"] == "safeguard.dev/decision/v1"
+    assert set(record) == {*fields.split(), *["status", "model", "output", "metrics", "redacted", "masked", "prev", "hash"]}
+    assert record["schema"] == "safeguard.dev/decision/v2"
     assert record["applied"][0]["effect"] == {"mass": 0.02, "mass_first": 0.03, "mass_last": 0.01, "relative_change": 0.1}
     assert record["output"] == {"image_sha256": "ab" * 32, "seed": 7, "size": [512, 512]}
     assert set(record["labels"]) == {"service", "instance", "safeguard"}

@@ -14,6 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from safeguard.audit import Applied, AuditLog, Decision, GroupChoice, Model, Output, Screen, Subject, image_digest
+from safeguard.audit.canonical import canonical
+from safeguard.audit.chain import digest
 from safeguard.cli import output
 from safeguard.cli.main import app
 
@@ -200,3 +202,24 @@ def test_show_of_an_unknown_decision(folder: Path) -> None:
 def test_the_verb_loads_no_torch() -> None:
     program = "import sys, safeguard.cli.audit; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def in_old_form(path: Path) -> None:
+    """Write a log again as 0.1 wrote it: the older schema, and `erased` in place of `redacted`."""
+    lines, prev = [], None
+    for line in path.read_bytes().splitlines():
+        record = json.loads(line)
+        if "redacted" in record:
+            record |= {"schema": "safeguard.dev/decision/v1", "erased": record.pop("redacted")}
+        record["prev"] = record["prev"] if prev is None else prev
+        record["hash"] = prev = digest(record)
+        lines.append(canonical(record) + b"\n")
+    path.write_bytes(b"".join(lines))
+
+
+def test_a_log_of_0_1_is_verified_queried_and_shown(folder: Path) -> None:
+    in_old_form(next(folder.glob("*.jsonl")))
+    assert json.loads(audit("verify", folder, "--json").stdout)["records"] == 3
+    (record,) = json.loads(audit("query", folder, "--result", "erase", "--json").stdout)
+    shown = json.loads(audit("show", folder, record["decision_id"], "--json").stdout)
+    assert (shown["record"], shown["record"]["erased"]) == (record, [])

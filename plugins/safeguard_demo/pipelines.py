@@ -52,11 +52,10 @@ def calibration(kind: str) -> Path:
 
 
 def call_options(pipe: Any) -> dict[str, Any]:
-    """What a pipeline is best called with besides steps and guidance: Stable Diffusion 3 without its third text encoder puts
-    256 tokens of zeros in its place, which cost time and say nothing, unless it is told to put none.
-    """
-    bare = "text_encoder_3" in pipe.components and pipe.text_encoder_3 is None
-    return {"max_sequence_length": 0} if bare else {}
+    """See `safeguard.training.frozen_pipeline.call_options`."""
+    from safeguard.training.frozen_pipeline import call_options as of_pipeline  # it loads torch
+
+    return of_pipeline(pipe)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def maps_of(plan: Plan, state: RequestState, images: int) -> list[dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class CallFacts:
-    """What every record of one call says: the plan that held, the call, what was verdict, the model, and who call."""
+    """What every record of one call says: the plan that held, the call, what was decided, the model, and who asked."""
 
     plan: Plan
     call: PipelineCall
@@ -127,7 +127,7 @@ def refused(facts: CallFacts, rows: Sequence[int]) -> list[Decision]:
 
 
 def failed(facts: CallFacts) -> list[Decision]:
-    """One decision for every image of a call that ended in an error: what had been verdict, and that no image came of it."""
+    """One decision for every image of a call that ended in an error: what had been decided, and that no image came of it."""
     call, verdict = facts.call, facts.verdict
     return [
         facts.decision(row, _subject(call, index // call.per_prompt, index), status="error", drawn=row.drawn)
@@ -170,7 +170,7 @@ def _screen(verdict: CallVerdict, row: RowVerdict, *, unmatched: bool = False) -
 
 
 def _seen(state: RequestState, plan: Plan, image: int) -> dict[str, DetectionRecord]:
-    """What evidence said of each concept that it was call about in one image."""
+    """What evidence said of each concept that it was asked about in one image."""
     found = {} if state.watching is None else state.watching.seen
     return {
         name: DetectionRecord(

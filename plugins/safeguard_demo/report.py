@@ -39,7 +39,7 @@ def write_report(path: Path, story: Story, log: VerifyReport, record: dict[str, 
     """Raises SafeguardError where the file cannot be written."""
     import jinja2
 
-    source = resources.files("safeguard.evaluation").joinpath("report.html").read_text("utf-8")
+    source = resources.files("safeguard_demo").joinpath("report.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page = environment.from_string(source).render(
         title="What a policy takes out of a picture, and what it leaves",

@@ -12,16 +12,16 @@ def require_protected(state: RequestState) -> None:
     one that was to be looked at and was not, and one in which a concept was seen too late for anything to be done.
     """
     watched = state.watching is not None and any(any(row) for row in state.watching.strengths)
-    if not watched and not any(any(row) for row in state.strengths):
+    if not watched and not any(any(row) for row in state.facts.strengths):
         return
     seams = {edit.seam for edit in state.plan.edits}
-    if not state.calls or ((watched or Seam.TEXT_SITE in seams) and not state.visits):
+    if not state.log.calls or ((watched or Seam.TEXT_SITE in seams) and not state.log.visits):
         raise CapabilityError(
             "the denoiser ran without passing the hooks that protect it, so the image is withheld; "
             "release the guard and protect the pipeline again",
             missing="hooks",
         )
-    if state.watching is None or state.unmatched:  # rows that match nothing got the whole policy
+    if state.watching is None or state.log.unmatched:  # rows that match nothing got the whole policy
         return
     if state.watching.pending:
         raise CapabilityError(
@@ -29,11 +29,11 @@ def require_protected(state: RequestState) -> None:
             "leave calibration out: then adaptive concepts act in every image",
             missing="evidence",
         )
-    due = max(state.watching.step, state.first_step)
+    due = max(state.watching.step, state.log.first_step)
     for (image, name), detection in state.watching.seen.items():
         if not detection.opened or not state.watching.strength(image, name):
             continue
-        never = detection.step == state.step and not state.asked(image, state.plan.columns[name])
+        never = detection.step == state.log.step and not state.asked(image, state.plan.columns[name])
         if never or detection.step > due:
             raise CapabilityError(
                 f"concept {name!r} was seen in step {detection.step}, too late to be erased, so the image is withheld; use "

@@ -31,7 +31,7 @@ from safeguard.plan.calibration import Calibration
 from safeguard.plan.compile import Plan, compile_plan
 from safeguard.plan.detectors import ProbeFinished
 from safeguard.plan.registry import Registry
-from safeguard.plan.request_state import RequestState, request_scope
+from safeguard.plan.request_state import RequestCaches, RequestFacts, RequestState, request_scope
 from safeguard.policy import Concept, Policy, load_policy
 
 log = structlog.get_logger("safeguard.guard")
@@ -258,10 +258,8 @@ class Guard:
         texts = an_image([row.texts[0] if row.texts else None for row in call.rows])
         negative = an_image([row.negative[0] if row.negative else None for row in call.rows])
         known = self._attachment.known_texts(texts, negative) if all(row.readable for row in call.rows) else ([], [])
-        return RequestState(
+        facts = RequestFacts(
             plan=plan,
-            positive=known[0],
-            negative=known[1],
             strengths=[image.strengths for image in verdict.images],
             host=self._attachment.number,
             texts=texts,
@@ -269,9 +267,10 @@ class Guard:
             skip_errors=plan.policy.settings.on_error == "allow",
             guided=call.guided,
             scheduler=getattr(pipe, "scheduler", None),
-            watching=watching(plan, verdict, call.per_prompt, len(self._attachment.watched_sites), only=request.only_looks),
             maps={} if request.wants_maps else None,
         )
+        probes = watching(plan, verdict, call.per_prompt, len(self._attachment.watched_sites), only=request.only_looks)
+        return RequestState(facts, probes, caches=RequestCaches(positive=known[0], negative=known[1]))
 
     def _refusal(self, plan: Plan, call: PipelineCall, verdict: CallVerdict, request: Request, reason: str) -> PolicyViolation:
         """Record a refusal, and make the error that tells of it."""

@@ -46,11 +46,12 @@ def wrap(
         with encoding:
             made = base.encode_prompt(self, *args, **kwargs)
         state = current_request()
-        if state is not None and state.host == host:
+        if state is not None and state.facts.host == host:
             # as many as the pipeline itself makes: what is encoded later, by a callback say, nobody screened
-            place = state.memory["encoded"] = state.memory.get("encoded", -1) + 1
-            positive, negative = note(place, made)
-            state.positive, state.negative = [*state.positive, *positive], [*state.negative, *negative]
+            positive, negative = note(state.caches.encodings, made)
+            state.caches.encodings += 1
+            state.caches.positive += positive
+            state.caches.negative += negative
         return made
 
     def guarded_blocks(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -58,9 +59,10 @@ def wrap(
 
         def tell(name: str, value: Any) -> None:
             state = current_request()
-            if state is not None and state.host == host and not state.calls:  # later ones come from no text encoder
+            if state is not None and state.facts.host == host and not state.log.calls:  # later ones come from no text encoder
                 made[name] = value
-                state.positive, state.negative = note(0, made)
+                positive, negative = note(0, made)
+                state.caches.positive, state.caches.negative = list(positive), list(negative)
 
         whole = call(self, functools.partial(told(base, tell), self), args, kwargs)
         return picked(base, whole, args, kwargs)

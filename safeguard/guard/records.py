@@ -64,7 +64,7 @@ def features_of(state: RequestState) -> list[list[list[float]]]:
 def maps_of(plan: Plan, state: RequestState, images: int) -> list[dict[str, Any]]:
     """Where each concept stood in each image: attention mass on the latent's grid."""
     found: list[dict[str, Any]] = [{} for _ in range(images)]
-    for (image, column), total in (state.maps or {}).items():
+    for (image, column), total in (state.facts.maps or {}).items():
         if image < images:
             found[image][plan.concepts[column].concept.id] = total.cpu().numpy()
     return found
@@ -93,7 +93,7 @@ def finished(facts: CallFacts, state: RequestState, output: Any, overhead: float
     """One decision for every image of a finished call. ``overhead`` is in milliseconds."""
     plan, call, verdict = facts.plan, facts.call, facts.verdict
     effects = state.evidence()
-    degraded = verdict.degraded or bool(state.errors)
+    degraded = verdict.degraded or bool(state.log.errors)
     decisions = []
     images = images_of(output) or [None] * call.images  # an output of a kind unknown here is recorded all the same
     for index, image in enumerate(images):
@@ -101,7 +101,7 @@ def finished(facts: CallFacts, state: RequestState, output: Any, overhead: float
         row = verdict.images[min(index, len(verdict.images) - 1)]
         seen = _seen(state, plan, index)
         opened = [name for name in row.watched if name in seen and seen[name].opened]
-        if state.unmatched:
+        if state.log.unmatched:
             opened = [*row.watched, *row.passed_over]
         seed = call.seeds[index] if index < len(call.seeds) else None
         decisions.append(
@@ -110,9 +110,9 @@ def finished(facts: CallFacts, state: RequestState, output: Any, overhead: float
                 _subject(call, prompt, index),
                 result=with_erasure(row.result) if opened else row.result,
                 status="degraded" if degraded else "ok",
-                screen=_screen(verdict, row, unmatched=bool(state.unmatched)),
+                screen=_screen(verdict, row, unmatched=bool(state.log.unmatched)),
                 evidence=Evidence(plan.calibration, seen),
-                drawn=() if state.unmatched else row.drawn,
+                drawn=() if state.log.unmatched else row.drawn,
                 applied=_applied(plan, (*row.erased, *opened), index, effects),
                 output=None if image is None else describe_output(image, seed),
                 metrics=Metrics(verdict.milliseconds, overhead),

@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, Final
 
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from safeguard.errors import CapabilityError
 from safeguard.instrument.apply import edit_checks, module_edits, probing, text_states
+from safeguard.instrument.apply.direct_runs import DirectRuns
 from safeguard.instrument.apply.dispatch import active_edit, attempt, note
 from safeguard.instrument.apply.row_matching import UNKNOWN, rows_of
-from safeguard.instrument.apply.schedule import DirectRuns, locate, moment_of
+from safeguard.instrument.apply.schedule import locate, moment_of
 from safeguard.instrument.apply.site_calls import CrossAttentionView, JointAttentionView, SiteView
 from safeguard.instrument.apply.text_kv import TextKVCache, numbers_of
 from safeguard.instrument.discover.denoiser import Denoiser
@@ -31,14 +31,21 @@ from safeguard.instrument.discover.text_layers import LinearTextLayers
 from safeguard.instrument.hooks import denoiser_hooks, sdpa
 from safeguard.plan.calibration import Calibration
 from safeguard.plan.compile import Plan
-from safeguard.plan.request_state import ActiveEdit, RequestState, current_request
+from safeguard.plan.request_state import (
+    ActiveEdit,
+    CallFrame,
+    RequestFacts,
+    RequestState,
+    current_context,
+    quiet,
+    set_direct,
+)
 from safeguard.sdk.calls import SiteEffect
 from safeguard.sdk.fingerprint import Fingerprint
 from safeguard.sdk.pipeline import EncodedText, FeatureSite, TextLayers, TextSite
 from safeguard.sdk.seams import Seam
 
 OFFERED: Final = frozenset(Seam)
-_direct: Final[ContextVar[RequestState | None]] = ContextVar("safeguard_direct", default=None)
 
 
 class Attachment:
@@ -56,7 +63,7 @@ class Attachment:
         self.plan: Plan | None = None
         self.on_direct: Callable[[Plan], None] | None = None
         self._pipe = weakref.ref(pipe)
-        with denoiser_hooks.quiet():  # a denoiser may carry the hooks of another guard
+        with quiet():  # a denoiser may carry the hooks of another guard
             found = find_denoisers(pipe, self.base, example or {})
             self.parts, self._sites = found.parts, found.sites
             self._encoding = TextEncoding(pipe, self.base, found.ways)
@@ -211,50 +218,50 @@ class Attachment:
         sdpa.leave_attention()
         part = self.parts[name]
         given = pick(values, part.text.states)
-        if denoiser_hooks.is_quiet() or given is None:
+        if current_context().quiet or given is None:
             return None
         states = stacked(given)
         time = part.time_of(values)
         state = self._request() or self._begin_direct(states, time)
         if state is None or not state.plan.edits:
             return None
-        state.calls += 1
-        state.reached.clear()
-        scheduler = state.scheduler  # not every one has a length, by which it would be true or false
+        state.log.calls += 1
+        scheduler = state.facts.scheduler  # not every one has a length, by which it would be true or false
         locate(state, time, getattr(self._pipe(), "scheduler", None) if scheduler is None else scheduler)
-        state.rows, state.site_edits, state.grid = rows_of(state, states), {}, part.grid_of(values)
-        state.given = fresh(values) if whole else None
-        state.unmatched += UNKNOWN in state.rows and not state.direct
+        frame = CallFrame(rows_of(state, states), fresh(values) if whole else None, grid=part.grid_of(values))
+        state.frame = frame
+        state.log.unmatched += UNKNOWN in frame.rows and not state.facts.direct
         changed = values
         if name == self.main:
             probing.begin(state, values, part, states.device)
         for edit in state.plan.states_edits:
-            active = active_edit(state, edit, state.rows, states.device, unconditional=edit.unconditional)
+            active = active_edit(state, edit, frame.rows, states.device, unconditional=edit.unconditional)
             if active is None:
                 continue
             made = attempt(state, edit, text_states.edited, state, edit, active, changed, part, self._encoding)
             if made is not None:
-                active.answer(state.step, acted=made is not changed)
+                active.answer(state.log.step, acted=made is not changed)
                 changed = made
-        state.edited = state.given if changed is values or not whole else fresh(changed)
+        frame.edited = frame.values if changed is values or not whole else fresh(changed)
         self._prepare(state, part, changed, states.device)
         return None if changed is values else changed
 
     def _prepare(self, state: RequestState, part: Denoiser, values: Values, device: torch.device) -> None:
         """Where text-site edits will act at joint sites: know where the text stands, and have erasure prompts recorded."""
-        acting = self._site_edits(state, state.rows or (), device)
+        acting = self._site_edits(state, state.rows, device)
         recorded = any(site.recorded and site.owner == part.name for site in self._sites)
         if not recorded or not (acting or state.looks):
             return
         wanted = (*(state.plan.tokens if acting else ()), *(state.plan.watch_tokens if state.looks else ()))
-        if ("stamp", part.name) not in state.memory:  # weights do not change while a request runs
-            state.memory["stamp", part.name] = part.stamp
-        with denoiser_hooks.quiet():
-            state.memory["shapes"] = part.learn(self._sites, values)
-            numbers = numbers_of(values, len(state.rows or ()), part.text.every)
+        caches = state.caches
+        if part.name not in caches.stamps:  # weights do not change while a request runs
+            caches.stamps[part.name] = part.stamp
+        with quiet():
+            caches.shapes = part.learn(self._sites, values)
+            numbers = numbers_of(values, len(state.rows), part.text.every)
             for tokens in wanted:
                 if isinstance(tokens, TextKVCache):
-                    tokens.prepare(part, numbers, state.memory["stamp", part.name])
+                    tokens.prepare(part, numbers, caches.stamps[part.name])
 
     def at_site(self, index: int, output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None) -> Tensor | None:
         """A separate attention is done: add what the text-site edits find. None: nothing changed."""
@@ -284,7 +291,7 @@ class Attachment:
         rows = self._rows(state, live, len(call.output), turn)
         if not self._concerns(state, rows, call.output.device):
             return None
-        layout = live.layout(state.memory.get("shapes"), turn)
+        layout = live.layout(state.caches.shapes, turn)
         if layout is None:
             raise CapabilityError(
                 f"attention {live.info.name} was reached past the call of its denoiser; call the denoiser as a whole",
@@ -295,16 +302,16 @@ class Attachment:
 
     def at_module(self, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None:
         """A named module is done: let the edits of linear layers and features act. None: nothing changed."""
-        state = None if denoiser_hooks.is_quiet() else self._request() or self._outside() or self._unentered()
+        state = None if current_context().quiet else self._request() or self._outside() or self._unentered()
         return None if state is None else module_edits.edited(state, name, inputs, output)
 
     def _visiting(self) -> RequestState | None:
-        if denoiser_hooks.is_quiet():
+        if current_context().quiet:
             return None
         state = self._request() or self._outside() or self._unentered()
         if state is not None:
-            state.visits += 1
-            if state.rows is None:
+            state.log.visits += 1
+            if state.frame is None:
                 self._require_sites_only(state)
         return state
 
@@ -314,7 +321,7 @@ class Attachment:
     def _act(self, state: RequestState, rows: Sequence[Any], view: SiteView) -> Tensor | None:
         probing.at_site(state, rows, view)
         for active in self._site_edits(state, rows, view.device):
-            call = view.call(active, state.progress)
+            call = view.call(active, state.log.progress)
             effect: SiteEffect | None = attempt(state, active.edit, edit_checks.site_effect, state, active.edit, call)
             if effect is not None:
                 note(state, active, view.site.index, effect, call.output)
@@ -323,14 +330,14 @@ class Attachment:
 
     def _rows(self, state: RequestState, site: Site, count: int, turn: int = 0) -> Sequence[Any]:
         """The rows of a site's own batch, which may hold each row of the call several times (frames), or one in turn."""
-        if isinstance(site, JointAttentionSite) and site.each and state.rows is not None and turn < len(state.rows):
+        if isinstance(site, JointAttentionSite) and site.each and turn < len(state.rows):
             return state.rows[turn : turn + 1]
-        rows = None if state.rows is None else expanded(site.order, state.rows, count)
+        rows = None if state.frame is None else expanded(site.order, state.rows, count)
         return (UNKNOWN,) * count if rows is None else tuple(rows)
 
     def _site_edits(self, state: RequestState, rows: Sequence[Any], device: torch.device) -> list[ActiveEdit]:
         """What acts at the text sites of this denoiser call: worked out once for each set of rows."""
-        kept = state.site_edits
+        kept = None if state.frame is None else state.frame.site_edits
         key = tuple(rows)
         if kept is None or key not in kept:
             edits = (active_edit(state, edit, key, device) for edit in state.plan.site_edits)
@@ -353,11 +360,11 @@ class Attachment:
 
     def on_leave(self, name: str, prediction: Tensor | None, *, compiled: bool = False) -> Tensor | None:
         """A denoiser call ends: read the evidence, let the prediction edits act. None: nothing changed."""
-        if denoiser_hooks.is_quiet():
+        if current_context().quiet:
             return None
         state = self._request() or self._outside()
-        _direct.set(None)
-        if state is None or state.rows is None:
+        set_direct(None)
+        if state is None or state.frame is None:
             return None
         again = probing.read(state, prediction, self.parts[name], compiled=compiled)
         if again is not None:
@@ -366,25 +373,25 @@ class Attachment:
         changed = None
         if prediction is not None and state.plan.prediction_edits:
             changed = text_states.predicted(state, prediction, self.parts[name], self._encoding, compiled=compiled)
-        state.leave()
+        state.frame = None
         return changed
 
     def _request(self) -> RequestState | None:
         """The request that runs here. One that runs on another pipeline, which calls this one meanwhile, does not count."""
-        return self._own(current_request())
+        return self._own(current_context().request)
 
     def _outside(self) -> RequestState | None:
-        return self._own(_direct.get())
+        return self._own(current_context().direct)
 
     def _own(self, state: RequestState | None) -> RequestState | None:
-        return state if state is not None and state.host == self.number else None
+        return state if state is not None and state.facts.host == self.number else None
 
     def _begin_direct(self, states: Tensor, time: Any) -> RequestState | None:
         """A call from outside every request: every row gets the whole policy, and a new run is reported."""
         state = self._unentered()
         if state is None:
             return None
-        _direct.set(state)
+        set_direct(state)
         if self._direct_runs.begins(states, moment_of(time)) and self.on_direct is not None:
             self.on_direct(state.plan)
         return state
@@ -394,4 +401,4 @@ class Attachment:
         if self.plan is None:
             return None
         allowed = self.plan.policy.settings.on_error == "allow"
-        return RequestState(self.plan, (), self.number, direct=True, skip_errors=allowed)
+        return RequestState(RequestFacts(self.plan, (), self.number, direct=True, skip_errors=allowed))

@@ -22,7 +22,7 @@ from safeguard.instrument.discover.nan_trace import tensors_of
 from safeguard.instrument.discover.tokens import ROOM
 from safeguard.plan.compile import Plan
 from safeguard.plan.detectors import ConceptProbe, ProbeFinished, ProbeRun
-from safeguard.plan.request_state import RequestState, request_scope
+from safeguard.plan.request_state import RequestCaches, RequestFacts, RequestState, request_scope
 from safeguard.policy import Concept
 
 
@@ -73,7 +73,7 @@ class SelfTest:
         counts = [0, 0]
         with torch.inference_mode(False), torch.no_grad():
             for name in self._attachment.parts:
-                most, *_ = (list(state.strengths[0]) for state, _ in self._acting(name, plan))
+                most, *_ = (list(state.facts.strengths[0]) for state, _ in self._acting(name, plan))
                 for place, strengths in enumerate((most, [0.0] * len(most))):
                     counts[place] += flops(functools.partial(self._run, name, plan, strengths, strengths))
         return counts[0] / max(1, counts[1])
@@ -90,7 +90,7 @@ class SelfTest:
                 if before is None or not _equal_at(2, before, after):  # the weights may have changed since
                     _, before = self._run(name, plan, [0.0] * len(full))
                     self._unedited[name] = before
-                reached |= {site for act in state.acts for site in act.sites}
+                reached |= {site for act in state.log.acts for site in act.sites}
                 change = max(change, self._judge(before, after))
         if change == 0.0 and any(full):
             self._refuse("the edits change nothing", "an effect")
@@ -143,18 +143,17 @@ class SelfTest:
         """The unconditional twin, the row that ``strengths`` act on, and one on which ``others`` act: none, unless given."""
         part = self._attachment.parts[name]
         states = stacked(pick(part.values, part.text.states))
-        state = RequestState(
+        facts = RequestFacts(
             plan,
             [strengths, others or [0.0] * len(strengths)],
             self._attachment.number,
             texts=TEXTS[1:],
             negative_texts=("", ""),
-            positive=[states[part.stride :: part.stride][:2]],
-            negative=[states[0:1]],
             whole=True,
             trial=trial,
-            watching=watching,
         )
+        known = RequestCaches(positive=[states[part.stride :: part.stride][:2]], negative=[states[0:1]])
+        state = RequestState(facts, watching, caches=known)
         follow(state, [float("nan")] * 99 + [moment_of(part.time_of(part.values))])  # late: whatever warms up has done so
         with request_scope(state):
             return state, tensors_of(part.module(**fresh(part.values)), part.rows)

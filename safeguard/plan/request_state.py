@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.plan.compile import Plan
 from safeguard.plan.detectors import ProbeRun
-from safeguard.sdk.edit_memory import EditMemory
+from safeguard.sdk.edit_memory import Cells, EditMemory, RowCells
+from safeguard.sdk.pipeline import Occlusion
 from safeguard.sdk.seams import Edit
 
 if TYPE_CHECKING:
@@ -93,9 +94,9 @@ class AppliedEffect:
     course: tuple[tuple[int, float], ...]
 
 
-@dataclass(eq=False)
-class RequestState:
-    """One call of a pipeline under one plan. ``strengths`` [images][concepts of the plan]; ``texts`` one an image.
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestFacts:
+    """What is settled before the denoiser runs. ``strengths`` [images][concepts of the plan]; ``texts`` one an image.
 
     ``host`` is the number of the attachment that it runs on: no other pipeline that is called meanwhile follows it.
     ``direct`` marks a call from outside every request: nothing is known of its rows, so they get the whole policy.
@@ -112,33 +113,94 @@ class RequestState:
     trial: bool = False  # the self-test: an edit is called at strength 0 as well, and what it raises is told as its own
     guided: bool = True  # whether guidance leads away from the unconditional branch; if not, its rows are like any other
     scheduler: Any = None  # whose timesteps the calls go through
-    watching: ProbeRun | None = None  # for the concepts that evidence may open
-    maps: dict[tuple[int, int], Any] | None = None  # (image, column) -> mass per pixel, where asked for
-    positive: Sequence[Any] = ()  # what encode_prompt gave: [n, L, D] or a list of [L, D] each
-    negative: Sequence[Any] = ()
-    acts: list[ActiveEdit] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    maps: dict[tuple[int, int], Any] | None = None  # filled with (image, column) -> mass per pixel, where asked for
+
+
+@dataclass(slots=True, eq=False)
+class RunLog:
+    """What happened in a request so far, and where in its schedule it stands."""
+
     calls: int = 0  # of the denoiser, as its hooks saw them
     visits: int = 0  # of text sites, as their hooks saw them
     unmatched: int = 0  # calls with rows whose text no encode_prompt of this request gave
-    # of the denoiser call that is under way
-    given: Any = None  # its arguments as they were given; None where they are not all known
+    acts: list[ActiveEdit] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    step: int = -1  # of the last call of the denoiser that began
+    progress: float = 0.0  # the same as a share of the schedule
+    first_step: int = -1  # of this run: image-to-image begins late in its schedule
+
+
+@dataclass(slots=True, eq=False)
+class CallFrame:
+    """One call of a denoiser: made when it begins and dropped when it ends."""
+
+    rows: tuple[Row, ...]
+    values: Any = None  # its arguments as they were given; None where they are not all known
     edited: Any = None  # the same as the text-states edits left them
+    grid: tuple[int, int] | None = None  # height and width of the latent, for the heat maps
     looks: bool = False  # whether evidence is taken in it
     reached: set[str] = field(default_factory=set)  # the modules with edits that were run in it
-    rows: tuple[Row, ...] | None = None
-    site_edits: dict[tuple[Row, ...], list[ActiveEdit]] | None = None  # by the rows of a site's batch
-    timed: bool = False  # whether the place in the schedule is known; if not, every step counts as within a concept's steps
-    progress: float = 0.0
-    step: int = -1
-    first_step: int = -1  # of this run: image-to-image begins late in its schedule
-    grid: tuple[int, int] | None = None  # height and width of the latent, for the heat maps
-    memory: dict[Any, Any] = field(default_factory=dict)  # what one call computes once: matched rows, keys, encoded texts
+    site_edits: dict[tuple[Row, ...], list[ActiveEdit]] = field(default_factory=dict)  # by the rows of a site's batch
 
-    def leave(self) -> None:
-        """The denoiser call is over: nothing is known of what comes next."""
-        self.rows = self.site_edits = self.given = self.edited = None
-        self.timed = self.looks = False
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Schedule:
+    """The times that a request goes through. ``places``: of a time that comes twice, the first."""
+
+    times: Tensor | None
+    places: Mapping[float, int]
+    length: int
+
+
+@dataclass(slots=True, eq=False)
+class RequestCaches:
+    """What a request works out once, or keeps from one call of the denoiser to the next."""
+
+    positive: list[Any] = field(default_factory=list)  # what encode_prompt gave: [n, L, D] or a list of [L, D] each
+    negative: list[Any] = field(default_factory=list)
+    encodings: int = 0  # how many times the pipeline has encoded
+    active: dict[tuple[Any, ...], ActiveEdit | None] = field(default_factory=dict)  # by edit, rows, window and device
+    memories: dict[tuple[int, str], tuple[Cells, RowCells]] = field(default_factory=dict)  # by edit and denoiser
+    rows: dict[tuple[Any, ...], tuple[tuple[Row, ...], Tensor]] = field(default_factory=dict)  # by the stamp of the text
+    arrangements: set[tuple[Row, ...]] = field(default_factory=set)  # of rows, as the first step had them
+    schedule: Schedule | None = None
+    moments: dict[float, int] = field(default_factory=dict)  # the order in which times came that are in no schedule
+    stamps: dict[str, Any] = field(default_factory=dict)  # of a denoiser's weights, by its name
+    shapes: Any = None  # where the text stands at joint sites in the last call
+    texts: dict[tuple[str, tuple[str, ...], tuple[str | None, ...]], list[Any]] = field(default_factory=dict)  # encoded
+    occlusions: dict[tuple[str, str], Occlusion] = field(default_factory=dict)  # by denoiser and text
+
+    def memory(
+        self, edit: Edit, images: Sequence[int | None], columns: Sequence[int], rows: Sequence[int], denoiser: str = ""
+    ) -> EditMemory:
+        """What an edit keeps for these images, columns and rows; of its own in each denoiser that is named."""
+        cells, row_cells = self.memories.setdefault((id(edit), denoiser), ({}, {}))
+        return EditMemory(cells, images, columns, rows, row_cells)
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """One call of a pipeline under one plan: what is settled, what happened, and the denoiser call that is under way."""
+
+    facts: RequestFacts
+    watching: ProbeRun | None = None  # for the concepts that evidence may open
+    log: RunLog = field(default_factory=RunLog)
+    caches: RequestCaches = field(default_factory=RequestCaches)
+    frame: CallFrame | None = None  # None between calls of the denoiser
+
+    @property
+    def plan(self) -> Plan:
+        return self.facts.plan
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of the denoiser call that is under way; none where nothing is known of it."""
+        return () if self.frame is None else self.frame.rows
+
+    @property
+    def looks(self) -> bool:
+        """Whether evidence is taken in the call that is under way."""
+        return self.frame is not None and self.frame.looks
 
     @property
     def openings(self) -> int:
@@ -148,7 +210,7 @@ class RequestState:
     def within(self, column: int) -> bool:
         """Whether a concept is within its steps now."""
         start, stop = self.plan.concepts[column].concept.steps
-        return self.whole or not self.timed or start <= self.progress < stop
+        return self.frame is None or self.facts.whole or start <= self.log.progress < stop
 
     def window(self, edit: Edit) -> tuple[bool, ...]:
         """Which of the edit's concepts are within their steps now."""
@@ -158,9 +220,9 @@ class RequestState:
         """How strongly a concept acts in a row now: 0 outside its steps; unknown rows get the whole policy."""
         if not self.within(column):
             return 0.0
-        if row.image is None or row.image >= len(self.strengths):
+        if row.image is None or row.image >= len(self.facts.strengths):
             return self.plan.concepts[column].strength.value
-        given = self.strengths[row.image][column]
+        given = self.facts.strengths[row.image][column]
         if given or self.watching is None:
             return given
         return self.watching.strength(row.image, self.plan.concepts[column].concept.id)
@@ -168,7 +230,7 @@ class RequestState:
     def evidence(self) -> dict[tuple[int, int], AppliedEffect]:
         """What was done, by (image, column). Brings the sums from the device."""
         tallies: defaultdict[tuple[int, int], _Tally] = defaultdict(_Tally)
-        for act in self.acts:
+        for act in self.log.acts:
             if act.first < 0:
                 continue
             strengths = act.strengths.tolist()
@@ -189,7 +251,7 @@ class RequestState:
 
     def asked(self, image: int, column: int) -> bool:
         """Whether an edit of a concept acted in an image, or was asked and found nothing to do."""
-        for act in self.acts:
+        for act in self.log.acts:
             if (act.answered or act.first >= 0) and column in act.columns and image in act.images:
                 strengths = act.strengths[:, list(act.columns).index(column)].tolist()
                 if any(strengths[place] > 0 for place, one in enumerate(act.images) if one == image):
@@ -251,19 +313,53 @@ def _listed(sums: Any) -> Any:
     return None if sums is None else sums.tolist()
 
 
-_CURRENT: Final[ContextVar[RequestState | None]] = ContextVar("safeguard_running", default=None)
+@dataclass(frozen=True, slots=True, eq=False)
+class RunContext:
+    """Whose calls run in this context. ``direct`` is a denoiser call from outside every request; where ``quiet``, passes of the
+    guard's own go on, and no hook does anything.
+    """
+
+    request: RequestState | None = None
+    direct: RequestState | None = None
+    quiet: bool = False
+
+
+_NOTHING: Final = RunContext()
+_CONTEXT: Final[ContextVar[RunContext]] = ContextVar("safeguard_context", default=_NOTHING)
+
+
+def current_context() -> RunContext:
+    """What runs in this context."""
+    return _CONTEXT.get()
 
 
 def current_request() -> RequestState | None:
     """The request that runs in this context, or None outside every guarded call."""
-    return _CURRENT.get()
+    return _CONTEXT.get().request
 
 
 @contextmanager
 def request_scope(state: RequestState) -> Iterator[RequestState]:
     """Make ``state`` the running request of this context; what was there before comes back, whatever happens."""
-    token = _CURRENT.set(state)
+    token = _CONTEXT.set(replace(_CONTEXT.get(), request=state))
     try:
         yield state
     finally:
-        _CURRENT.reset(token)
+        _CONTEXT.reset(token)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Passes of the guard's own go on inside: no hook does anything."""
+    token = _CONTEXT.set(replace(_CONTEXT.get(), quiet=True))
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
+
+
+def set_direct(state: RequestState | None) -> None:
+    """Note the denoiser call from outside every request that begins here; None: it is over."""
+    context = _CONTEXT.get()
+    if context.direct is not state:
+        _CONTEXT.set(replace(context, direct=state))

@@ -14,7 +14,7 @@ from safeguard.instrument import OFFERED, Attachment
 from safeguard.plan.compile import compile_plan
 from safeguard.plan.detectors import ProbeFinished
 from safeguard.plan.registry import GROUP, Registry
-from safeguard.plan.request_state import RequestState, request_scope
+from safeguard.plan.request_state import RequestFacts, RequestState, request_scope
 from safeguard.policy import Concept, derive
 from safeguard.sdk.calls import SiteCall, SiteEffect
 from safeguard.sdk.concept_attention import ConceptAttention
@@ -79,7 +79,8 @@ def shares_of(
     (edit,) = plan.site_edits
     assert isinstance(edit, _Look)
     for start in range(0, len(cases), task.batch):
-        with request_scope(RequestState(plan, (), attachment.number)), contextlib.suppress(ProbeFinished), torch.no_grad():
+        state = RequestState(RequestFacts(plan, (), attachment.number))
+        with request_scope(state), contextlib.suppress(ProbeFinished), torch.no_grad():
             task.paint(cases[start : start + task.batch], guidance=1.0)  # one row a case, in their order
         assert edit.words is not None
         sites = [edit.seen[site.index][:, 0, edit.words[:, 0] > 0] for site in attachment.main_sites]

@@ -28,7 +28,7 @@ from safeguard.instrument.discover.dry_run import (
     put,
     row_count,
 )
-from safeguard.instrument.hooks.denoiser_hooks import quiet
+from safeguard.plan.request_state import quiet
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -33,7 +33,7 @@ class FaultyError(RuntimeError):
 def fail_in_requests() -> None:
     """Raise in requests; the self-test, which goes through no schedule, is let through."""
     state = current_request()
-    if state is not None and state.scheduler is not None:
+    if state is not None and state.facts.scheduler is not None:
         raise FaultyError("an edit that fails")
 
 

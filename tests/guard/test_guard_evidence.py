@@ -158,7 +158,9 @@ def test_an_image_that_is_looked_at_late_is_withheld(
     """As where another denoiser makes the first steps."""
     begin = probing.begin
     protect(pipe, ADAPTIVE, screener=None, calibration=calibrated(pipe, ADAPTIVE, opens=(2,)))
-    monkeypatch.setattr(probing, "begin", lambda state, *rest, **more: begin(state, *rest, **more) if state.step > 0 else None)
+    monkeypatch.setattr(
+        probing, "begin", lambda state, *rest, **more: begin(state, *rest, **more) if state.log.step > 0 else None
+    )
     assert same(generate(pipe, PROMPTS[:2]), plain[:2])
     with pytest.raises(CapabilityError, match="too late"):
         generate(pipe, PROMPTS)

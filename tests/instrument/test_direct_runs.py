@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from safeguard.instrument.apply.schedule import DirectRuns
+from safeguard.instrument.apply.direct_runs import DirectRuns
 
 
 def text(number: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from safeguard.instrument.apply.row_matching import match_rows, rows_of
 from safeguard.plan.compile import Plan
-from safeguard.plan.request_state import RequestState, Row
+from safeguard.plan.request_state import RequestCaches, RequestFacts, RequestState, Row
 from safeguard.policy import Policy
 from safeguard.policy.snapshot import canonical_json, snapshot
 
@@ -88,10 +88,9 @@ def test_states_that_are_no_numbers_are_unknown() -> None:
     assert match_rows(states, [states.clone()], []) == (UNKNOWN, Row(1))
 
 
-def running(positive: list[int], negative: list[int], images: int) -> RequestState:
-    state = RequestState(Plan(EMPTY, (), (), {}), [()] * images, host=0)
-    state.positive, state.negative = [texts(positive)], [texts(negative)]
-    return state
+def running(positive: list[int], negative: list[int], images: int, guided: bool = True) -> RequestState:
+    facts = RequestFacts(Plan(EMPTY, (), (), {}), [()] * images, host=0, guided=guided)
+    return RequestState(facts, caches=RequestCaches(positive=[texts(positive)], negative=[texts(negative)]))
 
 
 def test_a_tensor_that_was_written_to_is_compared_again() -> None:
@@ -119,21 +118,20 @@ def test_more_encoded_texts_than_images_name_no_image() -> None:
 
 def test_branches_that_change_places_after_the_first_step_are_unknown() -> None:
     state = running([1], [11], images=1)
-    state.step = 0
+    state.log.step = 0
     assert rows_of(state, texts([11, 1])) == (Row(0, unconditional=True), Row(0))
-    state.step = 1
+    state.log.step = 1
     assert rows_of(state, texts([1, 11])) == (Row(0), UNKNOWN)
 
 
 def test_branches_in_calls_of_their_own_are_told_apart() -> None:
     state = running([1], [11], images=1)
     for step in range(2):
-        state.step = step
+        state.log.step = step
         assert rows_of(state, texts([11])) == (Row(0, unconditional=True),)
         assert rows_of(state, texts([1])) == (Row(0),)
 
 
 def test_guidance_towards_the_negative_branch_leaves_none_unconditional() -> None:
-    state = running([1], [11], images=1)
-    state.guided = False
+    state = running([1], [11], images=1, guided=False)
     assert rows_of(state, texts([11, 1])) == (UNKNOWN, Row(0))

@@ -10,7 +10,7 @@ import torch
 
 from safeguard.instrument.apply.schedule import locate
 from safeguard.plan.compile import Plan
-from safeguard.plan.request_state import RequestState
+from safeguard.plan.request_state import RequestFacts, RequestState
 from tests.support.contract_policies import policy
 
 TIMES = torch.tensor([900, 600, 600, 300])  # a second-order scheduler asks twice at one time
@@ -18,7 +18,7 @@ TIMES = torch.tensor([900, 600, 600, 300])  # a second-order scheduler asks twic
 
 def running(times: torch.Tensor | None = TIMES) -> RequestState:
     scheduler = None if times is None else SimpleNamespace(timesteps=times)
-    return RequestState(Plan(policy(), (), (), {}), [()], host=0, scheduler=scheduler)
+    return RequestState(RequestFacts(Plan(policy(), (), (), {}), [()], host=0, scheduler=scheduler))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def running(times: torch.Tensor | None = TIMES) -> RequestState:
 def test_a_timestep_of_the_schedule_names_its_step(timestep: Any, step: int) -> None:
     state = running()
     locate(state, timestep, None)
-    assert (state.step, state.progress, state.timed) == (step, step / 4, True)
+    assert (state.log.step, state.log.progress) == (step, step / 4)
 
 
 def test_times_in_another_measure_than_the_schedules_are_counted() -> None:
@@ -49,7 +49,7 @@ def test_times_in_another_measure_than_the_schedules_are_counted() -> None:
     for step, time in enumerate([0.9, 0.6, 0.3]):
         for _ in range(2):
             locate(state, time, None)
-            assert (state.step, state.progress) == (step, step / 4)
+            assert (state.log.step, state.log.progress) == (step, step / 4)
 
 
 def test_without_a_schedule_the_steps_are_counted() -> None:
@@ -57,21 +57,14 @@ def test_without_a_schedule_the_steps_are_counted() -> None:
     scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=100))
     for step, time in enumerate([100, 50, 0]):
         locate(state, time, scheduler)
-        assert state.step == step
-    assert state.progress == 0.999
+        assert state.log.step == step
+    assert state.log.progress == 0.999
 
 
 def test_a_request_keeps_the_schedule_that_it_began_with() -> None:
     """Another request may set other timesteps on the same scheduler meanwhile."""
     state = running()
     locate(state, TIMES[0], None)
-    state.scheduler.timesteps = torch.tensor([300])
+    state.facts.scheduler.timesteps = torch.tensor([300])
     locate(state, TIMES[3], None)
-    assert (state.step, state.progress) == (3, 0.75)
-
-
-def test_after_a_call_nothing_is_known_of_the_time() -> None:
-    state = running()
-    locate(state, TIMES[3], None)
-    state.leave()
-    assert not state.timed
+    assert (state.log.step, state.log.progress) == (3, 0.75)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
@@ -13,7 +13,6 @@ from safeguard.errors import CapabilityError
 from safeguard.instrument.apply import edit_checks
 from safeguard.plan.request_state import ActiveEdit, RequestState, Row
 from safeguard.sdk.calls import SiteEffect
-from safeguard.sdk.edit_memory import EditMemory
 from safeguard.sdk.seams import Edit, TextSiteEdit
 
 P = ParamSpec("P")
@@ -26,11 +25,11 @@ def attempt(state: RequestState, edit: Edit, act: Callable[P, T], *args: P.args,
     try:
         return act(*args, **kwargs)
     except Exception as fault:
-        if not state.skip_errors:
+        if not state.facts.skip_errors:
             raise
         error = f"{', '.join(edit.concepts)}: {type(fault).__name__}"
-        if error not in state.errors:
-            state.errors.append(error)
+        if error not in state.log.errors:
+            state.log.errors.append(error)
             log.warning("an edit failed and was passed over", concepts=edit.concepts, error=type(fault).__name__)
         return None
 
@@ -39,13 +38,12 @@ def active_edit(
     state: RequestState, edit: Edit, rows: Sequence[Row], device: torch.device, *, unconditional: bool = False
 ) -> ActiveEdit | None:
     """The edit with the rows and concepts in which it acts now, or None. Worked out once for equal rows and steps."""
-    key = ("active", id(edit), rows, unconditional, state.window(edit), state.openings, device)
-    if key not in state.memory:
-        state.memory[key] = made = _active_edit(state, edit, rows, device, unconditional)
-        if made is not None:
-            state.acts.append(made)
-    found: ActiveEdit | None = state.memory[key]
-    return found
+    key = (id(edit), rows, unconditional, state.window(edit), state.openings, device)
+    if key not in state.caches.active:
+        state.caches.active[key] = active = _active_edit(state, edit, rows, device, unconditional)
+        if active is not None:
+            state.log.acts.append(active)
+    return state.caches.active[key]
 
 
 def _active_edit(
@@ -65,15 +63,9 @@ def _active_edit(
             strengths, used = _spread(strengths, used, len(edit.concepts)), list(range(len(edit.concepts)))
     columns = [state.plan.columns[edit.concepts[place]] for place in used]
     images = [rows[index].image for index in picked]
-    alone = state.direct or state.whole  # the next call is of another request, or of none
-    memory = None if alone else EditMemory(state.memory.setdefault(("kept", id(edit)), {}), images, columns)
+    alone = state.facts.direct or state.facts.whole  # the next call is of another request, or of none
+    memory = None if alone else state.caches.memory(edit, images, columns, picked)
     return ActiveEdit(narrow, picked, images, index_of(picked, device), columns, strengths, memory)
-
-
-def remembered(state: RequestState, active: ActiveEdit, owner: Hashable) -> EditMemory:
-    """What ``owner``, an edit, has kept in this request, for the rows that are active now."""
-    cells = state.memory.setdefault(("kept", owner), {})
-    return EditMemory(cells, active.images, active.columns, active.rows, state.memory.setdefault(("kept for rows", owner), {}))
 
 
 def _require_twins(state: RequestState, edit: Edit, rows: Sequence[Row]) -> None:
@@ -90,13 +82,14 @@ def _require_twins(state: RequestState, edit: Edit, rows: Sequence[Row]) -> None
 def note(state: RequestState, active: ActiveEdit, site: int, effect: SiteEffect, part: Tensor) -> None:
     """Keep the evidence of one act at a text site; and the maps, where they were asked for."""
     change = _norm(effect.delta) / _norm(part).clamp_min(1e-12)
-    active.note(state.step, site, change, None if effect.mass is None else effect.mass.mean((1, 2)))
-    if state.maps is None or effect.mass is None or state.grid is None:
+    active.note(state.log.step, site, change, None if effect.mass is None else effect.mass.mean((1, 2)))
+    maps, frame = state.facts.maps, state.frame
+    if maps is None or effect.mass is None or frame is None or frame.grid is None:
         return
     for place, image in enumerate(active.images):
         for spot, column in enumerate(active.columns):
             if image is not None:
-                _add_map(state.maps, state.grid, (image, column), effect.mass[place, :, :, spot].mean(0))
+                _add_map(maps, frame.grid, (image, column), effect.mass[place, :, :, spot].mean(0))
 
 
 def _norm(part: Tensor) -> Tensor:

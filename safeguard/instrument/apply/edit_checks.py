@@ -61,7 +61,7 @@ def site_effect(state: RequestState, edit: TextSiteEdit, call: SiteCall) -> Site
     _require_like(state, edit, effect.delta, call.output, site, "a delta")
     if effect.mass is not None:
         _require_mass(state, edit, effect.mass, call)
-    if state.trial:
+    if state.facts.trial:
         _require_strengths(
             state, edit, lambda: edit(_idle_site(call)).delta, effect.delta, torch.zeros_like(effect.delta), site
         )
@@ -81,7 +81,7 @@ def new_states(
         _require_like(state, edit, states, call.states, "", "text states")
     if pooled is not None and call.pooled is not None:
         _require_like(state, edit, pooled, call.pooled, "", "pooled vectors")
-    if state.trial and pooled is None:
+    if state.facts.trial and pooled is None:
         idle = replace(call, strengths=torch.zeros_like(call.strengths), memory=_empty_memory(call.strengths))
 
         def at_zero() -> Any:
@@ -94,12 +94,12 @@ def new_states(
 
 def new_prediction(state: RequestState, edit: PredictionEdit, call: PredictionCall) -> Tensor:
     """What a prediction edit makes of a prediction. Raises PluginError for anything but a tensor of the same shape."""
-    if state.trial:  # the trial at strength 0 asks for the same texts: the denoiser need not be run for them again
+    if state.facts.trial:  # the trial at strength 0 asks for the same texts: the denoiser need not be run for them again
         known = functools.cache(call.predict)
         call = replace(call, predict=lambda texts: known(tuple(texts)))
     answer: Tensor = _called(state, edit, functools.partial(edit, call))
     _require_like(state, edit, answer, call.prediction, "", "a prediction")
-    if state.trial:
+    if state.facts.trial:
         idle = replace(call, strengths=torch.zeros_like(call.strengths), memory=_empty_memory(call.strengths))
         _require_strengths(state, edit, lambda: edit(idle), answer, call.prediction)
     return answer
@@ -109,7 +109,7 @@ def new_feature(state: RequestState, edit: FeatureEdit, call: FeatureCall) -> Te
     """What a feature edit makes of a module's output. Raises PluginError for anything but a tensor of the same shape."""
     answer: Tensor = _called(state, edit, functools.partial(edit, call), edit.module)
     _require_like(state, edit, answer, call.feature, edit.module, "a feature")
-    if state.trial:
+    if state.facts.trial:
         idle = replace(call, strengths=torch.zeros_like(call.strengths))
         _require_strengths(state, edit, lambda: edit(idle), answer, call.feature, edit.module)
     return answer
@@ -119,7 +119,7 @@ def linear_delta(state: RequestState, edit: LinearEdit, inputs: Tensor, strength
     """What a linear edit adds to a layer's output. Raises PluginError for anything but a tensor of the output's shape."""
     answer: Tensor = _called(state, edit, functools.partial(edit.delta, inputs, strengths), edit.module)
     _require_like(state, edit, answer, output, edit.module, "a delta")
-    if state.trial:
+    if state.facts.trial:
         none = torch.zeros_like(strengths)
         _require_strengths(state, edit, lambda: edit.delta(inputs, none), answer, torch.zeros_like(answer), edit.module)
     return answer
@@ -132,7 +132,7 @@ def _called(state: RequestState, edit: Edit, act: Callable[[], Any], site: str =
     except (SafeguardError, torch.OutOfMemoryError):
         raise
     except Exception as fault:
-        if not state.trial:
+        if not state.facts.trial:
             raise
         raise edit_fault(state.plan, edit, f"failed ({type(fault).__name__}: {fault})", site=site) from fault
 

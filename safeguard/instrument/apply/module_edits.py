@@ -88,7 +88,8 @@ def _require_shape(module: Any, edit: LinearEdit, pipeline: str) -> None:
 def edited(state: RequestState, name: str, inputs: Tensor | None, output: Tensor) -> Tensor | None:
     """What the edits that name this module make of its output. None: nothing changed."""
     changed: Tensor | None = None
-    state.reached.add(name)
+    if state.frame is not None:
+        state.frame.reached.add(name)
     for edit in state.plan.module_edits.get(name, ()):
         rows = _rows(state, edit, len(output))
         active = active_edit(state, edit, rows, output.device)
@@ -99,7 +100,7 @@ def edited(state: RequestState, name: str, inputs: Tensor | None, output: Tensor
         if made is not None:
             changed = output.clone() if changed is None else changed
             changed[active.index] = made.to(output.dtype)
-            active.note(state.step)
+            active.note(state.log.step)
     return changed
 
 
@@ -107,9 +108,10 @@ def require_reached(state: RequestState, denoiser: str) -> None:
     """After a call of a denoiser: each of its layers that an active edit changes was run. Raises CapabilityError for one that
     was passed by (as by layers that were fused into one), so that protection is not lost without a word.
     """
+    reached = set() if state.frame is None else state.frame.reached
     for edit in state.plan.linear_edits:
-        missed = edit.module not in state.reached and edit.module.partition(".")[0] == denoiser
-        if missed and state.active(edit, state.rows or ())[0]:
+        missed = edit.module not in reached and edit.module.partition(".")[0] == denoiser
+        if missed and state.active(edit, state.rows)[0]:
             attempt(state, edit, _passed_by, edit)
 
 
@@ -123,7 +125,7 @@ def _passed_by(edit: LinearEdit) -> None:
 
 def _rows(state: RequestState, edit: Edit, count: int) -> Sequence[Any]:
     """The rows of a module's batch: those of the call, each several times where frames are rows."""
-    if state.rows is None:
+    if state.frame is None:
         return (UNKNOWN,) * count
     rows = expanded((0, 1), state.rows, count)
     if rows is None:
@@ -138,7 +140,7 @@ def _made(
     state: RequestState, edit: LinearEdit | FeatureEdit, active: ActiveEdit, inputs: Tensor | None, output: Tensor
 ) -> Tensor:
     if isinstance(edit, FeatureEdit):
-        return edit_checks.new_feature(state, edit, FeatureCall(output[active.index], active.strengths, state.progress))
+        return edit_checks.new_feature(state, edit, FeatureCall(output[active.index], active.strengths, state.log.progress))
     if inputs is None:
         raise CapabilityError(f"module {edit.module!r} was called without its input", missing=edit.module)
     so_far = output[active.index]

@@ -46,10 +46,11 @@ def begin(state: RequestState, values: Values, part: Denoiser, device: torch.dev
     """A call of the denoiser that makes the image begins. If some of its images are still to be seen, evidence is taken in it,
     and its pooled texts are looked at.
     """
-    seen = _rows(state, state.rows or (), device)
-    if seen is None or state.watching is None or state.step < state.watching.step:
+    seen = _rows(state, state.rows, device)
+    if seen is None or state.watching is None or state.log.step < state.watching.step:
         return
-    state.looks = True
+    if state.frame is not None:
+        state.frame.looks = True
     pooled = pooled_of(values, part)
     found = None if pooled is None else state.watching.watch.in_pooled(pooled[seen.index])
     if found is not None:
@@ -65,7 +66,7 @@ def at_site(state: RequestState, rows: Sequence[Any], view: SiteView) -> None:
     """Look at one attention."""
     seen = _rows(state, rows, view.device) if state.looks else None
     if seen is not None and state.watching is not None:
-        state.watching.note(seen.images, state.watching.watch.at_site(view.call(seen, state.progress)), view.site.index)
+        state.watching.note(seen.images, state.watching.watch.at_site(view.call(seen, state.log.progress)), view.site.index)
 
 
 def read(state: RequestState, prediction: Tensor | None, part: Denoiser, *, compiled: bool) -> Tensor | None:
@@ -73,14 +74,14 @@ def read(state: RequestState, prediction: Tensor | None, part: Denoiser, *, comp
     is run again as it was given, past the graph where there is one, and what it gives now is returned. One whose arguments are
     not all known goes on from the next call.
     """
-    given, opened = state.given, _opens(state)
+    values, opened = None if state.frame is None else state.frame.values, _opens(state)
     learnt = [] if opened else _learnt(state)
-    if not (opened or learnt) or given is None or prediction is None:
+    if not (opened or learnt) or values is None or prediction is None:
         return None
     for active in learnt:
-        active.forget(state.step)
-    state.leave()
-    output = part.again(given, eagerly=compiled)
+        active.forget(state.log.step)
+    state.frame = None
+    output = part.again(values, eagerly=compiled)
     again: Tensor = output if isinstance(output, Tensor) else output[0]
     return again
 
@@ -89,7 +90,7 @@ def _opens(state: RequestState) -> bool:
     watching = state.watching
     if not state.looks or watching is None:
         return False
-    opened = watching.decide(state.step)
+    opened = watching.decide(state.log.step)
     if watching.only and not watching.pending:
         raise ProbeFinished
     return opened
@@ -98,7 +99,9 @@ def _opens(state: RequestState) -> bool:
 def _learnt(state: RequestState) -> list[ActiveEdit]:
     """Those of the edits at text sites for which the call was a trial: each has one at most for the same rows and concepts."""
     found = []
-    for active in {id(one): one for acting in (state.site_edits or {}).values() for one in acting}.values():
+    for active in {
+        id(one): one for acting in ({} if state.frame is None else state.frame.site_edits).values() for one in acting
+    }.values():
         memory = active.memory
         if memory is not None and not active.tried and attempt(state, active.edit, active.edit.learns, memory):
             active.tried = True

@@ -73,24 +73,26 @@ def rows_of(running: RequestState, states: Tensor) -> tuple[Row, ...]:
 
     Every row is unknown unless the pipeline encoded exactly one positive text an image: only then does its place name it.
     """
-    if running.direct or sum(map(len, running.positive)) != len(running.strengths):
+    if running.facts.direct or sum(map(len, running.caches.positive)) != len(running.facts.strengths):
         return (UNKNOWN,) * len(states)
     stamp = stamp_of(states)
-    kept: tuple[tuple[Row, ...], Tensor] | None = None if stamp is None else running.memory.get(("rows", stamp))
+    kept = None if stamp is None else running.caches.rows.get(stamp)
     if kept is None:
-        rows = _steady(running, match_rows(states, running.positive, running.negative if running.guided else ()))
+        rows = _steady(
+            running, match_rows(states, running.caches.positive, running.caches.negative if running.facts.guided else ())
+        )
         kept = (rows, states)  # holding the tensor keeps its address from being used again
         if stamp is not None:
-            running.memory["rows", stamp] = kept
+            running.caches.rows[stamp] = kept
     return kept[0]
 
 
 def _steady(running: RequestState, rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """Take rows for unconditional only where the first step had them: who exchanges text later may exchange branches too."""
-    first: set[tuple[Row, ...]] = running.memory.setdefault("arrangements", set())
-    if running.first_step < 0:
-        running.first_step = running.step
-    if running.step == running.first_step:
+    first = running.caches.arrangements
+    if running.log.first_step < 0:
+        running.log.first_step = running.log.step
+    if running.log.step == running.log.first_step:
         first.add(rows)
     if rows in first:
         return rows

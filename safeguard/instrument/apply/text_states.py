@@ -10,13 +10,12 @@ from torch import Tensor
 
 from safeguard.errors import CapabilityError
 from safeguard.instrument.apply import edit_checks
-from safeguard.instrument.apply.dispatch import active_edit, attempt, remembered, twins_of
+from safeguard.instrument.apply.dispatch import active_edit, attempt, twins_of
 from safeguard.instrument.discover.denoiser import Denoiser
 from safeguard.instrument.discover.dry_run import Values, collected, is_text_list, pick, put, stacked, unstacked
 from safeguard.instrument.discover.text_encoding import TextEncoding, TextRow
 from safeguard.instrument.discover.tokens import cut_off
-from safeguard.instrument.hooks.denoiser_hooks import quiet
-from safeguard.plan.request_state import ActiveEdit, RequestState
+from safeguard.plan.request_state import ActiveEdit, RequestState, quiet
 from safeguard.sdk.calls import PredictionCall, StatesCall
 from safeguard.sdk.pipeline import Occlusion
 from safeguard.sdk.seams import TextStatesEdit
@@ -37,7 +36,7 @@ def edited(
         given.append((found, rows))
         return found
 
-    said = state.negative_texts if edit.unconditional else state.texts
+    said = state.facts.negative_texts if edit.unconditional else state.facts.texts
     seen = states[active.index]
     made = edit_checks.new_states(
         state,
@@ -48,9 +47,9 @@ def edited(
             active.strengths,
             [said[image] if image is not None and image < len(said) else None for image in active.images],
             edit.unconditional,
-            state.progress,
+            state.log.progress,
             encode,
-            remembered(state, active, ("states", id(edit), part.name)),
+            state.caches.memory(edit, active.images, active.columns, active.rows, part.name),
             lambda text: _left_out(state, text, part, encoding),
         ),
         lambda text: any(text is known and len(rows) == len(seen) for known, rows in given),
@@ -98,25 +97,23 @@ def encoded(
 
     Raises CapabilityError where one is not read to its end; of what stands behind, the pipeline cuts off what does not fit.
     """
-    key = ("text", part.name, tuple(texts), tuple(behind))
-    if key not in state.memory:
+    key = (part.name, tuple(texts), tuple(behind))
+    if key not in state.caches.texts:
         taken = encoding.taken(texts)
         room = given.shape[-2] if isinstance(given, Tensor) and len(texts) < len(given) else max(taken)
         if max(taken) > room:
             raise cut_off(texts[taken.index(max(taken))], room, encoding.base)
         joined = [", ".join(filter(None, pair)) for pair in zip(texts, behind, strict=True)] if behind else texts
-        state.memory[key] = encoding.rows(part.name, joined)
-    found: list[TextRow] = state.memory[key]
-    return found
+        state.caches.texts[key] = encoding.rows(part.name, joined)
+    return state.caches.texts[key]
 
 
 def _left_out(state: RequestState, text: str, part: Denoiser, encoding: TextEncoding) -> Occlusion:
     """A text without each of its words; asked for once a request."""
-    key = ("left out", part.name, text)
-    if key not in state.memory:
-        state.memory[key] = encoding.left_out(part.name, text)
-    found: Occlusion = state.memory[key]
-    return found
+    key = (part.name, text)
+    if key not in state.caches.occlusions:
+        state.caches.occlusions[key] = encoding.left_out(part.name, text)
+    return state.caches.occlusions[key]
 
 
 def with_texts(values: Values, rows: Sequence[TextRow], active: ActiveEdit, part: Denoiser) -> Values:
@@ -171,10 +168,11 @@ def predicted(
     """
     changed: Tensor | None = None
     for edit in state.plan.prediction_edits:
-        active = active_edit(state, edit, state.rows or (), prediction.device)
+        active = active_edit(state, edit, state.rows, prediction.device)
         if active is None:
             continue
-        if state.edited is None:
+        edited_values = None if state.frame is None else state.frame.edited
+        if edited_values is None:
             raise CapabilityError(
                 "an eraser at the prediction seam calls the denoiser again, and this call of a compiled one holds objects that "
                 "no graph hands on; choose another eraser or do not compile",
@@ -182,7 +180,7 @@ def predicted(
             )
         so_far = prediction if changed is None else changed
 
-        def predict(texts: Sequence[str], active: ActiveEdit = active, values: Values = state.edited) -> Tensor:
+        def predict(texts: Sequence[str], active: ActiveEdit = active, values: Values = edited_values) -> Tensor:
             # the whole batch again: some attentions (PAG) count on all its branches
             rows = encoded(state, texts, pick(values, part.text.states), part, encoding)
             other = with_texts(values, rows, active, part)
@@ -191,13 +189,13 @@ def predicted(
             made: Tensor = output if isinstance(output, Tensor) else output[0]
             return made[active.index]
 
-        memory = remembered(state, active, ("prediction", id(edit)))
-        twins = twins_of(state.rows or (), active.rows)
+        memory = state.caches.memory(edit, active.images, active.columns, active.rows)
+        twins = twins_of(state.rows, active.rows)
         unconditional = None if twins is None else so_far[twins]
-        seen = PredictionCall(so_far[active.index], unconditional, active.strengths, state.progress, predict, memory)
+        seen = PredictionCall(so_far[active.index], unconditional, active.strengths, state.log.progress, predict, memory)
         made = attempt(state, edit, edit_checks.new_prediction, state, edit, seen)
         if made is not None:
             changed = prediction.clone() if changed is None else changed
             changed[active.index] = made.to(prediction.dtype)
-            active.note(state.step)
+            active.note(state.log.step)
     return changed

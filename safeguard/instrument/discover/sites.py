@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from safeguard.instrument.discover.dry_run import inner
 from safeguard.instrument.discover.nan_trace import FoundSite, Layout
-from safeguard.instrument.hooks.denoiser_hooks import quiet
+from safeguard.plan.request_state import quiet
 from safeguard.sdk.pipeline import EncodedText, TextSite
 
 _NOT_DENOISERS: Final = ("vae", "vqvae", "movq", "vqgan", "text_encoder", "safety_checker", "image_encoder", "tokenizer")

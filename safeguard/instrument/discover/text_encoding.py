@@ -35,7 +35,7 @@ from safeguard.instrument.discover.dry_run import (
 )
 from safeguard.instrument.discover.token_occlusion import OccludedWords
 from safeguard.instrument.discover.tokens import MORE, cut_off, is_filled_up, is_padded, places_of, require_known, tokenizer_of
-from safeguard.instrument.hooks.denoiser_hooks import quiet
+from safeguard.plan.request_state import quiet
 from safeguard.sdk.pipeline import EncodedText, Occlusion, Segment
 
 BATCH: Final = 32  # texts encoded at a time

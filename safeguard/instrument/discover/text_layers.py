@@ -23,7 +23,8 @@ from safeguard.instrument.apply.text_kv import call_with
 from safeguard.instrument.discover.denoiser import TIMES, Denoiser
 from safeguard.instrument.discover.dry_run import Path, Values, leaves, pick, put, stacked
 from safeguard.instrument.discover.text_encoding import BATCH, TextEncoding, TextRow
-from safeguard.instrument.hooks.denoiser_hooks import Handles, quiet
+from safeguard.instrument.hooks.denoiser_hooks import Handles
+from safeguard.plan.request_state import quiet
 from safeguard.sdk.pipeline import TextLayers
 
 # Whether this context spoils what layers give: other requests may run through the same hooks meanwhile.

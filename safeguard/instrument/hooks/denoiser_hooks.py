@@ -13,8 +13,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import torch
@@ -28,21 +26,6 @@ if TYPE_CHECKING:
 _stash = threading.local()  # what the hooks of one attention hand on to each other within one call
 _numbers = itertools.count()
 _hosts: Final[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
-_quiet: Final[ContextVar[bool]] = ContextVar("safeguard_quiet", default=False)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Passes of the guard's own go on inside: no hook does anything."""
-    token = _quiet.set(True)
-    try:
-        yield
-    finally:
-        _quiet.reset(token)
-
-
-def is_quiet() -> bool:
-    return _quiet.get()
 
 
 class AttentionCall(NamedTuple):

@@ -46,7 +46,7 @@ class ActiveEdit:
     index: slice | Tensor  # of the rows
     columns: Sequence[int]  # of the plan
     strengths: Tensor  # [R, C]
-    memory: EditMemory | None = None  # what it keeps from call to call of a request
+    memory: EditMemory = field(default_factory=EditMemory.empty)  # what it keeps from call to call of a request
     course: dict[int, _Stretch] = field(default_factory=dict)  # by step
     sites: set[int] = field(default_factory=set)
     first: int = -1

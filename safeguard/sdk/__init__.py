@@ -7,7 +7,16 @@ modules of its own: `safeguard.sdk.closed_form` and, for what training makes, `s
 from typing import Any
 
 from safeguard.sdk.adapter import Adapter, find_adapter
-from safeguard.sdk.calls import FeatureCall, PredictionCall, SiteCall, SiteEffect, StatesCall
+from safeguard.sdk.calls import (
+    EditCall,
+    FeatureCall,
+    LinearCall,
+    PredictionCall,
+    PromptTokens,
+    SiteCall,
+    SiteEffect,
+    StatesCall,
+)
 from safeguard.sdk.concept_attention import AttentionReading, ConceptAttention
 from safeguard.sdk.delta_eraser import DeltaEraser, delta_edits, edits_per_concept
 from safeguard.sdk.edit_memory import EditMemory
@@ -23,16 +32,19 @@ __all__ = [
     "ConceptAttention",
     "DeltaEraser",
     "Edit",
+    "EditCall",
     "EditMemory",
     "EncodedText",
     "Eraser",
     "FeatureCall",
     "FeatureEdit",
+    "LinearCall",
     "LinearEdit",
     "NegativeText",
     "Pipeline",
     "PredictionCall",
     "PredictionEdit",
+    "PromptTokens",
     "Seam",
     "SiteCall",
     "SiteEffect",

@@ -7,7 +7,7 @@ all erasure prompts together, d width of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -32,46 +32,70 @@ class EveryKey:
     log_mass: Tensor | None = None
 
 
-class SiteCall:
-    """What a text-site edit sees: queries, the prompt's keys and values, the output so far, and how strongly to act."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EditCall:
+    """What an edit is handed at every seam.
 
-    def __init__(
-        self,
-        site: TextSite,
-        output: Tensor,
-        query: Tensor,
-        keys: Callable[[], Tensor],
-        values: Callable[[], Tensor],
-        mask: Tensor | None,
-        strengths: Tensor,
-        progress: float,
-        every: EveryKey | None = None,
-        memory: EditMemory | None = None,
-    ) -> None:
-        self.site = site
-        self.output = output  # [R, N, H * d]
-        self.query = query  # [R, H, N, d]
-        self.mask = mask  # of the prompt's keys: additive, [R, 1 or H, 1 or N, L], or None
-        self.strengths = strengths  # [R, C], >= 0; 0 where a concept is not active in a row
-        self.progress = progress  # share of the schedule that lies behind, in [0, 1)
-        self.memory = memory  # kept from call to call of a request; None where there is no request
-        self._keys, self._values = keys, values
-        self._every = every  # None where no keys stand beside the text's
+    Attributes:
+        strengths: [R, C], >= 0; 0 where a concept is not active in a row.
+        progress: Share of the schedule that lies behind, in [0, 1).
+        memory: What this edit keeps from call to call of one request, by image and concept, and by row. Empty where the call
+            belongs to no request.
+    """
+
+    strengths: Tensor
+    progress: float
+    memory: EditMemory = field(default_factory=EditMemory.empty)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptTokens:
+    """How an attention sees the prompt: its keys and values, each [R, H, L, d], projected when first asked for; and their mask,
+    additive, [R, 1 or H, 1 or N, L], or None.
+    """
+
+    keys: Callable[[], Tensor]
+    values: Callable[[], Tensor]
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SiteCall(EditCall):
+    """What a text-site edit sees of one attention.
+
+    Attributes:
+        site: The text site.
+        output: [R, N, H * d], as the edits before this one left it.
+        query: [R, H, N, d], of the image tokens.
+        tokens: The prompt's keys and values.
+        beside: Every key that the queries meet, where there are others besides the prompt's; None where there are none.
+    """
+
+    site: TextSite
+    output: Tensor
+    query: Tensor
+    tokens: PromptTokens
+    beside: EveryKey | None = None
 
     @property
     def joint(self) -> bool:
         """Whether the queries meet other keys besides the text's, the image's own, in one softmax."""
-        return self._every is not None
+        return self.beside is not None
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Of the prompt's keys: additive, [R, 1 or H, 1 or N, L], or None."""
+        return self.tokens.mask
 
     @cached_property
     def prompt_keys(self) -> Tensor:
         """Keys of the prompt, [R, H, L, d]. Projected when first asked for."""
-        return self._keys()
+        return self.tokens.keys()
 
     @cached_property
     def prompt_values(self) -> Tensor:
         """Values of the prompt, [R, H, L, d]. Projected when first asked for."""
-        return self._values()
+        return self.tokens.values()
 
     @property
     def prompt(self) -> tuple[Tensor, Tensor]:
@@ -86,10 +110,10 @@ class SiteCall:
     @cached_property
     def log_mass(self) -> Tensor:
         """The same over every key that the image tokens meet: in joint attention they read each other beside the prompt."""
-        if self._every is None:
+        if self.beside is None:
             return self.prompt_log_mass
-        given = self._every.log_mass
-        return self._log_mass(self._every.keys(), self._every.mask) if given is None else given
+        given = self.beside.log_mass
+        return self._log_mass(self.beside.keys(), self.beside.mask) if given is None else given
 
     @property
     def from_text(self) -> tuple[Tensor, Tensor | None]:
@@ -98,7 +122,7 @@ class SiteCall:
 
         At an attention over text alone the answer is the output, and the share, all of it, is None.
         """
-        return (self.heads_of_output, None) if self._every is None else self.answered(self.prompt_values)
+        return (self.heads_of_output, None) if self.beside is None else self.answered(self.prompt_values)
 
     def answered(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same as if the prompt's tokens had these values, [R, H, L, d]."""
@@ -106,7 +130,7 @@ class SiteCall:
 
         mask = None if self.mask is None else self.mask.to(self.query.dtype)
         answer, sums = attention(self.query, self.prompt_keys, values, mask, scale=self.site.scale)
-        if self._every is None:
+        if self.beside is None:
             return answer, None
         log_mass = self.prompt_log_mass if sums is None else sums.float()
         return answer, (log_mass - self.log_mass).exp()
@@ -170,49 +194,54 @@ class Encode(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StatesCall:
+@dataclass(frozen=True, eq=False)
+class StatesCall(EditCall):
     """What a text-states edit sees.
-
-    ``states`` [R, L, D] of the rows that it is active in; ``pooled`` [R, P], the same texts as one vector each, where the
-    denoiser reads that too (SDXL, Stable Diffusion 3, Flux); ``strengths`` [R, C]; ``texts`` the text of every row, None where
-    none was given; ``unconditional`` whether the rows are the unconditional twins of the active ones. ``memory`` is kept from
-    step to step of one request, for this edit: by row, and by image and concept.
 
     States that an edit gives back just as ``encode`` gave them are a text as a whole: these rows get everything else that the
     denoiser reads of the same texts besides.
+
+    Attributes:
+        states: [R, L, D], of the rows that it is active in.
+        pooled: [R, P], the same texts as one vector each, where the denoiser reads that too (SDXL, Stable Diffusion 3, Flux).
+        texts: The text of every row; None where none was given.
+        unconditional: Whether the rows are the unconditional twins of the active ones.
+        encode: Texts to states, as the pipeline would encode them.
+        left_out: A text to its states without each of its words.
     """
 
     states: Tensor
     pooled: Tensor | None
-    strengths: Tensor
     texts: Sequence[str | None]
     unconditional: bool
-    progress: float
     encode: Encode
-    memory: EditMemory
     left_out: Callable[[str], Occlusion] = _unable
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PredictionCall:
-    """What a prediction edit sees: ``prediction`` [R, ...] of the active rows, that of their unconditional twins (None
-    without classifier-free guidance), ``strengths`` [R, C], and a way to predict the same rows for other texts. ``memory`` is
-    kept from step to step of one request, for this edit: by row, and by image and concept.
+@dataclass(frozen=True, eq=False)
+class PredictionCall(EditCall):
+    """What a prediction edit sees.
+
+    Attributes:
+        prediction: [R, ...], of the active rows.
+        unconditional: [R, ...], of their unconditional twins; None without classifier-free guidance.
+        predict: One text a row, all read, to the prediction [R, ...] of the same rows for these.
     """
 
     prediction: Tensor
     unconditional: Tensor | None
-    strengths: Tensor
-    progress: float
-    predict: Callable[[Sequence[str]], Tensor]  # one text a row, all read -> prediction [R, ...]
-    memory: EditMemory
+    predict: Callable[[Sequence[str]], Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FeatureCall:
-    """What a feature edit sees: the output [R, ...] of its module in the active rows, and ``strengths`` [R, C]."""
+@dataclass(frozen=True, eq=False)
+class LinearCall(EditCall):
+    """What an edit of a linear layer sees: the layer's ``inputs`` [R, ..., in] in the active rows."""
+
+    inputs: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureCall(EditCall):
+    """What a feature edit sees: the output, ``feature`` [R, ...], of its module in the active rows."""
 
     feature: Tensor
-    strengths: Tensor
-    progress: float

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
+from safeguard.sdk.calls import LinearCall
 from safeguard.sdk.eraser import Eraser, param_choice, param_number
 from safeguard.sdk.pipeline import EncodedText, Pipeline, TextLayers
 from safeguard.sdk.seams import LinearEdit
@@ -170,10 +171,11 @@ class SolvedEdit(LinearEdit):
 
         object.__setattr__(self, "_kept", WeakTensorKeyDictionary())  # by the strengths of a request's rows
 
-    def delta(self, inputs: Tensor, strengths: Tensor) -> Tensor:
+    def __call__(self, call: LinearCall) -> Tensor:
         """[R, ..., out]: the shares of a row's concepts in their solution, each times its strength."""
         import torch
 
+        inputs, strengths = call.inputs, call.strengths
         found: list[_Share] | None = self._kept.get(strengths)
         if found is None or found[0].down.dtype != inputs.dtype or found[0].down.device != inputs.device:
             found = self._kept[strengths] = self._shares(inputs, strengths)

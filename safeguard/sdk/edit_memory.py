@@ -45,6 +45,11 @@ class EditMemory:
         self._row_cells: RowCells = {} if row_cells is None else row_cells
         self._row_keys = _row_keys(images, rows or range(len(images)))
 
+    @classmethod
+    def empty(cls, rows: int = 0, concepts: int = 0) -> EditMemory:
+        """One that holds nothing, for rows whose images are not known."""
+        return cls({}, [None] * rows, range(concepts))
+
     def of_row(self, place: int) -> dict[str, Any]:
         """What is kept for one of the active rows, to be read and written.
 
@@ -59,7 +64,8 @@ class EditMemory:
     def knows(self, name: str) -> bool:
         """Whether there is a value for every row and concept."""
         cells = self._cells.get(name, {})
-        return all(image is not None and (image, column) in cells for image in self._images for column in self._columns)
+        wanted = [(image, column) for image in self._images for column in self._columns]
+        return bool(wanted) and all(image is not None and (image, column) in cells for image, column in wanted)
 
     def recall(self, name: str) -> Tensor | None:
         """The values [R, C, ...]; None unless there is one for every row and concept. Not to be written to."""

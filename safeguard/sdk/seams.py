@@ -13,7 +13,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from safeguard.sdk.calls import FeatureCall, PredictionCall, SiteCall, SiteEffect, StatesCall
+from safeguard.sdk.calls import FeatureCall, LinearCall, PredictionCall, SiteCall, SiteEffect, StatesCall
 from safeguard.sdk.edit_memory import EditMemory
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class LinearEdit(Edit):
     """A weight delta of the named linear ``module``: ``y + strength * (x @ down.T) @ up.T`` in the active rows.
 
     ``down`` [r, in] and ``up`` [out, r]; an exact delta is ``down`` = the delta itself with ``up`` None. Both are kept in every
-    dtype and on every device in which they were asked for. What several concepts change together, a subclass says in ``delta``.
+    dtype and on every device in which they were asked for. A subclass says in ``__call__`` what concepts change together.
     """
 
     module: str
@@ -108,8 +108,9 @@ class LinearEdit(Edit):
     _cast: dict[Any, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False, repr=False)
     seam = Seam.LINEAR
 
-    def delta(self, inputs: Tensor, strengths: Tensor) -> Tensor:
-        """What is added to the output, [R, ..., out], for inputs [R, ..., in] of the active rows and strengths [R, C]."""
+    def __call__(self, call: LinearCall) -> Tensor:
+        """What is added to the output of the layer, [R, ..., out]."""
+        inputs, strengths = call.inputs, call.strengths
         down, up = self._cast.get((inputs.dtype, inputs.device)) or self._as(inputs)
         delta = inputs @ down.T
         if up is not None:

@@ -13,7 +13,7 @@ from safeguard.instrument.discover.nan_trace import Layout
 from safeguard.instrument.hooks.denoiser_hooks import AttentionCall
 from safeguard.plan.request_state import ActiveEdit
 from safeguard.sdk import calls
-from safeguard.sdk.calls import SiteCall
+from safeguard.sdk.calls import PromptTokens, SiteCall
 from safeguard.sdk.pipeline import TextSite
 
 HEADS, WIDTH, QUERIES, KEYS = 2, 4, 6, 5
@@ -51,6 +51,7 @@ def test_sums_over_more_scores_than_are_held_at_once_are_the_same(monkeypatch: p
     found = []
     for limit in (2**26, HEADS * KEYS * 2):  # all at once; two queries at once
         monkeypatch.setattr(calls, "SCORES", limit)
-        parts = (site, torch.randn(1, QUERIES, HEADS * WIDTH), query, lambda: key, lambda: value, mask, torch.ones(1, 1), 0.0)
-        found.append(SiteCall(*parts).prompt_log_mass)
+        tokens = PromptTokens(lambda: key, lambda: value, mask)
+        output = torch.randn(1, QUERIES, HEADS * WIDTH)
+        found.append(SiteCall(site, output, query, tokens, strengths=torch.ones(1, 1), progress=0.0).prompt_log_mass)
     torch.testing.assert_close(*found)

@@ -15,7 +15,17 @@ from torch.nn.functional import cosine_similarity
 from safeguard.errors import CapabilityError
 from safeguard.sdk.calls import SiteCall
 from safeguard.sdk.pipeline import EncodedText
-from tests.support.worded_denoisers import HEADS, SITE, WIDTH, Keys, WordPipeline, attended, concepts_of, site_call
+from tests.support.worded_denoisers import (
+    HEADS,
+    SITE,
+    WIDTH,
+    Keys,
+    WordPipeline,
+    attended,
+    concepts_of,
+    site_call,
+    site_call_of,
+)
 
 OPEN = {"slope": 100.0, "threshold": -2.0}  # every gate open: the whole component goes
 
@@ -60,7 +70,7 @@ def test_in_joint_attention_what_the_prompt_brings_changes_alone() -> None:
     values[:, 1:] -= (values[:, 1:] @ target)[..., None] / target.square().sum() * target
     heads = values.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
     changed = site_call([[1.0]])
-    changed = SiteCall(SITE, changed.output, changed.query, lambda: call.prompt_keys, lambda: heads, None, call.strengths, 0.0)
+    changed = site_call_of(changed.output, changed.query, call.prompt_keys, heads, call.strengths)
     expected = attended(changed, joint=True).output
     assert torch.allclose(call.output + edit_of("blood", **OPEN)(call).delta, expected, atol=1e-4)
 
@@ -68,7 +78,7 @@ def test_in_joint_attention_what_the_prompt_brings_changes_alone() -> None:
 def test_a_prompt_that_is_the_concept_loses_its_word() -> None:
     keys, values = (part[None] for part in Keys(WordPipeline().one(["<", "blood", "x", "y", ">"]).states).at(SITE))
     bare = site_call([[1.0]])
-    call = attended(SiteCall(SITE, bare.output, bare.query, lambda: keys, lambda: values, None, bare.strengths, 0.0))
+    call = attended(site_call_of(bare.output, bare.query, keys, values, bare.strengths))
     found = after(call, edit_of("blood", **OPEN))
     assert found[0, 1].norm() < 1e-2 * before(call)[0, 1].norm()
 
@@ -137,7 +147,7 @@ def test_each_encoders_part_of_a_prompt_meets_the_concepts_last_word_of_its_own(
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, HEADS, 8, WIDTH, generator=generator)
     keys, values = (torch.randn(1, HEADS, 7, WIDTH, generator=generator) for _ in range(2))
-    bare = SiteCall(SITE, torch.zeros(1, 8, HEADS * WIDTH), query, lambda: keys, lambda: values, None, torch.ones(1, 1), 0.0)
+    bare = site_call_of(torch.zeros(1, 8, HEADS * WIDTH), query, keys, values, torch.ones(1, 1))
     call = attended(bare)
     found = after(call, edit_of("blood", pipeline=TwoEncoders(), **OPEN))
     states = WordPipeline().one(["blood"]).states

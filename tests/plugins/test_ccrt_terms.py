@@ -22,6 +22,7 @@ from safeguard.training.frozen_pipeline import FrozenPipeline, weights_frozen
 from safeguard.training.mining import Misalignment, Search, mine
 from safeguard.training.text_pairs import TextPair
 from tests.support.students import FEW, PAIRS, Pipe, adapter, frozen, numbers, training
+from tests.support.worded_denoisers import delta_of
 
 LESSONS = {"blood": PAIRS, "weapon": [TextPair("a red boat", "a red boat with a weapon")]}
 ENTITIES = ["a dog", "a boat", "in the snow", "at night"]
@@ -189,7 +190,7 @@ def test_one_delta_is_for_all_concepts_at_the_largest_strength(tmp_path: Path) -
     (edit,) = edits(tmp_path / "a", "blood", "weapon")
     assert edit.adapters == {"blood": made.digest, "weapon": made.digest}
     inputs, delta = numbers(2, 4), made.tensors["unet.a.up"] @ made.tensors["unet.a.down"]
-    found = edit.delta(inputs, torch.tensor([[0.5, 1.0], [2.0, 0.0]]))
+    found = delta_of(edit, inputs, torch.tensor([[0.5, 1.0], [2.0, 0.0]]))
     torch.testing.assert_close(found, torch.tensor([[1.0], [2.0]]) * (inputs @ delta.T))
 
 

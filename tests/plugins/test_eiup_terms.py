@@ -18,7 +18,7 @@ from safeguard.errors import CapabilityError
 from safeguard.sdk.calls import EveryKey, SiteCall, StatesCall
 from safeguard.sdk.concept_attention import ConceptAttention
 from safeguard.sdk.pipeline import EncodedText
-from tests.support.worded_denoisers import HEADS, SITE, TEXT, WIDTH, Keys, WordPipeline, concepts_of, site_call
+from tests.support.worded_denoisers import HEADS, SITE, TEXT, WIDTH, Keys, WordPipeline, concepts_of, site_call, site_call_of
 
 
 def _edit(form: str, *phrases: str) -> Any:
@@ -135,7 +135,7 @@ def test_the_projected_term_takes_back_the_component_along_the_concept() -> None
 @settings(max_examples=25, deadline=None)
 def test_at_strength_one_nothing_is_left_along_the_concept(seed: int) -> None:
     edit, call = _edit("projected", "blood"), site_call([[1.0]], seed)
-    call.output = call.output + edit(call).delta
+    call = replace(call, output=call.output + edit(call).delta)
     assert edit(call).delta.norm() < 1e-4 * call.output.norm()
 
 
@@ -165,7 +165,7 @@ def test_what_was_kept_in_inference_mode_serves_a_gradient_too(form: str) -> Non
 def test_a_concept_far_quieter_than_its_neighbour_is_still_looked_at() -> None:
     edit = _edit("gated", "red blood", "sword")
     call = site_call([[1.0, 1.0]])
-    call.query = 1e4 * call.query  # scores thousands of nats apart
+    call = replace(call, query=1e4 * call.query)  # scores thousands of nats apart
     effect = edit(call)
     assert effect.delta.isfinite().all()
     assert effect.mass.isfinite().all()
@@ -176,14 +176,13 @@ def _joint_call(strengths: list[list[float]], image_keys: Tensor) -> SiteCall:
     bare = site_call(strengths)
     keys, values = bare.prompt
     every = torch.cat([keys, image_keys.expand(len(strengths), -1, -1, -1)], 2)
-    parts = (bare.site, bare.output, bare.query, lambda: keys, lambda: values, None, bare.strengths, 0.0)
-    return SiteCall(*parts, EveryKey(lambda: every))
+    return site_call_of(bare.output, bare.query, keys, values, bare.strengths, EveryKey(lambda: every))
 
 
 def test_in_joint_attention_only_what_came_from_the_text_is_taken_back() -> None:
     call = _joint_call([[1.0]], torch.randn(1, HEADS, 7, WIDTH, generator=torch.Generator().manual_seed(5)))
-    assert call._every is not None
-    scores = call.query @ call._every.keys().transpose(-1, -2) / WIDTH**0.5
+    assert call.beside is not None
+    scores = call.query @ call.beside.keys().transpose(-1, -2) / WIDTH**0.5
     weights = scores.softmax(-1)[..., :5]
     answer, share = call.from_text
     part = share[..., None] * answer
@@ -227,7 +226,8 @@ class _Pooling(WordPipeline):
 
 def _pooled_call(pooled: Tensor, strength: float) -> StatesCall:
     strengths = torch.full((len(pooled), 1), strength)
-    return StatesCall(torch.zeros(len(pooled), 1, TEXT), pooled, strengths, [None] * len(pooled), False, 0.0, lambda _: pooled)
+    states, texts = torch.zeros(len(pooled), 1, TEXT), [None] * len(pooled)
+    return StatesCall(states, pooled, texts, False, lambda _: pooled, strengths=strengths, progress=0.0)
 
 
 def test_nothing_of_the_concept_is_left_in_a_pooled_text_of_which_all_is_taken_back() -> None:

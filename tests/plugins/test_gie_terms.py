@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safeguard.sdk.adapter import Adapter
 from safeguard.sdk.calls import SiteCall
 from safeguard.sdk.edit_memory import EditMemory
 from safeguard.sdk.fingerprint import Fingerprint
-from tests.support.worded_denoisers import HEADS, SITE, Keys, WordPipeline, concepts_of, site_call
+from tests.support.worded_denoisers import HEADS, SITE, Keys, WordPipeline, concepts_of, site_call, site_call_of
 
 SETTINGS = {"constant": 0.7, "highest": 2.0}
 Edit = Callable[..., Any]
@@ -54,8 +55,8 @@ def fitted(tmp_path: Path) -> Edit:
 def within(call: SiteCall, cells: dict[str, Any] | None = None, images: Sequence[int | None] | None = None) -> SiteCall:
     """The call within a request: row by row an image each, column by column a concept."""
     rows, columns = call.strengths.shape
-    call.memory = EditMemory({} if cells is None else cells, list(range(rows)) if images is None else images, range(columns))
-    return call
+    memory = EditMemory({} if cells is None else cells, list(range(rows)) if images is None else images, range(columns))
+    return replace(call, memory=memory)
 
 
 def learnt(edit: Any, call: SiteCall) -> Any:
@@ -160,10 +161,8 @@ def test_a_row_learns_from_itself_alone(fitted: Edit) -> None:
     edit = fitted("blood", slope=2.0, offset=0.0)
     both = learnt(edit, within(site_call([[1.0], [1.0]])))
     call = site_call([[1.0], [1.0]])
-    alone = SiteCall(
-        SITE, call.output[1:], call.query[1:], lambda: call.prompt_keys[1:], lambda: call.prompt_values[1:], None,
-        call.strengths[1:], 0.0,
-    )  # fmt: skip
+    keys, values = (part[1:] for part in call.prompt)
+    alone = site_call_of(call.output[1:], call.query[1:], keys, values, call.strengths[1:])
     assert torch.allclose(learnt(edit, within(alone))[0], both[1], atol=1e-6)
 
 
@@ -172,7 +171,7 @@ def test_a_narrowed_edit_finds_the_weights_of_its_concepts(fitted: Edit) -> None
     edit, cells = fitted("a house by the sea", "blood", slope=2.0, offset=0.1), dict[str, Any]()
     learnt(edit, within(site_call([[1.0, 1.0]]), cells))
     call = site_call([[1.0]])
-    call.memory = EditMemory(cells, [0], [1])
+    call = replace(call, memory=EditMemory(cells, [0], [1]))
     narrow = edit.select([1])
     assert not narrow.learns(call.memory)
     expected = learnt(fitted("blood", slope=2.0, offset=0.1), within(site_call([[1.0]])))

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from safeguard.errors import CapabilityError
 from safeguard.sdk.calls import SiteCall
-from tests.support.worded_denoisers import HEADS, SITE, WIDTH, Keys, WordPipeline, attended, concepts_of, site_call
+from tests.support.worded_denoisers import (
+    HEADS,
+    SITE,
+    WIDTH,
+    Keys,
+    WordPipeline,
+    attended,
+    concepts_of,
+    site_call,
+    site_call_of,
+)
 
 LOOSE = {"tau": 1e9, "alpha": 1.0}  # no bound, no blending: the bare guidance
 
@@ -57,7 +67,7 @@ def test_it_is_the_equations(joint: bool, seed: int, strength: float, tau: float
 def test_the_concepts_own_text_as_the_prompt_changes_nothing() -> None:
     keys, values = (part[None] for part in Keys(WordPipeline().one(["<", "blood", ">"]).states).at(SITE))
     bare = site_call([[8.0]])
-    call = attended(SiteCall(SITE, bare.output, bare.query, lambda: keys, lambda: values, None, bare.strengths, 0.0))
+    call = attended(site_call_of(bare.output, bare.query, keys, values, bare.strengths))
     assert torch.allclose(edit_of("blood", **LOOSE)(call).delta, torch.zeros(1, 6, HEADS * WIDTH), atol=1e-4)
 
 

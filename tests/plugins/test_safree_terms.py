@@ -55,7 +55,16 @@ def call(strength: float = 1.0, text: str | None = "a red boat on", progress: fl
     options = {"left_out": left_out, "memory": EditMemory({}, [0], [0]), **more}
     pooled = options.pop("pooled", None)
     states = options.pop("states", STATES[None])
-    return StatesCall(states, pooled, torch.tensor([[strength]]), [text], False, progress, lambda _: states, **options)
+    return StatesCall(
+        states,
+        pooled,
+        [text],
+        False,
+        lambda _: states,
+        strengths=torch.tensor([[strength]]),
+        progress=progress,
+        **options,
+    )
 
 
 def edits(pooled: bool = False, **params: Any) -> Sequence[Edit]:
@@ -189,7 +198,16 @@ def test_the_released_form_has_the_phrases_in_the_negative_prompt() -> None:
     _, against = edits(form="released")
     asked: list[Any] = []
     memory = EditMemory({}, [0], [0])
-    given = StatesCall(STATES[None], None, torch.ones(1, 1), ["a fish"], True, 0.0, lambda *texts: asked.append(texts), memory)
+    given = StatesCall(
+        STATES[None],
+        None,
+        ["a fish"],
+        True,
+        lambda *texts: asked.append(texts),
+        strengths=torch.ones(1, 1),
+        progress=0.0,
+        memory=memory,
+    )
     against(given)
     assert asked == [(["blood"], ["a fish"])]
 

@@ -22,6 +22,7 @@ from safeguard.training.text_pairs import TextPair
 from tests.support.families import denoiser
 from tests.support.installed_adapters import install_adapters
 from tests.support.students import PAIRS, Pipe, adapter, exam, factors, frozen, numbers, training
+from tests.support.worded_denoisers import delta_of
 
 
 @pytest.fixture(params=[False, True], ids=["unchanged", "moving"])
@@ -122,7 +123,7 @@ def test_an_edit_adds_its_delta_times_the_strength(tmp_path: Path) -> None:
     (edit,) = edits(tmp_path / "a", "blood")
     assert (edit.module, edit.concepts, edit.adapters) == ("unet.a", ("blood",), {"blood": made.digest})
     inputs, delta = numbers(2, 5, 4), made.tensors["unet.a.up"] @ made.tensors["unet.a.down"]
-    found = edit.delta(inputs, torch.tensor([[0.0], [2.0]]))
+    found = delta_of(edit, inputs, torch.tensor([[0.0], [2.0]]))
     assert not found[0].any()
     torch.testing.assert_close(found[1], 2 * inputs[1] @ delta.T)
 
@@ -131,7 +132,7 @@ def test_an_edit_adds_its_delta_times_the_strength(tmp_path: Path) -> None:
 def test_it_keeps_the_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     adapter("sdd").save(tmp_path / "a")
     (edit,) = edits(tmp_path / "a", "blood")
-    assert edit.delta(numbers(1, 4).to(dtype), torch.ones(1, 1)).dtype == dtype
+    assert delta_of(edit, numbers(1, 4).to(dtype), torch.ones(1, 1)).dtype == dtype
 
 
 def test_every_concept_has_its_own_deltas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

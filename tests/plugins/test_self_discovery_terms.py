@@ -36,7 +36,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def call(*strengths: float, shape: tuple[int, ...] = SHAPE) -> FeatureCall:
-    return FeatureCall(numbers(1, *shape, seed=7), torch.tensor([strengths]), 0.0)
+    return FeatureCall(numbers(1, *shape, seed=7), strengths=torch.tensor([strengths]), progress=0.0)
 
 
 def shift(*vectors: Tensor) -> _Shift:
@@ -74,13 +74,13 @@ def test_a_direction_and_its_opposite_go_opposite_ways(strength: float) -> None:
 def test_directions_add_up(one: float, other: float) -> None:
     first, second, asked = numbers(*SHAPE), numbers(*SHAPE, seed=1), call(one, other)
     together = shift(first, second)(asked)
-    after = shift(second)(FeatureCall(shift(first)(call(one)), torch.tensor([[other]]), 0.0))
+    after = shift(second)(FeatureCall(shift(first)(call(one)), strengths=torch.tensor([[other]]), progress=0.0))
     torch.testing.assert_close(together, after, rtol=1e-5, atol=1e-5)
 
 
 def test_each_row_has_its_own_strength() -> None:
     feature = numbers(2, *SHAPE)
-    made = shift(numbers(*SHAPE, seed=1))(FeatureCall(feature, torch.tensor([[0.0], [1.0]]), 0.0))
+    made = shift(numbers(*SHAPE, seed=1))(FeatureCall(feature, strengths=torch.tensor([[0.0], [1.0]]), progress=0.0))
     assert torch.equal(made[0], feature[0])
     torch.testing.assert_close(made[1] - feature[1], numbers(*SHAPE, seed=1), rtol=1e-4, atol=1e-5)
 
@@ -100,7 +100,7 @@ def test_a_direction_of_channels_is_the_same_at_every_place(shape: tuple[int, ..
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_it_keeps_the_dtype(dtype: torch.dtype) -> None:
     asked = call(1.0)
-    assert shift(numbers(*SHAPE))(FeatureCall(asked.feature.to(dtype), asked.strengths, 0.0)).dtype == dtype
+    assert shift(numbers(*SHAPE))(FeatureCall(asked.feature.to(dtype), strengths=asked.strengths, progress=0.0)).dtype == dtype
 
 
 def test_the_adapter_of_a_concept_is_taken_from_those_that_are_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

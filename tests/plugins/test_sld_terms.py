@@ -33,7 +33,12 @@ def call(concept: Tensor, strength: float = 4.0, progress: float = 0.5, **more: 
 
     given = {"prediction": PROMPT, "unconditional": EMPTY, "memory": EditMemory({}, [0, 1], [0]), **more}
     return PredictionCall(
-        given["prediction"], given["unconditional"], torch.full((2, 1), strength), progress, predict, given["memory"]
+        given["prediction"],
+        given["unconditional"],
+        predict,
+        strengths=torch.full((2, 1), strength),
+        progress=progress,
+        memory=given["memory"],
     )
 
 

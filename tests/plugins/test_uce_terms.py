@@ -16,7 +16,7 @@ from safeguard.errors import CapabilityError
 from safeguard.sdk.closed_form import Kept, Pairs
 from safeguard.sdk.pipeline import TextLayers
 from tests.support.closed_form_checks import MODULES, close, edits_of, rows_of, solution, stacked, weight_of, words_of
-from tests.support.worded_denoisers import HEADS, TEXT, WIDTH, WordPipeline
+from tests.support.worded_denoisers import HEADS, TEXT, WIDTH, WordPipeline, delta_of
 
 OUT = HEADS * WIDTH
 scale = st.floats(0.01, 10)
@@ -97,9 +97,9 @@ def test_a_row_gets_the_change_of_its_own_concepts(strengths: list[list[float]])
     edit = edits_of(UCE, "blood", "long sword")["net.k"]
     rows = drawn(5, len(strengths), 3, TEXT).float()
     table = torch.tensor(strengths)
-    found = edit.delta(rows, table)
+    found = delta_of(edit, rows, table)
     for place in range(len(rows)):
-        assert torch.allclose(found[place], edit.delta(rows[place : place + 1], table[place : place + 1])[0], atol=1e-5)
+        assert torch.allclose(found[place], delta_of(edit, rows[place : place + 1], table[place : place + 1])[0], atol=1e-5)
         if not table[place].any():
             assert torch.equal(found[place], torch.zeros(3, OUT))
 
@@ -108,13 +108,13 @@ def test_what_is_added_is_the_change_of_the_weight() -> None:
     edit = edits_of(UCE, "blood", "sword")["net.k"]
     rows = drawn(5, 2, 3, TEXT)
     change = weight_of(edit, 0, 1) - WordPipeline().weight("net.k")
-    assert torch.allclose(edit.delta(rows.float(), torch.ones(2, 2)).double(), rows @ change.T, atol=1e-4)
+    assert torch.allclose(delta_of(edit, rows.float(), torch.ones(2, 2)).double(), rows @ change.T, atol=1e-4)
 
 
 def test_the_strength_scales_the_change() -> None:
     edit = edits_of(UCE, "blood")["net.k"]
     rows = drawn(5, 1, 3, TEXT).float()
-    half, whole = (edit.delta(rows, torch.tensor([[strength]])) for strength in (0.5, 1.0))
+    half, whole = (delta_of(edit, rows, torch.tensor([[strength]])) for strength in (0.5, 1.0))
     assert torch.allclose(2 * half, whole, atol=1e-5)
 
 
@@ -145,7 +145,7 @@ def test_tensor_is_solved_for_every_layer_by_itself() -> None:
     weight, row = WordPipeline().weight("net.v"), last("blood")
     expected = solution(weight, row, targets("tensor", row @ weight.T, last("") @ weight.T), row[:0], 1, 1, 0.5)
     rows = drawn(5, 1, 3, TEXT)
-    change = edit.delta(rows.float(), torch.ones(1, 1)).double()
+    change = delta_of(edit, rows.float(), torch.ones(1, 1)).double()
     assert torch.allclose(change, rows @ (expected - weight).T, atol=1e-4)
 
 
@@ -173,7 +173,7 @@ def test_a_text_that_is_one_vector_is_one_pair() -> None:
     weight = WordPipeline().weight("net.k")
     row, guide = (rows_of(text).mean(0, keepdim=True) for text in ("red blood", ""))
     assert close(weight_of(edit, 0), solution(weight, row, guide @ weight.T, row[:0], 1, 1, 0.5))
-    assert edit.delta(row.float(), torch.ones(1, 1)).shape == (1, OUT)
+    assert delta_of(edit, row.float(), torch.ones(1, 1)).shape == (1, OUT)
 
 
 class Deaf(WordPipeline):

@@ -12,7 +12,17 @@ from safeguard_plugins.vsf import VSF
 from torch import Tensor
 
 from safeguard.sdk.calls import SiteCall
-from tests.support.worded_denoisers import HEADS, SITE, WIDTH, Keys, WordPipeline, attended, concepts_of, site_call
+from tests.support.worded_denoisers import (
+    HEADS,
+    SITE,
+    WIDTH,
+    Keys,
+    WordPipeline,
+    attended,
+    concepts_of,
+    site_call,
+    site_call_of,
+)
 
 
 def edit_of(*phrases: str) -> Any:
@@ -81,9 +91,7 @@ def test_its_evidence_is_what_the_words_took() -> None:
 
 def test_all_attention_on_the_concept_still_gives_numbers() -> None:
     call = site_call([[1.0]])
-    far = SiteCall(
-        SITE, call.output, 200 * call.query, lambda: call.prompt[0], lambda: call.prompt[1], None, call.strengths, 0.0
-    )
+    far = site_call_of(call.output, 200 * call.query, *call.prompt, call.strengths)
     assert torch.isfinite(edit_of("blood")(far).delta).all()
 
 

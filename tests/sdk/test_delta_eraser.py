@@ -7,6 +7,7 @@ import torch
 
 from safeguard.sdk.delta_eraser import factorise, whole
 from safeguard.sdk.seams import LinearEdit
+from tests.support.worded_denoisers import delta_of
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,9 +42,9 @@ def test_nothing_is_kept_of_nothing() -> None:
 def test_the_factors_of_an_edit_are_brought_over_once_for_each_dtype(up: torch.Tensor | None) -> None:
     edit = LinearEdit("net.a", ("blood",), numbers(2, 4), up)
     with torch.inference_mode():
-        edit.delta(numbers(1, 4).half(), torch.ones(1, 1))
+        delta_of(edit, numbers(1, 4).half(), torch.ones(1, 1))
     first = edit._cast[torch.float16, torch.device("cpu")]
-    made = edit.delta(numbers(1, 4).half(), torch.ones(1, 1))
+    made = delta_of(edit, numbers(1, 4).half(), torch.ones(1, 1))
     assert edit._cast[torch.float16, torch.device("cpu")] is first
     assert not first[0].is_inference()
     plain = numbers(1, 4).half() @ numbers(2, 4).half().T

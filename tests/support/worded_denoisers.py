@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from safeguard.policy import Concept
-from safeguard.sdk.calls import EveryKey, SiteCall
+from safeguard.sdk.calls import EveryKey, LinearCall, PromptTokens, SiteCall
 from safeguard.sdk.fingerprint import Fingerprint
 from safeguard.sdk.pipeline import EncodedText, TextLayers, TextSite
+from safeguard.sdk.seams import LinearEdit
 
 HEADS, WIDTH, TEXT, LENGTH = 2, 4, 8, 7
 SITE = TextSite(0, "site", HEADS, WIDTH, WIDTH**-0.5)
@@ -70,6 +71,18 @@ def concepts_of(*phrases: str) -> list[Concept]:
     return [Concept(id=f"c{place}", phrases=(phrase,)) for place, phrase in enumerate(phrases)]
 
 
+def site_call_of(
+    output: Tensor, query: Tensor, keys: Tensor, values: Tensor, strengths: Tensor, beside: EveryKey | None = None
+) -> SiteCall:
+    """A call with these tensors at `SITE`, as the run begins."""
+    return SiteCall(SITE, output, query, PromptTokens(lambda: keys, lambda: values), beside, strengths=strengths, progress=0.0)
+
+
+def delta_of(edit: LinearEdit, inputs: Tensor, strengths: Tensor) -> Tensor:
+    """What an edit of a layer adds to the layer's output."""
+    return edit(LinearCall(inputs, strengths=strengths, progress=0.0))
+
+
 def site_call(strengths: list[list[float]], seed: int = 0, sharpness: float = 1.0) -> SiteCall:
     generator = torch.Generator().manual_seed(seed)
     rows, tokens = len(strengths), 6
@@ -78,7 +91,7 @@ def site_call(strengths: list[list[float]], seed: int = 0, sharpness: float = 1.
     if sharpness != 1.0:  # the prompt's keys look the same way as the queries: nothing is left for a concept
         keys = sharpness * query[:, :, :5]
     output = torch.randn(rows, tokens, HEADS * WIDTH, generator=generator)
-    return SiteCall(SITE, output, query, lambda: keys, lambda: values, None, torch.tensor(strengths), 0.0)
+    return site_call_of(output, query, keys, values, torch.tensor(strengths))
 
 
 def attended(call: SiteCall, *, joint: bool = False) -> SiteCall:
@@ -91,4 +104,4 @@ def attended(call: SiteCall, *, joint: bool = False) -> SiteCall:
         whole, brought = torch.cat([others[0], keys], 2), torch.cat([others[1], values], 2)
         every = EveryKey(lambda: whole)
     output = call.merge((call.query @ whole.transpose(-1, -2) * SITE.scale).softmax(-1) @ brought)
-    return SiteCall(SITE, output, call.query, lambda: keys, lambda: values, None, call.strengths, 0.0, every)
+    return site_call_of(output, call.query, keys, values, call.strengths, every)

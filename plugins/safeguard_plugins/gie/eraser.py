@@ -89,7 +89,7 @@ class _Inhibit(TextSiteEdit):
 
         reading = self._tokens.read(call)
         known = None
-        if call.memory is not None and self._weights.network is not None:
+        if self._weights.network is not None:
             known = call.memory.recall("weights")
             if known is None and call.site.index in self._weights.places:
                 shares = reading.shares()

@@ -13,6 +13,7 @@ from safeguard.errors import CapabilityError
 from safeguard.instrument.apply import edit_checks
 from safeguard.plan.request_state import ActiveEdit, RequestState, Row
 from safeguard.sdk.calls import SiteEffect
+from safeguard.sdk.edit_memory import EditMemory
 from safeguard.sdk.seams import Edit, TextSiteEdit
 
 P = ParamSpec("P")
@@ -64,7 +65,7 @@ def _active_edit(
     columns = [state.plan.columns[edit.concepts[place]] for place in used]
     images = [rows[index].image for index in picked]
     alone = state.facts.direct or state.facts.whole  # the next call is of another request, or of none
-    memory = None if alone else state.caches.memory(edit, images, columns, picked)
+    memory = EditMemory.empty(len(images), len(columns)) if alone else state.caches.memory(edit, images, columns, picked)
     return ActiveEdit(narrow, picked, images, index_of(picked, device), columns, strengths, memory)
 
 

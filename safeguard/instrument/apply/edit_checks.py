@@ -7,11 +7,10 @@ once more with every strength 0: one that answers the same ignores its strengths
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,9 +18,11 @@ from torch import Tensor
 from safeguard.errors import PluginError, SafeguardError
 from safeguard.plan.compile import Plan
 from safeguard.plan.request_state import RequestState
-from safeguard.sdk.calls import FeatureCall, PredictionCall, SiteCall, SiteEffect, StatesCall
+from safeguard.sdk.calls import EditCall, FeatureCall, LinearCall, PredictionCall, SiteCall, SiteEffect, StatesCall
 from safeguard.sdk.edit_memory import EditMemory
 from safeguard.sdk.seams import Edit, FeatureEdit, LinearEdit, PredictionEdit, TextSiteEdit, TextStatesEdit
+
+C = TypeVar("C", bound=EditCall)
 
 
 def edit_fault(plan: Plan, edit: Edit, what: str, *, site: str = "", shape: Sequence[int] = ()) -> PluginError:
@@ -62,9 +63,7 @@ def site_effect(state: RequestState, edit: TextSiteEdit, call: SiteCall) -> Site
     if effect.mass is not None:
         _require_mass(state, edit, effect.mass, call)
     if state.facts.trial:
-        _require_strengths(
-            state, edit, lambda: edit(_idle_site(call)).delta, effect.delta, torch.zeros_like(effect.delta), site
-        )
+        _require_strengths(state, edit, lambda: edit(_idle(call)).delta, effect.delta, torch.zeros_like(effect.delta), site)
     return effect
 
 
@@ -82,10 +81,9 @@ def new_states(
     if pooled is not None and call.pooled is not None:
         _require_like(state, edit, pooled, call.pooled, "", "pooled vectors")
     if state.facts.trial and pooled is None:
-        idle = replace(call, strengths=torch.zeros_like(call.strengths), memory=_empty_memory(call.strengths))
 
         def at_zero() -> Any:
-            other = edit(idle)
+            other = edit(_idle(call))
             return other[0] if isinstance(other, tuple) else other
 
         _require_strengths(state, edit, at_zero, states, call.states)
@@ -100,8 +98,7 @@ def new_prediction(state: RequestState, edit: PredictionEdit, call: PredictionCa
     answer: Tensor = _called(state, edit, functools.partial(edit, call))
     _require_like(state, edit, answer, call.prediction, "", "a prediction")
     if state.facts.trial:
-        idle = replace(call, strengths=torch.zeros_like(call.strengths), memory=_empty_memory(call.strengths))
-        _require_strengths(state, edit, lambda: edit(idle), answer, call.prediction)
+        _require_strengths(state, edit, lambda: edit(_idle(call)), answer, call.prediction)
     return answer
 
 
@@ -110,18 +107,16 @@ def new_feature(state: RequestState, edit: FeatureEdit, call: FeatureCall) -> Te
     answer: Tensor = _called(state, edit, functools.partial(edit, call), edit.module)
     _require_like(state, edit, answer, call.feature, edit.module, "a feature")
     if state.facts.trial:
-        idle = replace(call, strengths=torch.zeros_like(call.strengths))
-        _require_strengths(state, edit, lambda: edit(idle), answer, call.feature, edit.module)
+        _require_strengths(state, edit, lambda: edit(_idle(call)), answer, call.feature, edit.module)
     return answer
 
 
-def linear_delta(state: RequestState, edit: LinearEdit, inputs: Tensor, strengths: Tensor, output: Tensor) -> Tensor:
+def linear_delta(state: RequestState, edit: LinearEdit, call: LinearCall, output: Tensor) -> Tensor:
     """What a linear edit adds to a layer's output. Raises PluginError for anything but a tensor of the output's shape."""
-    answer: Tensor = _called(state, edit, functools.partial(edit.delta, inputs, strengths), edit.module)
+    answer: Tensor = _called(state, edit, functools.partial(edit, call), edit.module)
     _require_like(state, edit, answer, output, edit.module, "a delta")
     if state.facts.trial:
-        none = torch.zeros_like(strengths)
-        _require_strengths(state, edit, lambda: edit.delta(inputs, none), answer, torch.zeros_like(answer), edit.module)
+        _require_strengths(state, edit, lambda: edit(_idle(call)), answer, torch.zeros_like(answer), edit.module)
     return answer
 
 
@@ -177,15 +172,9 @@ def _require_strengths(
         raise edit_fault(state.plan, edit, what, site=site, shape=tuple(answer.shape))
 
 
-def _empty_memory(strengths: Tensor) -> EditMemory:
-    rows, concepts = strengths.shape
-    return EditMemory({}, [None] * rows, range(concepts))
-
-
-def _idle_site(call: SiteCall) -> SiteCall:
-    idle = copy.copy(call)
-    idle.strengths, idle.memory = torch.zeros_like(call.strengths), None
-    return idle
+def _idle(call: C) -> C:
+    """The same call with every strength 0, and nothing remembered."""
+    return replace(call, strengths=torch.zeros_like(call.strengths), memory=EditMemory.empty(*call.strengths.shape))
 
 
 def _kind(value: object) -> str:

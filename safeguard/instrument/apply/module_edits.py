@@ -15,7 +15,7 @@ from safeguard.instrument.discover.sites import expanded
 from safeguard.instrument.hooks import denoiser_hooks
 from safeguard.plan.compile import Plan
 from safeguard.plan.request_state import ActiveEdit, RequestState
-from safeguard.sdk.calls import FeatureCall
+from safeguard.sdk.calls import FeatureCall, LinearCall
 from safeguard.sdk.seams import Edit, FeatureEdit, LinearEdit
 
 
@@ -139,9 +139,11 @@ def _rows(state: RequestState, edit: Edit, count: int) -> Sequence[Any]:
 def _made(
     state: RequestState, edit: LinearEdit | FeatureEdit, active: ActiveEdit, inputs: Tensor | None, output: Tensor
 ) -> Tensor:
+    so_far, strengths, progress, memory = output[active.index], active.strengths, state.log.progress, active.memory
     if isinstance(edit, FeatureEdit):
-        return edit_checks.new_feature(state, edit, FeatureCall(output[active.index], active.strengths, state.log.progress))
+        feature = FeatureCall(so_far, strengths=strengths, progress=progress, memory=memory)
+        return edit_checks.new_feature(state, edit, feature)
     if inputs is None:
         raise CapabilityError(f"module {edit.module!r} was called without its input", missing=edit.module)
-    so_far = output[active.index]
-    return so_far + edit_checks.linear_delta(state, edit, inputs[active.index], active.strengths, so_far)
+    layer = LinearCall(inputs[active.index], strengths=strengths, progress=progress, memory=memory)
+    return so_far + edit_checks.linear_delta(state, edit, layer, so_far)

@@ -102,8 +102,7 @@ def _learnt(state: RequestState) -> list[ActiveEdit]:
     for active in {
         id(one): one for acting in ({} if state.frame is None else state.frame.site_edits).values() for one in acting
     }.values():
-        memory = active.memory
-        if memory is not None and not active.tried and attempt(state, active.edit, active.edit.learns, memory):
+        if not active.tried and attempt(state, active.edit, active.edit.learns, active.memory):
             active.tried = True
             found.append(active)
     return found

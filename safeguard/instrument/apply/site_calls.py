@@ -12,7 +12,7 @@ from safeguard.instrument.discover.nan_trace import Layout, Span
 from safeguard.instrument.discover.sites import CrossAttentionSite, JointAttentionSite, every_head
 from safeguard.instrument.hooks.denoiser_hooks import AttentionCall
 from safeguard.plan.request_state import ActiveEdit
-from safeguard.sdk.calls import EveryKey, SiteCall
+from safeguard.sdk.calls import EveryKey, PromptTokens, SiteCall
 from safeguard.sdk.pipeline import TextSite
 
 
@@ -72,11 +72,13 @@ class CrossAttentionView(SiteView):
             site.info,
             self._so_far[index],
             site.query(self._query[index]),
-            lambda: site.keys(text),
-            lambda: site.values(text),
-            None if self._mask is None else _mask_rows(self._mask, index, self.count),
-            active.strengths,
-            progress,
+            PromptTokens(
+                lambda: site.keys(text),
+                lambda: site.values(text),
+                None if self._mask is None else _mask_rows(self._mask, index, self.count),
+            ),
+            strengths=active.strengths,
+            progress=progress,
             memory=active.memory,
         )
 
@@ -100,13 +102,15 @@ class JointAttentionView(SiteView):
             self.site,
             output.transpose(1, 2).flatten(2),
             self._call.query[index][:, :, layout.image],
-            lambda: self._heads(self._call.key[index][:, :, layout.text]),
-            lambda: self._heads(self._call.value[index][:, :, layout.text]),
-            None if bias is None else bias[..., layout.text],
-            active.strengths,
-            progress,
+            PromptTokens(
+                lambda: self._heads(self._call.key[index][:, :, layout.text]),
+                lambda: self._heads(self._call.value[index][:, :, layout.text]),
+                None if bias is None else bias[..., layout.text],
+            ),
             None if self._alone else EveryKey(lambda: self._heads(self._call.key[index]), bias, self._log_mass(index)),
-            active.memory,
+            strengths=active.strengths,
+            progress=progress,
+            memory=active.memory,
         )
 
     @property

@@ -44,13 +44,13 @@ def edited(
         StatesCall(
             seen,
             None if pooled is None else pooled[active.index],
-            active.strengths,
             [said[image] if image is not None and image < len(said) else None for image in active.images],
             edit.unconditional,
-            state.log.progress,
             encode,
-            state.caches.memory(edit, active.images, active.columns, active.rows, part.name),
             lambda text: _left_out(state, text, part, encoding),
+            strengths=active.strengths,
+            progress=state.log.progress,
+            memory=state.caches.memory(edit, active.images, active.columns, active.rows, part.name),
         ),
         lambda text: any(text is known and len(rows) == len(seen) for known, rows in given),
     )
@@ -189,10 +189,16 @@ def predicted(
             made: Tensor = output if isinstance(output, Tensor) else output[0]
             return made[active.index]
 
-        memory = state.caches.memory(edit, active.images, active.columns, active.rows)
         twins = twins_of(state.rows, active.rows)
         unconditional = None if twins is None else so_far[twins]
-        seen = PredictionCall(so_far[active.index], unconditional, active.strengths, state.log.progress, predict, memory)
+        seen = PredictionCall(
+            so_far[active.index],
+            unconditional,
+            predict,
+            strengths=active.strengths,
+            progress=state.log.progress,
+            memory=active.memory,
+        )
         made = attempt(state, edit, edit_checks.new_prediction, state, edit, seen)
         if made is not None:
             changed = prediction.clone() if changed is None else changed

@@ -83,11 +83,11 @@ class Guard:
             self._attachment.install()
             self._probe = SelfTest(self._attachment)
             self._activate(self._prepared(first))
-            self._attachment.on_direct = self._on_direct
+            self._attachment.hooks.on_direct = self._on_direct
             attachment = self._attachment
-            wrap(pipe, self, self._call, attachment.number, attachment.encoding_lock, attachment.roles.note)
+            wrap(pipe, self, self._call, attachment.number, attachment.encoding.lock, attachment.roles.note)
         except BaseException:
-            self._attachment.plan = None
+            self._attachment.hooks.plan = None
             self._attachment.remove()
             self._close_audit()
             raise
@@ -159,7 +159,7 @@ class Guard:
             self._audit.store_policy(plan.policy.revision, plan.policy.canonical)
         self._attachment.serve(plan)
         self._plan = plan
-        self._attachment.plan = plan
+        self._attachment.hooks.plan = plan
         self._last_activation = _now()
         self._last_error = None
 
@@ -333,7 +333,7 @@ class Guard:
             self._detach()
 
     def _detach(self) -> None:
-        self._attachment.plan = None
+        self._attachment.hooks.plan = None
         self._attachment.remove()
         for denoiser in self._attachment.denoisers.values():
             _guarded_denoisers.pop(denoiser, None)

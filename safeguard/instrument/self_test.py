@@ -17,7 +17,8 @@ from safeguard.errors import CapabilityError, SafeguardError
 from safeguard.instrument.apply import edit_checks
 from safeguard.instrument.apply.schedule import follow, moment_of
 from safeguard.instrument.attachment import Attachment
-from safeguard.instrument.discover.dry_run import TEXTS, fresh, pick, stacked
+from safeguard.instrument.call_values import fresh, pick, stacked
+from safeguard.instrument.discover.dry_run import TEXTS
 from safeguard.instrument.discover.nan_trace import tensors_of
 from safeguard.instrument.discover.tokens import ROOM
 from safeguard.plan.compile import Plan

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
-from safeguard.instrument.discover.dry_run import Values, pick
+from safeguard.instrument.call_values import Values, pick
 from safeguard.training.checkpoint import SAVED, Checkpoint, restore_state, state_of
 from safeguard.training.frozen_pipeline import FrozenPipeline, weights_frozen
 from safeguard.training.memory_check import require_backward

@@ -15,19 +15,9 @@ from torch import Tensor
 
 from safeguard.errors import CapabilityError
 from safeguard.instrument.attachment import Attachment
+from safeguard.instrument.call_values import Values, argument_names, inner, leaves, named, pick, put, row_count
 from safeguard.instrument.discover.denoiser import TIMES
-from safeguard.instrument.discover.dry_run import (
-    Catch,
-    Values,
-    argument_names,
-    catch_call,
-    inner,
-    leaves,
-    named,
-    pick,
-    put,
-    row_count,
-)
+from safeguard.instrument.discover.dry_run import Catch, catch_call
 from safeguard.plan.request_state import quiet
 
 Pixels = npt.NDArray[np.uint8]

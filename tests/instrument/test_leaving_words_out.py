@@ -35,7 +35,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 def left_out(pipe: Any) -> Any:
     attachment = Attachment(pipe)
-    return attachment._encoding.left_out(attachment.main, TEXT)
+    return attachment.encoding.left_out(attachment.main, TEXT)
 
 
 def test_it_is_what_the_encoders_make_of_a_blank_in_the_words_place(family: str) -> None:

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeguard.instrument.apply.row_matching import match_rows, rows_of
+from safeguard.instrument.apply.request_rows import rows_of
+from safeguard.instrument.row_matching import match_rows
 from safeguard.plan.compile import Plan
 from safeguard.plan.request_state import RequestCaches, RequestFacts, RequestState, Row
 from safeguard.policy import Policy

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
 from safeguard.instrument.apply import edit_checks
 from safeguard.instrument.apply.dispatch import active_edit, attempt
-from safeguard.instrument.apply.row_matching import UNKNOWN
 from safeguard.instrument.discover.sites import expanded
 from safeguard.instrument.hooks import denoiser_hooks
+from safeguard.instrument.row_matching import UNKNOWN
 from safeguard.plan.compile import Plan
 from safeguard.plan.request_state import ActiveEdit, RequestState
 from safeguard.sdk.calls import FeatureCall, LinearCall
 from safeguard.sdk.seams import Edit, FeatureEdit, LinearEdit
 
 
+class ModuleOwner(Protocol):
+    """A pipeline whose denoisers hold the modules that edits name."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def denoisers(self) -> Mapping[str, Any]: ...
+
+
 class ModuleHooks:
     """Hooks on the modules that edits of some plan have named. They hold no plan; graphs are made anew when one is added."""
 
-    def __init__(self, host: Any) -> None:
-        self._host = host
+    def __init__(self, pipeline: ModuleOwner, host: denoiser_hooks.Host) -> None:
+        self._pipeline, self._host = pipeline, host
         self._hooked: dict[str, Any] = {}
         self._handles = denoiser_hooks.Handles()
 
@@ -42,18 +52,18 @@ class ModuleHooks:
             module = self._live(name)
         except (KeyError, AttributeError):
             raise CapabilityError(
-                f"concept {edit.concepts[0]!r}: its eraser acts on module {name!r}, which {self._host.name} does not have",
-                pipeline=self._host.name,
+                f"concept {edit.concepts[0]!r}: its eraser acts on module {name!r}, which {self._pipeline.name} does not have",
+                pipeline=self._pipeline.name,
                 missing=name,
             ) from None
         if isinstance(edit, LinearEdit):
-            _require_shape(module, edit, self._host.name)
+            _require_shape(module, edit, self._pipeline.name)
         return module
 
     def _live(self, name: str) -> Any:
         """The module that has this name now. Raises KeyError or AttributeError where there is none."""
         owner, _, inside = name.partition("#")[0].partition(".")
-        return self._host.denoisers[owner].get_submodule(inside)
+        return self._pipeline.denoisers[owner].get_submodule(inside)
 
     @property
     def intact(self) -> bool:

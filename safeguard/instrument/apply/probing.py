@@ -14,8 +14,8 @@ from torch import Tensor
 from safeguard.instrument.apply.dispatch import attempt, index_of
 from safeguard.instrument.apply.site_calls import SiteView
 from safeguard.instrument.apply.text_states import pooled_of
+from safeguard.instrument.call_values import Values
 from safeguard.instrument.discover.denoiser import Denoiser
-from safeguard.instrument.discover.dry_run import Values
 from safeguard.instrument.discover.sites import Site, layer_stamp, module_of, norm_of
 from safeguard.plan.calibration import Calibration
 from safeguard.plan.detectors import ProbeFinished

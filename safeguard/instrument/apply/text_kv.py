@@ -16,16 +16,14 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
-from safeguard.instrument.discover.denoiser import TIMES, Denoiser
-from safeguard.instrument.discover.dry_run import Path, Values, collected, is_text_list, leaves, pick, put, row_count
+from safeguard.instrument.call_values import Path, TextRow, Values, leaves
+from safeguard.instrument.discover.denoiser import TIMES, Denoiser, Numbers, call_with
 from safeguard.instrument.discover.sites import CrossAttentionSite, JointAttentionSite, Site, SiteTokens, every_head
-from safeguard.instrument.discover.text_encoding import TextRow
 from safeguard.instrument.hooks import sdpa
 from safeguard.instrument.hooks.denoiser_hooks import Handles, text_of
 from safeguard.sdk.pipeline import EncodedText, TextSite
 
 MOMENTS: Final = 128  # kept for each set of texts, the least used forgotten first
-Numbers = tuple[tuple[Path, float], ...]  # what a row is told in single numbers: its time, its guidance
 
 
 def numbers_of(values: Values, rows: int, skip: Sequence[Path] = ()) -> Numbers:
@@ -157,33 +155,6 @@ class TextKVCache:
             picked = [_picked(row, text) for row, text in zip(rows, self._texts, strict=True)]
             made.append(torch.cat(picked, 1).contiguous())
         return made[0], made[1]
-
-
-def call_with(denoiser: Denoiser, rows: Sequence[TextRow], numbers: Numbers = ()) -> Values:
-    """The caught call on other texts, untrimmed, each beside the same small image; at the time that ``numbers`` say."""
-    count = len(rows)
-    values = dict(denoiser.values)
-    for path, value in leaves(denoiser.values, denoiser.rows):
-        if path in denoiser.text.every:
-            lengths = [len(row[denoiser.text.states]) for row in rows]
-            values = put(values, path, collected([row[path] for row in rows], value, lengths))
-        elif row_count(value) == denoiser.rows and (isinstance(value, Tensor) or _one_a_row(value)):
-            repeated: Any = [value[0]] * count
-            if isinstance(value, Tensor):
-                repeated = value[:1].expand(count, *value.shape[1:]).clone()
-            values = put(values, path, repeated)
-    for path, number in numbers:
-        value = pick(values, path)
-        if isinstance(value, Tensor):
-            values = put(values, path, torch.full_like(value, number))
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            values = put(values, path, type(value)(number))
-    return values
-
-
-def _one_a_row(value: Any) -> bool:
-    """Whether a list may hold one thing a row: latents, and not axes or sizes."""
-    return is_text_list(value) and all(part.dim() > 1 for part in value)
 
 
 def _picked(row: Tensor, text: EncodedText) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 from safeguard.errors import CapabilityError
 from safeguard.instrument.apply import edit_checks
 from safeguard.instrument.apply.dispatch import active_edit, attempt, twins_of
+from safeguard.instrument.call_values import TextRow, Values, collected, is_text_list, pick, put, stacked, unstacked
 from safeguard.instrument.discover.denoiser import Denoiser
-from safeguard.instrument.discover.dry_run import Values, collected, is_text_list, pick, put, stacked, unstacked
-from safeguard.instrument.discover.text_encoding import TextEncoding, TextRow
+from safeguard.instrument.discover.text_encoding import TextEncoding
 from safeguard.instrument.discover.tokens import cut_off
 from safeguard.plan.request_state import ActiveEdit, RequestState, quiet
 from safeguard.sdk.calls import PredictionCall, StatesCall

@@ -13,14 +13,29 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
+from safeguard.instrument.call_values import (
+    Path,
+    TextArguments,
+    TextRow,
+    Values,
+    collected,
+    fresh,
+    is_text_list,
+    leaves,
+    pick,
+    put,
+    row_count,
+    stacked,
+)
 from safeguard.instrument.discover import nan_trace
-from safeguard.instrument.discover.dry_run import TextArguments, Values, fresh, is_text_list, leaves, pick, stacked
 from safeguard.instrument.discover.nan_trace import FoundSite
 from safeguard.instrument.discover.sites import CrossAttentionSite, JointAttentionSite, Site, is_separate, layer_stamp
 from safeguard.instrument.hooks.denoiser_hooks import Handles, hook_site
 
 TIMES: Final = ("timestep", "timesteps", "t", "timestep_ratio", "r")
 _CLOSE: Final = 0.02  # relative error below which a separate attention is what its own layers say
+
+Numbers = tuple[tuple[Path, float], ...]  # what a row is told in single numbers: its time, its guidance
 
 
 class Denoiser:
@@ -233,3 +248,30 @@ class _Checker:
                 self.errors[index] = self._sites[index].error(output, query, states, mask)
             except (RuntimeError, ValueError):  # shapes that do not fit are an answer too
                 self.errors[index] = 1.0
+
+
+def call_with(denoiser: Denoiser, rows: Sequence[TextRow], numbers: Numbers = ()) -> Values:
+    """The caught call on other texts, untrimmed, each beside the same small image; at the time that ``numbers`` say."""
+    count = len(rows)
+    values = dict(denoiser.values)
+    for path, value in leaves(denoiser.values, denoiser.rows):
+        if path in denoiser.text.every:
+            lengths = [len(row[denoiser.text.states]) for row in rows]
+            values = put(values, path, collected([row[path] for row in rows], value, lengths))
+        elif row_count(value) == denoiser.rows and (isinstance(value, Tensor) or _one_a_row(value)):
+            repeated: Any = [value[0]] * count
+            if isinstance(value, Tensor):
+                repeated = value[:1].expand(count, *value.shape[1:]).clone()
+            values = put(values, path, repeated)
+    for path, number in numbers:
+        value = pick(values, path)
+        if isinstance(value, Tensor):
+            values = put(values, path, torch.full_like(value, number))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            values = put(values, path, type(value)(number))
+    return values
+
+
+def _one_a_row(value: Any) -> bool:
+    """Whether a list may hold one thing a row: latents, and not axes or sizes."""
+    return is_text_list(value) and all(part.dim() > 1 for part in value)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safeguard.errors import CapabilityError
+from safeguard.instrument.call_values import TextArguments
 from safeguard.instrument.discover.denoiser import Denoiser, run_eagerly
-from safeguard.instrument.discover.dry_run import TOKEN_STATES, NeverCalledError, TextArguments
+from safeguard.instrument.discover.dry_run import TOKEN_STATES, NeverCalledError
 from safeguard.instrument.discover.modular import require_prompt
 from safeguard.instrument.discover.sites import Site, candidates
 from safeguard.instrument.discover.text_encoding import TextPath, find_text_path

@@ -1,7 +1,4 @@
-"""Running a pipeline up to its denoiser and catching what it would be called with: no table of ways to encode a text.
-
-Arguments are addressed by *paths*: the name of an argument of ``forward``, then keys of the dictionaries inside it.
-"""
+"""Running a pipeline up to its denoiser and catching what it would be called with: no table of ways to encode a text."""
 
 from __future__ import annotations
 
@@ -16,10 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from safeguard.errors import CapabilityError
+from safeguard.instrument.call_values import (
+    Path,
+    TextArguments,
+    Values,
+    argument_names,
+    inner,
+    leaves,
+    named,
+    row_count,
+)
 from safeguard.instrument.discover.modular import set_apart, signature_of, unheard
-
-Path = tuple[str, ...]
-Values = dict[str, Any]
 
 SIDES: Final = (8, 16, 32, 64)  # latent pixels a side, tried in turn: a UNet of four levels still sees one pixel in its middle
 FRAMES: Final = 9
@@ -27,67 +31,6 @@ OURS: Final = frozenset({"prompt", "num_inference_steps", "output_type", "genera
 TOKEN_STATES: Final = "token states"  # what is missing where a component is given no text
 TEXTS: Final = ("", "a picture of a person", "one small picture of a wooden house")
 SWAPPED: Final = (TEXTS[0], TEXTS[2], TEXTS[1])
-
-
-def inner(module: Any) -> Any:
-    """The module itself, where ``torch.compile`` has wrapped it."""
-    return getattr(module, "_orig_mod", module)
-
-
-def leaves(values: Mapping[str, Any], rows: int, above: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every argument with its path. Dictionaries are walked, and lists of batches; a list of one thing a row is an argument."""
-    for name, value in values.items():
-        path = (*above, name)
-        if isinstance(value, dict):
-            yield from leaves(value, rows, path)
-        elif is_text_list(value) and len(value) != rows and all(part.dim() and len(part) == rows for part in value):
-            yield from (((*path, f"#{place}"), part) for place, part in enumerate(value))
-        else:
-            yield path, value
-
-
-def pick(values: Any, path: Path) -> Any:
-    """The argument at a path; None where there is none."""
-    for name in path:
-        if isinstance(values, Mapping):
-            values = values.get(name)
-        elif isinstance(values, (list, tuple)) and name[0] == "#" and int(name[1:]) < len(values):
-            values = values[int(name[1:])]
-        else:
-            return None
-    return values
-
-
-def put(values: Any, path: Path, value: Any) -> Any:
-    """The arguments with another one at a path; what was given stays as it was."""
-    if not path:
-        return value
-    name, rest = path[0], path[1:]
-    if isinstance(values, Mapping):
-        return {**values, name: put(values.get(name), rest, value)}
-    place = int(name[1:])
-    return type(values)(put(part, rest, value) if spot == place else part for spot, part in enumerate(values))
-
-
-def is_text_list(value: Any) -> bool:
-    """Whether a text is given as one tensor [L, D] a row, each of its own length."""
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(part, Tensor) for part in value)
-
-
-def row_count(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return len(value) if value.dim() else 0
-    return len(value) if isinstance(value, (list, tuple)) else 0
-
-
-def argument_names(denoiser: Any) -> list[str]:
-    """The arguments of ``forward``, in order."""
-    return list(inspect.signature(type(denoiser).forward).parameters)[1:]
-
-
-def named(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:
-    """The arguments of a call of ``forward`` by their names."""
-    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 class _Caught(BaseException):
@@ -206,28 +149,6 @@ def _blank(side: int, count: int) -> list[Any]:
     return [Image.new("RGB", (side, side), (128, 128, 128))] * count
 
 
-@dataclass(frozen=True, slots=True)
-class TextArguments:
-    """Which arguments of a denoiser say the text, by path.
-
-    ``states`` the token states that it reads first, [B, L, D] or a list of [L, D]; ``more`` further token states; ``pooled``
-    vectors [B, P]; ``rest`` masks, lengths and whatever else depends on the text.
-    """
-
-    states: Path
-    more: tuple[Path, ...] = ()
-    pooled: tuple[Path, ...] = ()
-    rest: tuple[Path, ...] = ()
-
-    @property
-    def tokens(self) -> tuple[Path, ...]:
-        return (self.states, *self.more)
-
-    @property
-    def every(self) -> tuple[Path, ...]:
-        return (*self.tokens, *self.pooled, *self.rest)
-
-
 def text_arguments(one: Values, other: Values, noisy: Values, count: int, stride: int, *, who: str) -> TextArguments:
     """Which arguments say the text and nothing else: from two calls that differ only in the order of two texts, and one that
     differs from the first only in its noise. Texts stand at every ``stride``-th row.
@@ -301,34 +222,3 @@ def watching_encoders(pipe: Any) -> Iterator[list[tuple[str, Tensor]]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def stacked(value: Any) -> Tensor:
-    """A text as one tensor [B, L, D]; a list of texts of different lengths gets zeros behind the shorter ones."""
-    if isinstance(value, Tensor):
-        return value
-    return nn.utils.rnn.pad_sequence(list(value), batch_first=True)
-
-
-def unstacked(value: Tensor, like: Any) -> Any:
-    """[B, L, D] in the form in which ``like`` was given."""
-    if isinstance(like, Tensor):
-        return value
-    return type(like)(row[: len(given)] for row, given in zip(value, like, strict=True))
-
-
-def collected(rows: Sequence[Any], like: Any, lengths: Sequence[int]) -> Any:
-    """One argument of several texts, encoded at different times, as one: zeros behind the shorter ones. A mask that a pipeline
-    leaves out where it would hide nothing is all ones over a text's own length.
-    """
-    if is_text_list(like) or not isinstance(like, Tensor):
-        return list(rows)
-    made = [torch.ones(length) if row is None else torch.as_tensor(row) for row, length in zip(rows, lengths, strict=True)]
-    padded = made[0].dim() > 0 and len({len(row) for row in made}) > 1
-    whole = nn.utils.rnn.pad_sequence(made, batch_first=True) if padded else torch.stack(made)
-    return whole.to(like)
-
-
-def fresh(values: Values) -> Values:
-    """The same arguments in lists of their own: some denoisers use up the lists that they are given."""
-    return {name: list(value) if isinstance(value, list) else value for name, value in values.items()}

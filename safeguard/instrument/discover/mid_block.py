@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from safeguard.instrument.call_values import leaves, pick, stacked
 from safeguard.instrument.discover.denoiser import Denoiser
-from safeguard.instrument.discover.dry_run import leaves, pick, stacked
 from safeguard.instrument.hooks.denoiser_hooks import Handles
 from safeguard.plan.request_state import quiet
 from safeguard.sdk.pipeline import FeatureSite

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from safeguard.instrument.discover.dry_run import TextArguments, Values, fresh, pick, put, stacked
+from safeguard.instrument.call_values import TextArguments, Values, fresh, pick, put, stacked
 from safeguard.instrument.hooks import sdpa
 from safeguard.instrument.hooks.denoiser_hooks import Handles
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
-from safeguard.instrument.apply.row_matching import match_rows
-from safeguard.instrument.discover.dry_run import SWAPPED, TEXTS, TextArguments, Values, is_text_list, pick, stacked
+from safeguard.instrument.call_values import TextArguments, Values, is_text_list, pick, stacked
+from safeguard.instrument.discover.dry_run import SWAPPED, TEXTS
 from safeguard.instrument.discover.modular import is_modular, told
 from safeguard.instrument.discover.text_encoding import TextPath, run
+from safeguard.instrument.row_matching import match_rows
 
 Place = int | str  # in a tuple, or the name in a state
 Parts = dict[tuple[int, Place], Any]

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from safeguard.instrument.discover.dry_run import inner
+from safeguard.instrument.call_values import inner
 from safeguard.instrument.discover.nan_trace import FoundSite, Layout
 from safeguard.plan.request_state import quiet
 from safeguard.sdk.pipeline import EncodedText, TextSite
@@ -49,6 +49,8 @@ def candidates(pipe: Any) -> dict[str, Any]:
 
 class CrossAttentionSite:
     """A separate cross-attention: projects text as its own layers do."""
+
+    joint: Final = False
 
     def __init__(self, owner: str, name: str, attention: Any, index: int) -> None:
         self.owner, self.name, self.attention = owner, name, attention
@@ -123,6 +125,8 @@ class JointAttentionSite:
 
     ``each``: the module attends to every row of the batch by itself, in turn; all these calls are one site.
     """
+
+    joint: Final = True
 
     def __init__(self, owner: str, found: FoundSite, module: Any, index: int, *, each: bool) -> None:
         self.owner, self.name, self.turn, self.module = owner, found.module, 0 if each else found.turn, module

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
-from safeguard.instrument.apply.row_matching import stamp_of
+from safeguard.instrument.call_values import TextArguments, TextRow, Values, is_text_list, leaves, pick, put, row_count
 from safeguard.instrument.discover.dry_run import (
     SIDES,
     SWAPPED,
@@ -21,26 +21,18 @@ from safeguard.instrument.discover.dry_run import (
     TOKEN_STATES,
     Catch,
     NeverCalledError,
-    Path,
-    TextArguments,
-    Values,
     catch_call,
-    is_text_list,
-    leaves,
-    pick,
-    put,
-    row_count,
     text_arguments,
     watching_encoders,
 )
 from safeguard.instrument.discover.token_occlusion import OccludedWords
 from safeguard.instrument.discover.tokens import MORE, cut_off, is_filled_up, is_padded, places_of, require_known, tokenizer_of
+from safeguard.instrument.row_matching import stamp_of
 from safeguard.plan.request_state import quiet
 from safeguard.sdk.pipeline import EncodedText, Occlusion, Segment
 
 BATCH: Final = 32  # texts encoded at a time
 KEPT: Final = 64  # untrimmed texts: some are users' own, and none is kept longer than it is useful
-TextRow = Mapping[Path, Any]  # what one text is in the arguments of a denoiser call
 Tokens = list[tuple[str, list[int]]]  # of one text, as each encoder gets them
 
 

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from safeguard.errors import CapabilityError
-from safeguard.instrument.apply.text_kv import call_with
-from safeguard.instrument.discover.denoiser import TIMES, Denoiser
-from safeguard.instrument.discover.dry_run import Path, Values, leaves, pick, put, stacked
-from safeguard.instrument.discover.text_encoding import BATCH, TextEncoding, TextRow
+from safeguard.instrument.call_values import Path, TextRow, Values, leaves, pick, put, stacked
+from safeguard.instrument.discover.denoiser import TIMES, Denoiser, call_with
+from safeguard.instrument.discover.text_encoding import BATCH, TextEncoding
 from safeguard.instrument.hooks.denoiser_hooks import Handles
 from safeguard.plan.request_state import quiet
 from safeguard.sdk.pipeline import TextLayers

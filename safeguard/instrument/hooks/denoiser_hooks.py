@@ -13,15 +13,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from safeguard.instrument.discover.dry_run import TextArguments, Values, argument_names, named
-
-if TYPE_CHECKING:
-    from safeguard.instrument.discover.sites import CrossAttentionSite, Site
+from safeguard.instrument.call_values import TextArguments, Values, argument_names, named
+from safeguard.sdk.pipeline import TextSite
 
 _stash = threading.local()  # what the hooks of one attention hand on to each other within one call
 _numbers = itertools.count()
@@ -42,6 +40,25 @@ class AttentionCall(NamedTuple):
     log_mass: Tensor | None = None
 
 
+class NamedSite(Protocol):
+    """A text site that is told from others by the name of its module."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def joint(self) -> bool: ...
+
+
+class HookedAttention(Protocol):
+    """A separate text site: the attention that hooks are put on."""
+
+    info: TextSite
+    attention: Any
+
+    def mark(self) -> None: ...
+
+
 class SiteHost(Protocol):
     """What the hooks of a separate text site call. It gives back None where nothing changed."""
 
@@ -52,7 +69,7 @@ class SiteHost(Protocol):
 
 
 class Host(SiteHost, Protocol):
-    """What the hooks call: the attachment. Each gives back None where nothing changed. ``whole``: ``values`` are all arguments
+    """What the hooks call. Each gives back None where nothing changed. ``whole``: ``values`` are all arguments
     of the call, so that it can be run again.
     """
 
@@ -66,7 +83,7 @@ class Host(SiteHost, Protocol):
 
 
 def register(host: Any) -> int:
-    """Give an attachment the number by which compiled graphs name it."""
+    """Give a host the number by which compiled graphs name it."""
     number = next(_numbers)
     _hosts[number] = host
     return number
@@ -79,7 +96,7 @@ def forget_graphs() -> None:
 
 
 def owner_of(number: int) -> Host | None:
-    """The attachment of a number, while it lives."""
+    """The host of a number, while it lives."""
     host: Host | None = _hosts.get(number)
     return host
 
@@ -244,7 +261,7 @@ def text_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return states[0] if isinstance(states, tuple) else states  # adapters add image embeddings behind the text
 
 
-def hook_site(handles: Handles, site: CrossAttentionSite, host: SiteHost) -> None:
+def hook_site(handles: Handles, site: HookedAttention, host: SiteHost) -> None:
     """Hooks on one attention: its text is seen as it is called, its query as it is made, its output is changed at the end."""
     number, index = host.number, site.info.index  # the hook holds the host, so protection lives as long as the module
 
@@ -275,18 +292,18 @@ def tag(hook: Callable[..., Any], number: int) -> Callable[..., Any]:
     return hook
 
 
-def carries(denoiser: Any, sites: Sequence[Site], number: int) -> bool:
+def carries(denoiser: Any, sites: Sequence[NamedSite], number: int) -> bool:
     """Whether a copy of a hooked denoiser carries every hook that the original has from host ``number``."""
 
     def hooked(module: Any, table: str) -> bool:
         return any(getattr(hook, "safeguard_host", None) == number for hook in getattr(module, table).values())
 
-    def whole(site: Site) -> bool:
+    def whole(site: NamedSite) -> bool:
         try:
             module = denoiser.get_submodule(site.name)
         except AttributeError:
             return False
-        if hasattr(site, "layouts"):
+        if site.joint:
             return hooked(module, "_forward_pre_hooks")
         inside = hooked(module.to_q, "_forward_hooks") and hooked(module.to_out[0], "_forward_pre_hooks")
         return inside and hooked(module, "_forward_pre_hooks")

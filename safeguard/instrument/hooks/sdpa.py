@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from torch.nn import functional
 
 from safeguard.instrument.hooks.denoiser_hooks import AttentionCall, Handles, owner_of, register_op, tag
 from safeguard.sdk.attention import attention, original
-
-if TYPE_CHECKING:
-    from safeguard.instrument.discover.sites import JointAttentionSite
+from safeguard.sdk.pipeline import TextSite
 
 _here = threading.local()  # ``place``: whose attention is under way in this thread; ``turn``: its calls so far
 _users: set[int] = set()
@@ -35,6 +33,15 @@ class Listener(Protocol):
     def attend(
         self, turn: int, compute: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
     ) -> Tensor: ...
+
+
+class TappedAttention(Protocol):
+    """A joint text site: the call, by its turn, of the attention that a module makes; or ``each`` of them."""
+
+    info: TextSite
+    module: Any
+    turn: int
+    each: bool
 
 
 class Place:
@@ -101,7 +108,7 @@ def _(output: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(output)
 
 
-def tap(handles: Handles, sites: Sequence[JointAttentionSite], number: int) -> None:
+def tap(handles: Handles, sites: Sequence[TappedAttention], number: int) -> None:
     """From here on the attachment of this number gets what these sites attend to."""
     for module in {id(site.module): site.module for site in sites}.values():
         turns = {site.turn: site for site in sites if site.module is module}

@@ -30,7 +30,8 @@ class _Picky(TextStatesEdit):
         self.adapters = dict.fromkeys(self.concepts, "ad" * 32)
 
     def __call__(self, call: StatesCall) -> Tensor:
-        return call.states if set(call.texts) <= set(PROMPTS) else torch.zeros_like(call.states)
+        acts = call.strengths.amax(-1)[:, None, None] > 0
+        return call.states if set(call.texts) <= set(PROMPTS) else torch.where(acts, 0.0, call.states)
 
 
 class Picky:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from safeguard.audit import AuditSink
 from safeguard.errors import SafeguardError
@@ -22,6 +21,7 @@ from safeguard.guard import Guard, ScreenLike, protect
 from safeguard.plan.calibration import Calibration
 from safeguard.policy import Policy
 from safeguard.training.frozen_pipeline import weights_digest
+from safeguard.training.sources import ConceptJudge
 
 JUDGES: Final = "safeguard.judges"
 STEPS: Final = 30  # where neither the pipeline nor what it is measured like names a number
@@ -29,8 +29,9 @@ GUIDANCE: Final = 7.5
 PACKAGES: Final = ("skimage", "matplotlib")
 
 
-class PictureJudge(Protocol):
-    """Says what pictures show. Register one in the group ``safeguard.judges``: a callable that takes a file of weights or None.
+class PictureJudge(ConceptJudge, Protocol):
+    """A judge that names what it knows. Register one in the group ``safeguard.judges``: a callable that takes a file of weights
+    or None.
 
     ``concepts`` and ``attributes`` are the names that it knows.
     """
@@ -39,9 +40,6 @@ class PictureJudge(Protocol):
     def concepts(self) -> tuple[str, ...]: ...
     @property
     def attributes(self) -> tuple[str, ...]: ...
-
-    def predict(self, images: Pixels) -> dict[str, npt.NDArray[Any]]:
-        """For n images [n, h, w, 3]: each concept as bool [n], each attribute as str [n]."""
 
 
 @dataclass(eq=False)

@@ -22,9 +22,10 @@ REMEDY: Final = "install safeguard-diffusion-demo for the demo pipelines, or a d
 
 
 class ConceptJudge(Protocol):
-    """Says what pictures show: each concept as bool [n], and attributes, where it knows any, as str [n]."""
+    """Says what pictures show."""
 
-    def predict(self, images: Pixels) -> dict[str, npt.NDArray[Any]]: ...
+    def predict(self, images: Pixels) -> dict[str, npt.NDArray[Any]]:
+        """For n images, uint8 [n, h, w, 3]: each concept as bool [n]; attributes, where it knows any, as str [n]."""
 
 
 @dataclass(frozen=True, slots=True)

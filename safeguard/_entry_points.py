@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +31,7 @@ def names(group: str) -> list[str]:
     return sorted({point.name for point in points(group)})
 
 
-def load(group: str, name: str, what: str, remedy: str = "") -> Any:
+def load(group: str, name: str, what: str, remedy: str = "", among: Iterable[EntryPoint] | None = None) -> Any:
     """The object behind the entry point ``name`` of a group.
 
     Args:
@@ -37,11 +39,12 @@ def load(group: str, name: str, what: str, remedy: str = "") -> Any:
         name: The name in it.
         what: What the group holds, in words, for messages: ``trainer``.
         remedy: What to do where the name is missing.
+        among: The entry points to look in; by default those of `points`.
 
     Raises:
         PluginError: There is no such name, more than one distribution registers it, or it cannot be imported.
     """
-    point = find(group, name, what, remedy)
+    point = find(group, name, what, remedy, among)
     try:
         return point.load()
     except (Exception, SystemExit) as fault:
@@ -50,17 +53,25 @@ def load(group: str, name: str, what: str, remedy: str = "") -> Any:
         raise PluginError(message, name=name, distribution=owner(point)) from fault
 
 
-def find(group: str, name: str, what: str, remedy: str = "") -> EntryPoint:
-    """The one entry point of that name. Raises PluginError where there is none or more than one."""
-    named = [point for point in points(group) if point.name == name]
+def find(group: str, name: str, what: str, remedy: str = "", among: Iterable[EntryPoint] | None = None) -> EntryPoint:
+    """The one entry point of that name, as `load` looks for it. Raises PluginError where there is none or more than one."""
+    known = list(points(group) if among is None else among)
+    named = [point for point in known if point.name == name]
     if not named:
-        message = f"no such {what}; installed are {', '.join(names(group)) or 'none'}{f'; {remedy}' if remedy else ''}"
+        installed = sorted({point.name for point in known})
+        near = difflib.get_close_matches(name, installed, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"installed are {', '.join(installed) or 'none'}"
+        message = f"no such {what}; {hint}{f'; {remedy}' if remedy else ''}"
         raise PluginError(message, name=name, distribution="no distribution")
-    owners = sorted({owner(point) for point in named})
-    if len({point.value for point in named}) > 1 or len(owners) > 1:
+    if len({(point.value, owner(point)) for point in named}) > 1:
         message = f"{what} is registered more than once; uninstall all but one"
-        raise PluginError(message, name=name, distribution=" and ".join(owners))
+        raise PluginError(message, name=name, distribution=owners(named))
     return named[0]
+
+
+def owners(named: Iterable[EntryPoint]) -> str:
+    """Name and version of every distribution that registers one of these entry points."""
+    return " and ".join(sorted({owner(point) for point in named})) or "no distribution"
 
 
 def owner(point: EntryPoint) -> str:

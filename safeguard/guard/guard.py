@@ -17,7 +17,7 @@ import structlog
 
 from safeguard.audit import AuditLog, AuditSink, Decision, Model
 from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem
-from safeguard.guard import records
+from safeguard.guard import observers, records
 from safeguard.guard.call_args import PipelineCall, read_call
 from safeguard.guard.decide import CallVerdict, ScreenLike, chosen_screener, decide, refuses_embeds, undecided, watching
 from safeguard.guard.enforce import require_protected
@@ -290,6 +290,7 @@ class Guard:
         if self._audit is not None and decisions:
             self._audit.append(decisions, capture=plan.policy.settings.capture)
         request.decisions.extend(decisions)
+        observers.tell(decisions)
 
     def _on_direct(self, plan: Plan) -> None:
         self._direct_calls += 1

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any, Final
 
-from safeguard._entry_points import owner as _owner
+from safeguard._entry_points import load, owners
 from safeguard._entry_points import points as installed_points
 from safeguard.errors import PluginError
 from safeguard.sdk.eraser import API, Eraser
@@ -58,6 +57,8 @@ class Registry:
         name = str(getattr(kind, "name", getattr(kind, "__name__", kind)))
         if not isinstance(kind, type):
             raise PluginError("give the class, not an instance of it", name=name, distribution=HERE)
+        if name in self._points and type(self.get(name)) is kind:
+            return  # the installed eraser itself
         if name in self._points or name in self._classes:
             other = self.distribution(name)
             raise PluginError(f"{other} has an eraser of this name; give yours another name", name=name, distribution=HERE)
@@ -75,29 +76,15 @@ class Registry:
         return self._loaded[name]
 
     def _load(self, name: str) -> Eraser:
-        points = self._points.get(name, [])
-        if not points:
-            near = difflib.get_close_matches(name, self.names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"installed are {', '.join(self.names) or 'none'}"
-            raise PluginError(f"no such eraser; {hint}", name=name, distribution="no distribution")
-        owners = sorted({_owner(point) for point in points})
-        if len({point.value for point in points}) > 1 or len(owners) > 1:
-            raise PluginError("registered more than once; uninstall all but one", name=name, distribution=" and ".join(owners))
-        point = points[0]
-        try:
-            made: Any = point.load()
-        except (Exception, SystemExit) as fault:
-            mend = f"reinstall {_owner(point)} or mend its import of {point.value}"
-            raise PluginError(
-                f"cannot be imported ({type(fault).__name__}: {fault}); {mend}", name=name, distribution=owners[0]
-            ) from fault
-        return _checked(made, name, owners[0])
+        named = self._points.get(name, [])
+        loaded = load(GROUP, name, "eraser", among=[point for points in self._points.values() for point in points])
+        return _checked(loaded, name, owners(named))
 
     def distribution(self, name: str) -> str:
         """Name and version of what registered the eraser of that name."""
         if name in self._classes:
             return HERE
-        return " and ".join(sorted({_owner(point) for point in self._points.get(name, [])})) or "no distribution"
+        return owners(self._points.get(name, []))
 
     def inventory(self) -> list[PluginInfo]:
         """Every registered name; one that cannot be loaded is listed with its error and does not stop the others."""

@@ -47,6 +47,20 @@ class Trainer:
         """What ``--set`` takes, by name."""
         return settings_of(self.settings)
 
+    def run(self, task: Task) -> Made:
+        """Train on a task, with the trainer's own numbers where the task names none.
+
+        Raises:
+            SafeguardError: The task lacks training data or a judge that the trainer needs.
+        """
+        if "data" in self.needs:
+            task.world()
+        if "judge" in self.needs:
+            task.judging()
+        options = self.options()
+        settings = {option: options[option].kind.cast(number) for option, number in task.settings.items()}
+        return self.train(replace(task, count=task.count or self.count, batch=task.batch or self.batch, settings=settings))
+
 
 def trainer_names() -> list[str]:
     """The erasers that can be trained: those whose trainers are installed. Nothing is imported."""
@@ -97,10 +111,4 @@ def train(name: str, task: Task) -> Made:
     trainer = check(
         name, settings=task.settings, prompts=bool(task.prompts), resumes=task.checkpoint is not None, feedback=judged
     )
-    if "data" in trainer.needs:
-        task.world()
-    if "judge" in trainer.needs:
-        task.judging()
-    options = trainer.options()
-    settings = {option: options[option].kind.cast(number) for option, number in task.settings.items()}
-    return trainer.train(replace(task, count=task.count or trainer.count, batch=task.batch or trainer.batch, settings=settings))
+    return trainer.run(task)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from safeguard.testing.tiny_pipelines import UNET_OPTIONS
 from tests.support.tiny_pipelines.codecs import image_codec
 from tests.support.tiny_pipelines.tokenizers import WIDTH, clip, clip_words
-from tests.support.tiny_pipelines.whole import SIDE, Make, Whole, masks, one_picture, part, pictures, plain, table, whole
+from tests.support.tiny_pipelines.whole import Make, Whole, masks, one_picture, part, pictures, plain, table, whole
 
 TIME: Final = 8
 BLOCKS: Final[dict[str, Any]] = {
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "block_out_channels": (16, 32),
-    "layers_per_block": 1,
-    "cross_attention_dim": WIDTH,
-    "attention_head_dim": 4,
-    "norm_num_groups": 8,
+    name: value for name, value in UNET_OPTIONS.items() if name not in ("up_block_types", "sample_size")
 }
 LARGE: Final[dict[str, Any]] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -32,8 +28,7 @@ DDIM: Final = plain("DDIMScheduler", clip_sample=False, timestep_spacing="traili
 
 
 def unet(**changes: Any) -> Make:
-    ups = {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "sample_size": SIDE // 2}
-    return part("UNet2DConditionModel", **{**BLOCKS, **ups, **changes})
+    return part("UNet2DConditionModel", **{**UNET_OPTIONS, **changes})
 
 
 def large_unet(**changes: Any) -> Make:

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from safeguard.testing.tiny_pipelines import autoencoder_options
 from tests.support.tiny_pipelines.whole import Make, part
 
 
 def image_codec(channels: int = 4, halvings: int = 1, **changes: Any) -> Make:
-    blocks = halvings + 1
-    options: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * blocks,
-        "up_block_types": ("UpDecoderBlock2D",) * blocks,
-        "block_out_channels": (8,) * blocks,
-        "norm_num_groups": 4,
-        "latent_channels": channels,
-        "mid_block_add_attention": False,
-        "force_upcast": False,
-        "scaling_factor": 0.5,
-    }
-    return part("AutoencoderKL", **{**options, **changes})
+    return part("AutoencoderKL", **{**autoencoder_options(channels, halvings), **changes})
 
 
 def deep_codec(channels: int = 4) -> Make:

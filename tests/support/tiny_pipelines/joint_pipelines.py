@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from safeguard.testing.tiny_pipelines import JOINT_OPTIONS
 from tests.support.tiny_pipelines.codecs import image_codec
 from tests.support.tiny_pipelines.tokenizers import WIDTH, clip, clip_words, t5, t5_words
 from tests.support.tiny_pipelines.whole import SIDE, Whole, masks, part, pictures, plain, table, whole
@@ -15,19 +16,7 @@ FILLED: Final[dict[str, Any]] = {**CHANGED, "mask_image": masks}
 STEERED: Final[dict[str, Any]] = {**BRIEF, "control_image": pictures}
 FLOW: Final = plain("FlowMatchEulerDiscreteScheduler")
 
-SD3: Final[dict[str, Any]] = {
-    "sample_size": SIDE // 2,
-    "patch_size": 2,
-    "in_channels": 4,
-    "num_layers": 2,
-    "attention_head_dim": 8,
-    "num_attention_heads": 4,
-    "joint_attention_dim": 2 * WIDTH,
-    "caption_projection_dim": 32,
-    "pooled_projection_dim": 2 * WIDTH,
-    "out_channels": 4,
-    "pos_embed_max_size": 16,
-}
+SD3: Final = JOINT_OPTIONS
 SD3_SHELF: Final[dict[str, Any]] = {
     "vae": image_codec(shift_factor=0.1),
     "transformer": part("SD3Transformer2DModel", **SD3),

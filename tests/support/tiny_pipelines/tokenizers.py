@@ -11,10 +11,13 @@ from typing import Any, Final
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from safeguard.testing.tiny_pipelines import TOKENS, text_encoder
+from safeguard.testing.tiny_pipelines import tokenizer as clip_words
 from tests.support.tiny_pipelines.whole import Make
 
+__all__ = ["TOKENS", "clip_words"]
+
 WIDTH: Final = 32
-TOKENS: Final = 77
 LONG: Final = 4096
 WORDS: Final = [
     "a",
@@ -108,32 +111,8 @@ def built(kind: str, config: str, **options: Any) -> Any:
     return getattr(transformers, kind)(getattr(transformers, config)(**options)).eval()
 
 
-@functools.cache
-def clip_words() -> Any:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {word: place for place, word in enumerate(words)}
-    return transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS)
-
-
 def clip(kind: str = "CLIPTextModel", width: int = WIDTH, **changes: Any) -> Make:
-    def make() -> Any:
-        spelled = clip_words()
-        options: dict[str, Any] = {
-            "vocab_size": len(spelled),
-            "hidden_size": width,
-            "intermediate_size": 2 * width,
-            "projection_dim": width,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": TOKENS,
-            "bos_token_id": spelled.bos_token_id,
-            "eos_token_id": spelled.eos_token_id,
-            "pad_token_id": spelled.pad_token_id,
-        }
-        return built(kind, "CLIPTextConfig", **{**options, **changes})
-
-    return make
+    return lambda: text_encoder(kind, width, **changes)
 
 
 @functools.cache

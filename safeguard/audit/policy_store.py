@@ -6,15 +6,14 @@ import hashlib
 import os
 from pathlib import Path
 
-import structlog
-
+from safeguard._log import get_logger
 from safeguard.audit.decision import is_revision
 from safeguard.audit.durable import make_folder, put_file
 from safeguard.errors import AuditError
 
 FOLDER = "policies"
 
-_log = structlog.get_logger("safeguard.audit")
+_log = get_logger("safeguard.audit")
 
 
 def snapshot_path(folder: Path, revision: str) -> Path:
@@ -37,7 +36,7 @@ def store(folder: Path, revision: str, canonical: bytes) -> None:
     try:
         if path.read_bytes() == canonical:
             return
-        _log.warning("the archived policy snapshot was damaged and is written again", revision=revision, path=str(path))
+        _log.warning("policy_snapshot_rewritten", revision=revision, path=str(path))
     except OSError:
         pass  # not there, or not readable: writing tells
     if not os.path.isdir(path.parent):

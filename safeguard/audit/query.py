@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TypeAlias
 
-import structlog
-
+from safeguard._log import get_logger
 from safeguard.audit.canonical import Record, parse, rfc3339
 from safeguard.audit.decision import READABLE
 from safeguard.audit.log_files import lines, log_files
@@ -16,7 +15,7 @@ from safeguard.errors import AuditError
 
 Test: TypeAlias = Callable[[Record], bool]
 
-_log = structlog.get_logger("safeguard.audit")
+_log = get_logger("safeguard.audit")
 
 
 def query(
@@ -79,8 +78,7 @@ def _walk(folder: str | os.PathLike[str], tests: list[Test]) -> Iterator[Record]
                 if record.get("schema") not in READABLE or not all(test(record) for test in tests):
                     continue
             except (ValueError, KeyError, TypeError, AttributeError):
-                _log.warning("a line cannot be read and is passed over: run `safeguard audit verify`",
-                             file=str(path), line=number)  # fmt: skip
+                _log.warning("log_line_unreadable", file=str(path), line=number, hint="run `safeguard audit verify`")
                 continue
             yield record
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
-import structlog
 from uuid_utils.compat import uuid7
 
+from safeguard._log import get_logger
 from safeguard.audit import policy_store
 from safeguard.audit.canonical import Record, plain, rfc3339, utc_now
 from safeguard.audit.chain import ChainHead, checkpoint, genesis, link, to_line
@@ -36,7 +36,7 @@ PREFIX, SUFFIX = "audit-", ".jsonl"
 Clock = Callable[[], datetime]
 Redact = Callable[[str], str]
 
-_log = structlog.get_logger("safeguard.audit")
+_log = get_logger("safeguard.audit")
 
 
 @runtime_checkable
@@ -146,7 +146,7 @@ class AuditLog:
                 self._head, line = self._checkpoint(following=None)
                 self._file.write(line)
             except AuditError as error:
-                _log.warning("the closing checkpoint could not be written", error=str(error))
+                _log.warning("checkpoint_not_written", folder=str(self.folder), reason=str(error))
             self._file.close()
             self._file = None
 
@@ -189,7 +189,7 @@ class AuditLog:
             raise
         old.close()
         self._file, self._head, self._decisions = file, head, 0
-        _log.info("the audit log goes on in a new file", file=file.path.name)
+        _log.info("log_file_rotated", file=file.path.name, previous_file=old.path.name)
 
     def _checkpoint(self, following: str | None) -> tuple[ChainHead, bytes]:
         end = checkpoint(self._head.file, self._recorder.time(), self._decisions, following)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import structlog
 import typer
 from rich.console import Console
 from rich.json import JSON
@@ -24,12 +22,6 @@ app = typer.Typer(no_args_is_help=True, help="Verify and query decision logs.")
 FolderArgument = Annotated[Path, typer.Argument(help="The audit folder, or one of its files.", metavar="FOLDER")]
 
 _STYLES = {"erase": "yellow", "block": "red", "flag": "magenta", "review": "cyan", "pass": "green"}
-
-
-@app.callback()
-def _root() -> None:
-    # The library's diagnostics must not mix with what a program reads from stdout.
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 @app.command("verify")

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from safeguard import __version__
-from safeguard.cli.output import exit_code, report_error
+from safeguard.cli.output import exit_code, report_error, warnings_on_stderr
 from safeguard.errors import SafeguardError
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -45,7 +45,8 @@ class LazyGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         # Here and not in main(), so that typer's test runner sees the same exit codes as a shell.
         try:
-            return super().invoke(ctx)
+            with warnings_on_stderr():
+                return super().invoke(ctx)
         except SafeguardError as error:
             report_error(error)
             raise typer.Exit(exit_code(error)) from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,3 +89,27 @@ def problem_line(problem: Problem) -> Text:
     if problem.hint:
         line.append(f" ({problem.hint})", style="green")
     return line
+
+
+@contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """Show warnings and errors of the package on stderr meanwhile: for a command, whose process is its own."""
+    handler = _Stderr(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("safeguard")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to the stderr of now, which a test or a progress bar may have replaced since the handler was made."""
+
+    def __init__(self, level: int) -> None:
+        logging.Handler.__init__(self, level)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr

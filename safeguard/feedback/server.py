@@ -22,8 +22,7 @@ from importlib import resources
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-import structlog
-
+from safeguard._log import get_logger
 from safeguard.errors import FeedbackError
 from safeguard.feedback.session import FeedbackSession
 
@@ -49,7 +48,7 @@ _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
 }
 
-_log = structlog.get_logger("safeguard.feedback")
+_log = get_logger("safeguard.feedback")
 
 
 class FeedbackServer(ThreadingHTTPServer):

@@ -13,11 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
-
 from safeguard.audit import AuditLog, AuditSink, Decision, Model
 from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem
-from safeguard.guard import observers, records
+from safeguard.guard import log_events, observers, records
 from safeguard.guard.call_args import PipelineCall, read_call
 from safeguard.guard.decide import CallVerdict, ScreenLike, chosen_screener, decide, refuses_embeds, undecided, watching
 from safeguard.guard.enforce import require_protected
@@ -34,7 +32,6 @@ from safeguard.plan.registry import Registry
 from safeguard.plan.request_state import RequestCaches, RequestFacts, RequestState, request_scope
 from safeguard.policy import Concept, Policy, load_policy
 
-log = structlog.get_logger("safeguard.guard")
 PolicySource = str | os.PathLike[str] | Policy
 _guarded_denoisers: Final[weakref.WeakKeyDictionary[Any, str]] = weakref.WeakKeyDictionary()
 
@@ -122,7 +119,7 @@ class Guard:
                 self._activate(self._prepared(loaded(policy)))
             except Exception as fault:
                 self._last_error = f"{type(fault).__name__}: {fault}"
-                log.warning("policy not activated", error=type(fault).__name__, active=self._plan.policy.revision[:12])
+                log_events.policy_refused(fault, policy, self._attachment.name, self._plan.policy)
                 raise
             return self._plan.policy.revision
 
@@ -158,10 +155,12 @@ class Guard:
         if self._audit is not None:
             self._audit.store_policy(plan.policy.revision, plan.policy.canonical)
         self._attachment.serve(plan)
+        previous = self._attachment.hooks.plan
         self._plan = plan
         self._attachment.hooks.plan = plan
         self._last_activation = _now()
         self._last_error = None
+        log_events.policy_activated(plan.policy, self._attachment.name, None if previous is None else previous.policy)
 
     # requests
 
@@ -197,38 +196,41 @@ class Guard:
     def _call(self, pipe: Any, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The walk of one request: take a plan, decide, run, record."""
         with self._counted():
-            begun = time.perf_counter()
-            plan = self._plan
-            self._attachment.ensure(pipe)
-            if self._calibration is not None and plan.watch is not None:
-                self._attachment.require(self._calibration)
-            request = _REQUEST.get() or Request()
-            self._last_request = _now()
-            call = read_call(self._attachment.base, pipe, args, kwargs)
-            if refuses_embeds(plan.policy, call):
-                raise self._refusal(plan, call, CallVerdict((), (), "none", 0.0), request, "embeddings without text")
-            verdict = decide(plan, call, self._screener, request.request_id, len(request.decisions))
-            if any(row.result == "block" for row in verdict.rows):
-                raise self._refusal(plan, call, verdict, request, "")
-            state = self._running(plan, call, verdict, request, pipe)
-            before = time.perf_counter()
-            try:
-                with request_scope(state):
-                    output = run(*args, **kwargs)
-                require_protected(state)
-            except ProbeFinished:
-                request.features.extend(records.features_of(state))
-                return None
-            except Exception:
-                self._record(plan, request, records.failed(self._facts(plan, call, verdict, request, pipe)))
-                raise
-            after = time.perf_counter()
-            overhead = (before - begun + time.perf_counter() - after) * 1e3
-            decisions = records.finished(self._facts(plan, call, verdict, request, pipe), state, output, overhead)
-            self._record(plan, request, decisions)
-            if request.wants_maps:
-                request.maps.extend(records.maps_of(plan, state, len(decisions)))
-            return output
+            plan, request = self._plan, _REQUEST.get() or Request()
+            with log_events.request_line(request, plan.policy, self._attachment.name):
+                return self._walk(plan, request, pipe, run, args, kwargs)
+
+    def _walk(self, plan: Plan, request: Request, pipe: Any, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        begun = time.perf_counter()
+        self._attachment.ensure(pipe)
+        if self._calibration is not None and plan.watch is not None:
+            self._attachment.require(self._calibration)
+        self._last_request = _now()
+        call = read_call(self._attachment.base, pipe, args, kwargs)
+        if refuses_embeds(plan.policy, call):
+            raise self._refusal(plan, call, CallVerdict((), (), "none", 0.0), request, "embeddings without text")
+        verdict = decide(plan, call, self._screener, request.request_id, len(request.decisions))
+        if any(row.result == "block" for row in verdict.rows):
+            raise self._refusal(plan, call, verdict, request, "")
+        state = self._running(plan, call, verdict, request, pipe)
+        before = time.perf_counter()
+        try:
+            with request_scope(state):
+                output = run(*args, **kwargs)
+            require_protected(state)
+        except ProbeFinished:
+            request.features.extend(records.features_of(state))
+            return None
+        except Exception:
+            self._record(plan, request, records.failed(self._facts(plan, call, verdict, request, pipe)))
+            raise
+        after = time.perf_counter()
+        overhead = (before - begun + time.perf_counter() - after) * 1e3
+        decisions = records.finished(self._facts(plan, call, verdict, request, pipe), state, output, overhead)
+        self._record(plan, request, decisions)
+        if request.wants_maps:
+            request.maps.extend(records.maps_of(plan, state, len(decisions)))
+        return output
 
     def _facts(self, plan: Plan, call: PipelineCall, verdict: CallVerdict, request: Request, pipe: Any) -> CallFacts:
         return CallFacts(plan, call, verdict, self._model(pipe), request.who())
@@ -294,6 +296,7 @@ class Guard:
 
     def _on_direct(self, plan: Plan) -> None:
         self._direct_calls += 1
+        log_events.denoiser_called_directly(plan.policy, self._attachment.name)
         self._record(plan, Request(), [records.direct(plan, self._model(self._pipe))])
 
     # standing

@@ -6,9 +6,8 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import structlog
+from safeguard.guard.log_events import policy_reload_failed
 
-log = structlog.get_logger("safeguard.guard")
 LOOK_AGAIN = 200  # milliseconds after which the files are looked at, whether or not the system told of a change
 
 
@@ -74,7 +73,7 @@ class Watcher:
             self._failed = False
         except Exception as fault:  # noqa: BLE001 - the status says why; a thread that ended would never see the mended file
             self._failed = True
-            log.warning("changed policy not swapped in, the last good one stays", error=type(fault).__name__)
+            policy_reload_failed(self._source, fault)
 
     def _swap_in(self) -> None:
         self._seen = self._signature()  # before it is read: what changes meanwhile is seen next time

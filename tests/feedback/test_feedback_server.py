@@ -184,7 +184,7 @@ def test_a_store_that_cannot_be_written_is_said_so(store: FeedbackStore, digests
 
 
 def test_a_fault_of_the_program_is_an_error_without_its_inside(
-    store: FeedbackStore, serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: FeedbackStore, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(concept: str | None) -> dict[str, Any]:
         raise RuntimeError("inside")
@@ -193,7 +193,8 @@ def test_a_fault_of_the_program_is_an_error_without_its_inside(
     monkeypatch.setattr(server.desk, "state", broken)
     status, told, _ = ask(server, "GET", "/api/state")
     assert (status, told) == (500, {"error": "the server met an error; its terminal says which"})
-    assert "RuntimeError" in "".join(capsys.readouterr())
+    assert "error=RuntimeError" in caplog.text
+    assert "inside" in caplog.text
 
 
 def test_a_server_that_is_stopped_answers_on_no_open_connection(store: FeedbackStore, serve: Serve) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-import structlog
 import torch
 from torch import Tensor
 
+from safeguard._log import get_logger
 from safeguard.errors import CapabilityError
 from safeguard.instrument.apply import edit_checks
 from safeguard.plan.request_state import ActiveEdit, RequestState, Row
@@ -18,7 +18,7 @@ from safeguard.sdk.seams import Edit, TextSiteEdit
 
 P = ParamSpec("P")
 T = TypeVar("T")
-log = structlog.get_logger("safeguard.instrument")
+log = get_logger("safeguard.instrument")
 
 
 def attempt(state: RequestState, edit: Edit, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -31,7 +31,7 @@ def attempt(state: RequestState, edit: Edit, act: Callable[P, T], *args: P.args,
         error = f"{', '.join(edit.concepts)}: {type(fault).__name__}"
         if error not in state.log.errors:
             state.log.errors.append(error)
-            log.warning("an edit failed and was passed over", concepts=edit.concepts, error=type(fault).__name__)
+            log.warning("edit_skipped", concepts=list(edit.concepts), error=type(fault).__name__)
         return None
 
 

@@ -22,8 +22,10 @@ STYLE = """
   .name { font-size: 15px; font-weight: bold; }
   .imports { font-size: 11px; fill: #444; }
   .arrow { stroke: #4051b5; stroke-width: 2; }
+  .ground { fill: #ffffff; stroke: none; }
   @media (prefers-color-scheme: dark) {
     text { fill: #f0f0f0; } rect { fill: #23283b; stroke: #8c9eff; } .imports { fill: #c8c8c8; } .arrow { stroke: #8c9eff; }
+    .ground { fill: #14161f; }
   }
 """
 
@@ -117,7 +119,8 @@ def draw(graph: dict[str, set[str]], counts: dict[str, int]) -> str:
         if number + 1 < len(rows):
             top = y + BOX + 2
             shapes.append(f'<path class="arrow" fill="none" d="M{WIDTH / 2:.0f} {top} v14 m-5 -5 l5 5 l5 -5"/>')
-    body = "\n".join(shapes)
+    ground = f'<rect class="ground" width="{WIDTH}" height="{height}"/>'  # readable whatever stands behind the picture
+    body = "\n".join([ground, *shapes])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"'
         ' aria-label="The layers of safeguard">\n'

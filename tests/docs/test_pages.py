@@ -98,7 +98,8 @@ def _run_command(command: str, expected: str, place: str) -> None:
         assert planned.returncode == 0, f"{place}: {command}: {planned.stderr}"
         return
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environ = {**os.environ, "PATH": tools, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    environ = {**os.environ, **plain, "PATH": tools, "PYTHONPATH": str(ROOT)}  # the commands of docs/studies run in a checkout
     done = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=200, check=False)
     ending = re.search(r"# exit (\d+)$", command)
     assert done.returncode == int(ending[1] if ending else 0), f"{place}: {command}\n{done.stdout}{done.stderr}"

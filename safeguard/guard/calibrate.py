@@ -41,17 +41,29 @@ def calibrate(
     call: Mapping[str, Any] | None = None,
     advance: Callable[[int, int], None] = lambda done, of: None,
 ) -> Calibration:
-    """Learn by what evidence the adaptive concepts of ``policy`` open on a pipeline that is not guarded.
+    """Calibrate a pipeline for the adaptive concepts of a policy, so that evidence can activate them. Stable.
 
-    ``prompts`` are ordinary ones, as users write them, at least `FEWEST`; those that bring a concept raise its threshold.
-    ``rate`` is the share of ordinary prompts that may open a concept, taken from the normal tail of what they show. ``step`` is
-    the step of a run at which images will be looked at: the first, unless there is a reason; what comes before it is run
-    unprotected.
-    ``call`` is what else the pipeline is called with (steps, guidance, size): as in production. Of each call only the first
-    step is run, or what leads to ``step``. ``advance`` is told how many prompts are done, of how many.
+    No labels are needed and no image is made. Of each call only the first step runs, or what leads to ``step``.
 
-    Raises CapabilityError where the policy has no adaptive concept, there are too few prompts, what they show is not finite, or
-    a concept cannot be told from ordinary prompts; and whatever `protect` raises.
+    Args:
+        pipe: A pipeline that is not guarded.
+        policy: A path, ``builtin://NAME`` or a `Policy`.
+        prompts: Ordinary prompts, as users write them, at least `FEWEST`. Prompts that lead to a concept raise its threshold.
+        rate: The share of ordinary prompts that may activate a concept, by the tail of a normal distribution.
+        step: The step in which evidence will be measured. The steps before it run unprotected.
+        seed: For the noise.
+        batch: Images at once.
+        example: As of `protect`.
+        call: Further arguments of the pipeline (steps, guidance, size), as in production.
+        advance: Is called with the number of prompts that are done, and of all.
+
+    Returns:
+        The calibration. Save it, and pass it to `protect`.
+
+    Raises:
+        CapabilityError: If the policy has no adaptive concept, there are too few prompts, features are not finite, or a concept
+            cannot be told from ordinary prompts.
+        SafeguardError: Whatever else `protect` raises.
     """
     texts = list(dict.fromkeys(prompts))
     if len(texts) < FEWEST:

@@ -108,10 +108,16 @@ class Guard:
         return self._plan.policy
 
     def swap(self, policy: PolicySource) -> str:
-        """Load, check, compile, encode and probe a policy, then make it the one that new requests get. Returns its revision.
+        """Replace the policy. New requests get the new one; running requests keep the one that they started with. Stable.
 
-        Requests under way keep the policy that they began with. Raises what `protect` raises; then the policy that was active
-        stays, and the error is in the status.
+        Args:
+            policy: A path, ``builtin://NAME`` or a `Policy`. It is loaded, compiled and tested before it is used.
+
+        Returns:
+            The revision of the new policy.
+
+        Raises:
+            SafeguardError: What `protect` raises. Then the previous policy stays active, and the status has the error.
         """
         with self._swapping:
             self._require_attached()
@@ -124,9 +130,13 @@ class Guard:
             return self._plan.policy.revision
 
     def watch(self, path: str | os.PathLike[str]) -> None:
-        """Swap the policy at ``path`` in now, and again whenever it, or a file that it extends, changes on disk.
+        """Swap to the policy in a file now, and again whenever it, or a file that it extends, changes on disk. Stable.
 
-        A version that cannot be used is passed over; the status says why. Raises what `swap` raises for the version of now.
+        Args:
+            path: The policy file. Later invalid versions are ignored; ``status().last_error`` says why.
+
+        Raises:
+            SafeguardError: What `swap` raises for the present version.
         """
         source = Path(path)
 
@@ -173,7 +183,17 @@ class Guard:
         *,
         maps: bool = False,
     ) -> Iterator[Request]:
-        """Name the calls made inside, and see what was decided about them."""
+        """Label the calls made inside the block, and collect what was decided about them. Stable.
+
+        Args:
+            request_id: Your name for the request; records have it.
+            tenant: The customer that it is for; records have it.
+            trace_id: The trace that it belongs to; records have it.
+            maps: Also keep where in each image the concepts were, in ``request.maps``.
+
+        Yields:
+            The request. Its ``decisions`` has one decision for each image.
+        """
         request = Request(request_id, tenant, trace_id, wants_maps=maps)
         token = _REQUEST.set(request)
         try:
@@ -302,7 +322,7 @@ class Guard:
     # standing
 
     def status(self) -> Status:
-        """How this guard stands: policy, erasers, screener, last error."""
+        """The present state of this guard: policy, erasers, screener, last error. Stable."""
         plan = self._plan
         return Status(
             name=plan.policy.name,
@@ -321,9 +341,9 @@ class Guard:
         )
 
     def release(self) -> None:
-        """Take every hook off and give the pipeline its class back; its weights were never changed. May be called twice.
+        """Remove every hook and restore the pipeline's class. Its weights were never changed. May be called twice. Stable.
 
-        Requests under way stay protected: the last of them takes the hooks off when it ends.
+        Running requests stay protected: the last of them removes the hooks when it ends.
         """
         with self._swapping, self._counting:
             if self._released:

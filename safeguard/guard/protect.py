@@ -24,19 +24,31 @@ def protect(
     calibration: str | os.PathLike[str] | Calibration | None = None,
     erasers: Sequence[type] = (),
 ) -> Guard:
-    """Protect a live diffusers pipeline with a policy. From here on ``pipe(...)`` is guarded; its type and signature stay.
+    """Protect a diffusers pipeline with a policy.
 
-    ``policy``: a path, ``builtin://NAME`` or a `Policy`. ``audit``: a folder, a sink, or None for no log. ``screener``:
-    ``"default"``, an object with ``name`` and ``screen(texts, concepts)``, or None: then every concept acts on every request
-    that does not go by evidence.
-    ``example``: what a call of one prompt needs besides the prompt, where the pipeline cannot be tried on a prompt and a blank
-    picture: ``{"ip_adapter_image": image}``, ``{"video": frames}``. Only trials see it. ``calibration``: what `calibrate` made
-    for this pipeline, or its file: by it the concepts that are ``adaptive`` open where the first step shows them; those that it
-    does not cover act in every image. ``erasers``: eraser classes that no distribution registers, as a notebook has them; this
-    policy and those that are swapped in later may name them. One of the same name as an installed eraser is refused.
+    After this, ``pipe(...)`` is guarded. Its type and its signature stay the same. Call it last, when device, dtype, adapters
+    and scheduler are set as in production. If it raises an error, nothing is attached. Stable.
 
-    Raises PolicyError, CapabilityError (the pipeline cannot be protected as the policy asks), PluginError or AuditError; then
-    nothing is attached.
+    Args:
+        pipe: The pipeline. It must not be guarded already.
+        policy: A path, ``builtin://NAME`` or a `Policy`.
+        audit: A folder, a sink, or None for no log.
+        screener: ``"default"``, an object with ``name`` and ``screen(texts, concepts)``, or None. With None, each concept acts
+            on every request unless evidence decides for it.
+        example: What a call with one prompt needs besides the prompt, if the pipeline cannot run on a prompt and a blank image:
+            ``{"ip_adapter_image": image}``, ``{"video": frames}``. Only trial runs use it.
+        calibration: The result of `calibrate` for this pipeline, or its file. With it, ``adaptive`` concepts act only in images
+            for which the first step shows them. Adaptive concepts that it does not cover act in every image.
+        erasers: Eraser classes that no distribution registers, for a notebook. This policy and later ones may name them.
+
+    Returns:
+        The guard. ``guard.release()`` gives the pipeline back as it was.
+
+    Raises:
+        PolicyError: If the policy is invalid.
+        CapabilityError: If the pipeline cannot be protected as the policy asks, or is guarded already.
+        PluginError: If an eraser cannot be loaded, or one of ``erasers`` has the name of an installed one.
+        AuditError: If the log cannot be written.
     """
     if is_guarded(pipe):
         raise CapabilityError(

@@ -10,9 +10,15 @@ from safeguard.audit import Decision
 
 @dataclass(eq=False)
 class Request:
-    """What one request was: who asked, every ``Decision`` that was taken, and with ``maps`` where the concepts stood.
+    """One request: who asked, and every decision about its images. Made by `Guard.request`. Stable.
 
-    ``maps`` holds one dict an image: concept to an array [height, width] of attention mass on the latent's grid.
+    Attributes:
+        request_id: The application's name for it; so are ``tenant`` and ``trace_id``.
+        decisions: One decision for each image, in order.
+        maps: With ``maps=True``, one dict for each image: concept to its share of attention on the latent's grid.
+
+    Shapes:
+        maps: [height, width], float.
     """
 
     request_id: str | None = None
@@ -25,4 +31,5 @@ class Request:
     maps: list[dict[str, Any]] = field(default_factory=list)
 
     def who(self) -> dict[str, str | None]:
+        """The three names, as records have them."""
         return {"request_id": self.request_id, "tenant": self.tenant, "trace_id": self.trace_id}

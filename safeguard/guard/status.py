@@ -1,4 +1,4 @@
-"""What a guard says of itself."""
+"""The state of a guard, for health checks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a guard stands. Times are RFC 3339 in UTC, or None where there was none yet.
+    """The state of a guard. Times are RFC 3339 in UTC, or None if there was none yet. Stable.
 
-    ``activations`` says for each concept when it acts: one that is ``adaptive`` and not calibrated acts in every image.
-    ``calibration`` is the digest of the calibration, where one is in use. ``direct_calls`` counts runs of the denoiser that
-    came from outside every guarded call.
+    Attributes:
+        name: The active policy's name.
+        pipeline: The pipeline's class.
+        active_revision: The active policy's revision.
+        last_request: When the last call ended.
+        last_successful_activation: When the active policy was activated.
+        last_error: Why the last swap failed; None after a successful one.
+        erasers: Name and version of each eraser in use.
+        screener: Its name, or None.
+        activations: For each concept when it acts. One that is ``adaptive`` and not calibrated acts in every image.
+        calibration: The digest of the calibration, or None.
+        sites: The number of attentions at which the image reads the text.
+        direct_calls: How often the denoiser ran outside of a guarded call.
+        released: Whether the guard was released.
     """
 
     name: str
@@ -30,4 +41,5 @@ class Status:
     released: bool
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
         return asdict(self)

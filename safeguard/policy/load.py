@@ -30,10 +30,17 @@ _FIELDS = ("eraser", "strength", "activation", "action", "steps", "threshold", "
 
 
 def load_policy(source: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Policy:
-    """Reads, checks and flattens a policy.
+    """Load a policy, check it and resolve what it extends. Stable.
 
-    ``source`` is a path or ``builtin://NAME``; ``environ`` holds the variables for ``spec.settings`` (default: the
-    process environment). Raises PolicyError with every problem of every document that takes part.
+    Args:
+        source: A path or ``builtin://NAME``.
+        environ: The variables for ``spec.settings``; by default those of the process.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: With every problem of every document that takes part.
     """
     return resolve(source, environ=environ).policy
 

@@ -123,10 +123,15 @@ def _text(value: Any) -> str:
 
 
 class Policy:
-    """A checked, flattened, immutable policy. Made by `load_policy`; two policies are equal if their revisions are.
+    """A checked, resolved, immutable policy. Made by `load_policy`; two policies are equal if their revisions are. Stable.
 
-    ``concepts`` keeps the order of the document. ``revision`` is the hex SHA-256 of ``canonical``, the RFC 8785 JSON of
-    everything that has an effect. ``origin`` and ``files`` say where the policy came from and are no part of it.
+    Attributes:
+        name: From its metadata; so are ``description`` and ``annotations``.
+        settings: What holds for all concepts.
+        concepts: The concepts by id, in the order of the document.
+        revision: The hex SHA-256 of ``canonical``.
+        canonical: The RFC 8785 JSON of everything that has an effect.
+        origin: Where the policy came from, with ``files``. Both are no part of the revision.
     """
 
     name: str

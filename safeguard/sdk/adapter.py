@@ -25,9 +25,15 @@ WORD: Final = ".word.safetensors"  # a learned word, which some trainings write 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """The ``tensors`` that an eraser (``method``) was given by training, bound to a pipeline by its ``fingerprint``.
+    """What training made for an eraser, bound to one pipeline. Stable.
 
-    ``settings`` hold what else the method needs to know of its training; ``report`` how it did on what was left out of it.
+    Attributes:
+        method: The eraser's name.
+        fingerprint: The pipeline that it belongs to.
+        tensors: The trained tensors.
+        settings: What else the method must know of its training.
+        report: What was measured on data that training did not use.
+        origin: The file that it was read from.
     """
 
     method: str
@@ -92,10 +98,21 @@ class Adapter:
 def find_adapter(
     source: Any, concept: Concept, method: str, pipeline: Pipeline, /, *, otherwise: str = "", **settings: Any
 ) -> Adapter:
-    """The adapter that ``params.adapter`` of a concept names: a file, or by ``default`` the one that an installed
-    distribution brings (`shipped`). It belongs to ``pipeline``.
+    """The adapter that ``params.adapter`` of a concept names, checked to belong to a pipeline. Stable.
 
-    Raises CapabilityError where there is none; ``otherwise`` is what else a policy may then do.
+    Args:
+        source: The parameter's value: a file, or ``default`` for the one that an installed distribution brings.
+        concept: The concept, for the message.
+        method: The eraser's name.
+        pipeline: The pipeline that it must belong to.
+        otherwise: What else a policy may do if there is none, for the message.
+        **settings: Values that the adapter's settings must have.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        CapabilityError: If there is none, or it belongs to another pipeline or method.
     """
     if not isinstance(source, str) or not source:
         raise CapabilityError(

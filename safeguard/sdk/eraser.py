@@ -29,11 +29,15 @@ def __getattr__(name: str) -> Any:
 
 
 class Eraser(Protocol):
-    """Turns concepts into edits. One file is enough: see ``safeguard_plugins/eiup.py``.
+    """Turns concepts into edits. A class without arguments; one file is enough: see ``safeguard_plugins/eiup.py``. Stable.
 
-    An eraser is a class without arguments. ``api`` is the version of `safeguard.sdk` that it was written for, ``strengths``
-    maps the policy's words to the method's own scale, ``params`` names the parameters that a policy may give, with their
-    defaults.
+    Attributes:
+        api: The version of `safeguard.sdk` that it was written for.
+        name: What policies call it.
+        version: Of the method; records have it.
+        seams: The seams that it needs. A pipeline that lacks one is refused.
+        strengths: The policy's words (``weak`` to ``max``) on the method's own scale.
+        params: The parameters that a policy may set, with their defaults.
     """
 
     api: ClassVar[tuple[int, int]]
@@ -44,10 +48,18 @@ class Eraser(Protocol):
     params: ClassVar[Mapping[str, Any]]
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        """Edits for ``concepts``, which all share ``params`` (the defaults with the policy's values over them).
+        """The edits for some concepts. Pure: the same arguments give the same edits.
 
-        Pure: the same concepts, parameters and pipeline give the same edits. Raises CapabilityError where the pipeline
-        lacks something.
+        Args:
+            concepts: Concepts of the policy that all have the same ``params``.
+            params: The defaults, with the policy's values over them.
+            pipeline: What may be asked of the pipeline.
+
+        Returns:
+            The edits, each with ``concepts``, the ids that its columns of strengths stand for.
+
+        Raises:
+            CapabilityError: If the pipeline lacks something.
         """
         ...
 
@@ -90,7 +102,19 @@ def concept_params(concept: Concept, eraser: Eraser) -> dict[str, Any]:
 def param_number(
     concept: Concept, eraser: Eraser, params: Mapping[str, Any], name: str, least: float = -math.inf, most: float = math.inf
 ) -> float:
-    """The parameter ``name`` as a number from ``least`` to ``most``. Raises CapabilityError for anything else."""
+    """A parameter as a number. Stable.
+
+    Args:
+        concept: The concept, for the message.
+        eraser: The eraser, for the message.
+        params: The parameters that `Eraser.edits` was given.
+        name: Of the parameter.
+        least: The lowest value that is allowed.
+        most: The highest value that is allowed.
+
+    Raises:
+        CapabilityError: For anything that is no number in this range.
+    """
     value = params[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise CapabilityError(
@@ -102,7 +126,18 @@ def param_number(
 
 
 def param_choice(concept: Concept, eraser: Eraser, params: Mapping[str, Any], name: str, among: Sequence[str]) -> str:
-    """The parameter ``name`` as one of some words. Raises CapabilityError for anything else."""
+    """A parameter as one of some words. Stable.
+
+    Args:
+        concept: The concept, for the message.
+        eraser: The eraser, for the message.
+        params: The parameters that `Eraser.edits` was given.
+        name: Of the parameter.
+        among: The words that are allowed.
+
+    Raises:
+        CapabilityError: For anything else.
+    """
     if params[name] not in among:
         raise CapabilityError(
             f"concept {concept.id!r}: params.{name} of {eraser.name!r} must be one of {', '.join(among)}",

@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TextSite:
-    """One attention at which image tokens read text: its place in the denoiser, number of heads, width of a head, and the
-    factor on its scores.
+    """One attention at which image tokens read text. Stable.
+
+    Attributes:
+        index: Its number among all text sites.
+        name: Of the module in the pipeline.
+        heads: The number of heads, H.
+        head_dim: The width of a head, d.
+        scale: The factor on its scores.
     """
 
     index: int
@@ -42,11 +48,19 @@ class FeatureSite:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedText:
-    """A text as the pipeline's own encoders give it to the denoiser.
+    """A text as the pipeline's own encoders give it to the denoiser. Stable.
 
-    ``states`` [L, D] is trimmed to real tokens, which stood at ``places``; ``content`` says which of them are words, and not
-    tokens that open and close every text; ``closing``, which of them close it, one an encoder whose tokens stand behind one
-    another. ``pooled`` [P] is the text as one vector, where the denoiser reads that too.
+    Attributes:
+        text: The text.
+        states: The states of its real tokens, without padding.
+        content: Which of ``states`` are words, not start or end tokens.
+        places: Where the real tokens were in the untrimmed text.
+        pooled: The text as one vector, or None if the denoiser reads none.
+        closing: Which of ``states`` end the text: one for each encoder, if the tokens of several are concatenated.
+
+    Shapes:
+        states: [L, D].
+        pooled: [P].
     """
 
     text: str
@@ -129,15 +143,36 @@ class Pipeline(Protocol):
         ...
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Encode texts with the pipeline's own encoders. The empty text is allowed."""
+        """Encode texts with the pipeline's own encoders.
+
+        Args:
+            texts: Any texts; the empty one is allowed.
+
+        Returns:
+            One result for each text.
+        """
         ...
 
     def keys(self, texts: Sequence[EncodedText]) -> TokenKeys:
-        """Keys and values of the tokens of texts, one text after another, at every site."""
+        """Keys and values of the tokens of some texts at every site.
+
+        Args:
+            texts: What `encode` returned. Their tokens are concatenated.
+        """
         ...
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
-        """Texts as one vector each, [n, P], as the denoiser reads them beside their tokens. None where it reads none."""
+        """Texts as one vector each, for denoisers that read a pooled text besides tokens.
+
+        Args:
+            texts: Any texts.
+
+        Returns:
+            The vectors, or None if the denoiser reads none.
+
+        Shapes:
+            returns: [n, P].
+        """
         ...
 
     @property
@@ -148,11 +183,24 @@ class Pipeline(Protocol):
         ...
 
     def weight(self, module: str) -> Tensor:
-        """The weight of such a layer as it works now, adapters included: [out, in], float64, a copy."""
+        """A copy of the present weight of such a layer, adapters included.
+
+        Args:
+            module: One of the names in `TextLayers.modules`.
+
+        Shapes:
+            returns: [out, in], float64.
+        """
         ...
 
     def inputs(self, layers: TextLayers, texts: Sequence[str]) -> list[Tensor]:
-        """What the layers of a group are given of each text: [L, in], float64, untrimmed (`EncodedText.places` are places
-        in it); [1, in] where they read one vector.
+        """The input of the layers of a group for each text, with padding; `EncodedText.places` are places in it.
+
+        Args:
+            layers: A group of `text_layers`.
+            texts: Any texts.
+
+        Shapes:
+            returns: [L, in] for each text, float64; [1, in] if the layers read one vector.
         """
         ...

@@ -93,11 +93,10 @@ class _AtSite:
 
 
 class ConceptAttention:
-    """The tokens of some concepts' erasure prompts, and those of the empty prompt, as every text site sees them.
+    """The tokens of some concepts' erasure prompts, and those of the empty prompt, as every text site sees them. Stable.
 
-    A concept's values are meant beside the null answer, that of the token that ends the empty prompt: D = A_E - A_Z; with
-    ``plain`` they are meant as they are. With ``whole`` the tokens that open and close a text have their part in a concept's
-    softmax, and with ``framed`` their values, too, have theirs in what it brings.
+    Make it with `of`, in `Eraser.edits`; read it with `read`, in an edit. A concept's values are taken relative to that of the
+    end token of the empty prompt: D = A_E - A_Z.
     """
 
     def __init__(
@@ -131,7 +130,15 @@ class ConceptAttention:
         plain: bool = False,
         framed: bool = False,
     ) -> ConceptAttention:
-        """Encoded by the pipeline's own encoders."""
+        """The concepts' phrases, encoded by the pipeline's own encoders.
+
+        Args:
+            concepts: The concepts, in the order of the columns of strengths.
+            pipeline: The pipeline that `Eraser.edits` was given.
+            whole: Start and end tokens take part in a concept's softmax.
+            plain: Values are taken as they are, not relative to the empty prompt.
+            framed: As ``whole``, and the values of these tokens count, too.
+        """
         encoded = pipeline.encode([phrase for concept in concepts for phrase in concept.phrases])
         empty = pipeline.encode([""])[0]
         names, places = [concept.id for concept in concepts], _Places.of(concepts, encoded)
@@ -144,7 +151,11 @@ class ConceptAttention:
         return len(self._layout[0]) // (1 + len(self.concepts))
 
     def select(self, columns: Sequence[int]) -> ConceptAttention:
-        """The same for some of the concepts, in that order."""
+        """The same for some of the concepts.
+
+        Args:
+            columns: Which of them, in which order.
+        """
         chosen = tuple(columns)
         if chosen not in self._narrowed:
             if len(self._narrowed) >= SELECTIONS:
@@ -156,7 +167,11 @@ class ConceptAttention:
         return self._narrowed[chosen]
 
     def read(self, call: SiteCall) -> AttentionReading:
-        """What the image tokens of a call read of the concepts."""
+        """What the image tokens of a call read of the concepts.
+
+        Args:
+            call: The call of a text-site edit.
+        """
         return AttentionReading(call, self._at(call.site), len(self.concepts))
 
     def _at(self, site: TextSite) -> _AtSite:
@@ -194,7 +209,14 @@ class ConceptAttention:
 
 
 class AttentionReading:
-    """What the image tokens of one call read of some concepts: ``own`` [H, P, E, C], a softmax over each concept's tokens."""
+    """What the image tokens of one call read of some concepts. Made by `ConceptAttention.read`. Stable.
+
+    Attributes:
+        own: A softmax over each concept's tokens, of which there are at most E. P counts the image tokens of all rows.
+
+    Shapes:
+        own: [H, P, E, C].
+    """
 
     def __init__(self, call: SiteCall, at: _AtSite, concepts: int) -> None:
         import torch
@@ -211,13 +233,27 @@ class AttentionReading:
         self._null: Tensor = weights[..., -1]
 
     def mass(self, rival: Tensor, *, words: bool = False) -> Tensor:
-        """The share of attention that each concept wins beside keys whose log sum exp is ``rival`` [R, H, N]: [R, H, N, C].
-        Of its ``words`` alone, or of all its tokens that have a part.
+        """The share of attention that each concept gets next to other keys.
+
+        Args:
+            rival: The log sum exp of the scores over the other keys, as `SiteCall.log_mass`.
+            words: Count a concept's words only, not start and end tokens.
+
+        Shapes:
+            rival: [R, H, N].
+            returns: [R, H, N, C].
         """
         return self._log_odds(rival, words).sigmoid()
 
     def odds(self, rival: Tensor) -> Tensor:
-        """The same share against what is left beside it, m / (1 - m), of all tokens that have a part: [R, H, N, C]."""
+        """The odds m / (1 - m) of `mass`.
+
+        Args:
+            rival: As of `mass`.
+
+        Shapes:
+            returns: [R, H, N, C].
+        """
         return self._log_odds(rival, words=False).clamp(max=LOUDEST).exp()
 
     def _log_odds(self, rival: Tensor, words: bool) -> Tensor:
@@ -249,8 +285,14 @@ class AttentionReading:
         return components
 
     def together(self, amount: Tensor) -> Tensor:
-        """``amount`` [R, H or 1, N or 1, C] with what several concepts have in common taken once: see `factors`. Before any
-        strength, which says how far to go and not which concept it is that is there.
+        """Amounts that count only once what several concepts have in common. Apply it before strengths.
+
+        Args:
+            amount: How much of each concept would be removed alone.
+
+        Shapes:
+            amount: [R, H or 1, N or 1, C].
+            returns: [R, H, N, C], or the shape of ``amount`` for one concept.
         """
         import torch
 
@@ -279,8 +321,14 @@ class AttentionReading:
         return shares
 
     def taken(self, amount: Tensor) -> Tensor:
-        """What each concept would bring, -``amount`` times: [R, N, H * d]. The amount is one a concept, [R, H or 1, N or 1, C],
-        or one a token, [R, H or 1, N or 1, E, C].
+        """The change of the output that removes this much of each concept.
+
+        Args:
+            amount: One value for each concept, or one for each of its tokens.
+
+        Shapes:
+            amount: [R, H or 1, N or 1, C], or [R, H or 1, N or 1, E, C].
+            returns: [R, N, H * d].
         """
         heads = self._weighed(amount).to(self._at.back.dtype) @ self._at.back
         return self._call.merge(heads.unflatten(1, (self._rows, self._pixels)).transpose(0, 1))

@@ -49,10 +49,15 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def delta_edits(adapter: Adapter, concepts: Sequence[Concept], pipeline: Pipeline) -> list[Edit]:
-    """One edit a layer, for all these concepts: in a row that has several of them, at the largest strength.
+    """One edit for each layer, for all these concepts together: a row with several of them gets the highest strength. Stable.
 
-    Raises CapabilityError where the adapter holds something else than deltas. That each layer is there, and of the
-    delta's widths, is seen to where edits of linear layers are hooked.
+    Args:
+        adapter: The trained deltas, two thin factors for each layer.
+        concepts: The concepts that it serves.
+        pipeline: The pipeline, for messages. Whether it has the layers is checked when edits are attached.
+
+    Raises:
+        CapabilityError: If the adapter holds something else than deltas.
     """
     ids = tuple(concept.id for concept in concepts)
     digests = dict.fromkeys(ids, adapter.digest)
@@ -73,9 +78,16 @@ def delta_edits(adapter: Adapter, concepts: Sequence[Concept], pipeline: Pipelin
 
 
 def edits_per_concept(concepts: Sequence[Concept], method: str, source: Any, pipeline: Pipeline) -> list[Edit]:
-    """Edits by each concept's own adapter of ``method``, as ``params.adapter`` names it; those of several concepts add up.
+    """Edits by an adapter of each concept's own. Those of several concepts add up. Stable.
 
-    Raises what `find_adapter` and `delta_edits` raise.
+    Args:
+        concepts: The concepts.
+        method: The eraser's name.
+        source: The value of ``params.adapter``.
+        pipeline: The pipeline that the adapters must belong to.
+
+    Raises:
+        CapabilityError: What `find_adapter` and `delta_edits` raise.
     """
     found = [find_adapter(source, one, method, pipeline, concept=one.id) for one in concepts]
     return [edit for one, adapter in zip(concepts, found, strict=True) for edit in delta_edits(adapter, [one], pipeline)]

@@ -271,8 +271,31 @@ def export(out: Path, assets: Path) -> None:
         judge = judge_stage(out, 0).averaged()
         (assets / "judge").mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, assets / "judge" / FILE)
+    for folder in assets.glob("*/tokenizer*"):
+        older_words(folder)
+    for folder in assets.glob("*/text_encoder*"):
+        older_names(folder / "model.safetensors")
     for file in assets.rglob("*.safetensors"):
         file.chmod(0o644)
+
+
+def older_words(folder: Path) -> None:
+    """Beside the tokenizer that transformers 5 saves, the two files that transformers 4 reads a ``CLIPTokenizer`` from."""
+    from tokenizers import Tokenizer
+
+    if (folder / "tokenizer.json").is_file():
+        Tokenizer.from_file(str(folder / "tokenizer.json")).model.save(str(folder))
+
+
+def older_names(file: Path) -> None:
+    """Name a text encoder's weights as every transformers reads them: 5 saves those of a ``CLIPTextModel`` without the word
+    that 4 looks for, which then draws them anew and only warns.
+    """
+    from safetensors.torch import load_file, save_file
+
+    weights = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(file).items()}
+    weights = {name.replace("text_model.text_projection", "text_projection"): value for name, value in weights.items()}
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def export_unet(out: Path, assets: Path, tokenizer: Any) -> None:

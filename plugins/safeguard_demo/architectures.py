@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 import torch
@@ -18,7 +19,8 @@ LATENT_CHANNELS: Final = 8
 def build_tokenizer() -> Any:
     """A ``CLIPTokenizer`` whose byte-pair merges were learnt on the captions: every word of the world is one token."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
+
+    from safeguard.testing.tiny_pipelines import clip_tokenizer
 
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
@@ -34,8 +36,6 @@ def build_tokenizer() -> Any:
         vocab_size=1200, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
     learner.train_from_iterator(corpus(), trainer)
-    import json
-
     model = json.loads(learner.to_str())["model"]
     # The learner numbers the letters that end a word anew every time; what it has merged, it numbers by frequency.
     ends = {letter + "</w>" for letter in alphabet}
@@ -47,9 +47,8 @@ def build_tokenizer() -> Any:
         vocabulary[word] = len(vocabulary)
     for mark in (START, END):
         vocabulary[mark] = len(vocabulary)
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
-    made: Any = CLIPTokenizer  # its annotation knows merges as text only
-    return made(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    return clip_tokenizer(vocabulary, merges, TOKENS)
 
 
 def build_text_encoder(tokenizer: Any) -> Any:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.errors import SafeguardError
@@ -89,11 +92,33 @@ def denoiser(pipe: Any) -> Any:
 def tokenizer() -> Any:
     """A tokenizer of CLIP's kind that spells every text, a token a byte."""
     from tokenizers import pre_tokenizers
-    from transformers import CLIPTokenizer
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={word: place for place, word in enumerate(words)}, merges=[], model_max_length=TOKENS)
+    return clip_tokenizer({word: place for place, word in enumerate(words)}, (), TOKENS)
+
+
+def clip_tokenizer(vocabulary: Mapping[str, int], merges: Sequence[str], length: int) -> Any:
+    """A ``CLIPTokenizer``, read from files: the arguments of its class differ between transformers 4 and 5.
+
+    Args:
+        vocabulary: The number of each token.
+        merges: The byte-pair merges, in order, each two tokens with a space between.
+        length: The most tokens of a text.
+
+    Returns:
+        The tokenizer, as if it had been made from its arguments: it names no folder.
+    """
+    from transformers import CLIPTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        (Path(folder) / "merges.txt").write_text("\n".join(("#version: 0.2", *merges, "")), encoding="utf-8")
+        tokenizer: Any = CLIPTokenizer.from_pretrained(folder, model_max_length=length)
+    for key in ("is_local", "local_files_only"):  # said of the folder, which is gone: no part of what is saved
+        tokenizer.init_kwargs.pop(key, None)
+    tokenizer.name_or_path = ""
+    return tokenizer
 
 
 def text_encoder(kind: str = "CLIPTextModel", width: int = 32, **changes: Any) -> Any:

@@ -31,13 +31,32 @@ def load_pipeline(kind: str = "unet", folder: Path | None = None) -> Any:
     place = folder or ASSETS / kind
     if not (place / "model_index.json").is_file():
         raise AssetError(f"the weights of demo pipeline {kind!r} are missing; reinstall the package, or train them: make train")
-    options = {"dtype": torch.float32, "local_files_only": True, **absent_parts(place)}
-    made = getattr(diffusers, KINDS[kind]).from_pretrained(place, **options)
-    made.register_to_config(_name_or_path=f"safeguard_demo/{kind}")  # what records say, wherever the package lies
-    made.set_progress_bar_config(disable=True)
+    pipe = getattr(diffusers, KINDS[kind]).from_pretrained(place, local_files_only=True, **absent_parts(place))
+    for part in pipe.components.values():  # not by an option: its name is another one in older versions of diffusers
+        if isinstance(part, torch.nn.Module):
+            part.float()
+    pipe.register_to_config(_name_or_path=f"safeguard_demo/{kind}")  # what records say, wherever the package lies
+    pipe.set_progress_bar_config(disable=True)
+    if kind == "mmdit":
+        _count_zeros(pipe)
     if kind == "unet":
-        made.unet.to(memory_format=torch.channels_last)
-    return made
+        pipe.unet.to(memory_format=torch.channels_last)
+    return pipe
+
+
+def _count_zeros(pipe: Any) -> None:
+    """Make a pipeline without its third text encoder put ``max_sequence_length`` zeros in its place.
+
+    Diffusers 0.35 puts as many as the other encoders have tokens, however many are asked for. A later one is left as it is.
+    """
+    embed = pipe._get_t5_prompt_embeds
+
+    def zeros(*args: Any, max_sequence_length: int = 256, **options: Any) -> Any:
+        states = embed(*args, **options)
+        return states.new_zeros(len(states), max_sequence_length, states.shape[-1])
+
+    if embed("", max_sequence_length=0).shape[1]:
+        pipe._get_t5_prompt_embeds = zeros
 
 
 def calibration(kind: str) -> Path:

@@ -56,7 +56,10 @@ class FolderPipeline:
         device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
         try:
             options = {"local_files_only": True, "dtype": dtype, **absent_parts(self.folder)}
-            pipe = diffusers.DiffusionPipeline.from_pretrained(os.fspath(self.folder), **options).to(device)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(os.fspath(self.folder), **options)
+            if pipe.dtype != dtype:  # a diffusers that knows the option by its older name, `torch_dtype`, only
+                pipe.to(dtype)
+            pipe.to(device)
         except Exception as fault:
             raise AssetError(f"{self.folder}: this folder holds no pipeline that diffusers can load ({fault})") from fault
         pipe.set_progress_bar_config(disable=True)

@@ -22,7 +22,8 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeguard.policy import Concept
-from safeguard.sdk import Edit, EncodedText, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit, TokenKeys, param_number
+from safeguard.sdk import Edit, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit, param_number
+from safeguard.sdk.pipeline import EncodedText, TokenKeys
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,17 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeguard.policy import Concept
-from safeguard.sdk import (
-    AttentionReading,
-    ConceptAttention,
-    Edit,
-    Pipeline,
-    Seam,
-    SiteCall,
-    SiteEffect,
-    TextSiteEdit,
-    param_number,
-)
+from safeguard.sdk import ConceptAttention, Edit, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit, param_number
+from safeguard.sdk.concept_attention import AttentionReading
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from safeguard.policy import Concept
-from safeguard.sdk import Edit, NegativeText, Pipeline, Seam
+from safeguard.sdk import Edit, Pipeline, Seam
+from safeguard.sdk.negative_text import NegativeText
 
 
 class NegativePrompt:

@@ -31,7 +31,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from safeguard.policy import Concept
-from safeguard.sdk import Edit, NegativeText, Pipeline, Seam, StatesCall, TextStatesEdit, param_choice, param_number
+from safeguard.sdk import Edit, Pipeline, Seam, StatesCall, TextStatesEdit, param_choice, param_number
+from safeguard.sdk.negative_text import NegativeText
 
 if TYPE_CHECKING:
     from torch import Tensor

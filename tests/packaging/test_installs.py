@@ -242,7 +242,7 @@ def test_an_eraser_of_another_package_acts_and_is_recorded(beside: Install) -> N
 
 
 def test_the_page_shows_the_example_as_it_is() -> None:
-    page = (ROOT / "docs/erasers/index.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/erasers/write.md").read_text(encoding="utf-8")
     assert (EXAMPLE / "safeguard_hush.py").read_text(encoding="utf-8") in page
 
 
@@ -293,5 +293,5 @@ def test_the_command_has_the_trainer_of_another_package_and_its_settings(trained
 
 @pytest.mark.parametrize("module", ["eraser.py", "train.py"])
 def test_the_page_of_trained_erasers_shows_the_example_as_it_is(module: str) -> None:
-    page = (ROOT / "docs/erasers/trained.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/erasers/write.md").read_text(encoding="utf-8")
     assert (TRAINED / "safeguard_lull" / module).read_text(encoding="utf-8") in page

@@ -23,8 +23,8 @@ from safeguard.sdk import (
     StatesCall,
     TextSiteEdit,
     TextStatesEdit,
-    TokenKeys,
 )
+from safeguard.sdk.pipeline import TokenKeys
 
 WORDS: Mapping[str, float] = {"weak": 0.5, "medium": 1.0, "strong": 2.0, "max": 4.0}
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
-from safeguard.sdk import DeltaEraser, Edit, Pipeline, delta_edits, find_adapter
+from safeguard.sdk import DeltaEraser, Edit, Pipeline, find_adapter
+from safeguard.sdk.delta_eraser import delta_edits
 
 
 class CCRT(DeltaEraser):

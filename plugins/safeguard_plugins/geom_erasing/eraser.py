@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
-from safeguard.sdk import Edit, NegativeText, Pipeline, Seam
+from safeguard.sdk import Edit, Pipeline, Seam
+from safeguard.sdk.negative_text import NegativeText
 
 
 class GeomErasing:

@@ -26,19 +26,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from safeguard.policy import Concept
-from safeguard.sdk import (
-    Adapter,
-    ConceptAttention,
-    Edit,
-    EditMemory,
-    Pipeline,
-    Seam,
-    SiteCall,
-    SiteEffect,
-    TextSiteEdit,
-    find_adapter,
-)
+from safeguard.sdk import Adapter, ConceptAttention, Edit, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit, find_adapter
 from safeguard.sdk.adapter import Perceptron
+from safeguard.sdk.edit_memory import EditMemory
 
 if TYPE_CHECKING:
     from torch import Tensor

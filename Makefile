@@ -62,7 +62,7 @@ $(VENV)/.ready-browser: $(READY) tests/support/chromium.py
 	$(BIN)/python tests/support/chromium.py
 	@touch $@
 
-lint: $(VENV)/.ready-lint  ## check style, types and the floors between the packages
+lint: $(VENV)/.ready-lint  ## check style, types and the layers of the packages
 	@echo '==> lint: ruff, mypy --strict, import-linter'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

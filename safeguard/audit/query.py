@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias, TypedDict, Unpack, cast
 
 from safeguard._log import get_logger
 from safeguard.audit.canonical import Record, parse, rfc3339
@@ -18,43 +18,53 @@ Test: TypeAlias = Callable[[Record], bool]
 _log = get_logger("safeguard.audit")
 
 
-def query(
-    folder: str | os.PathLike[str],
-    *,
-    concept: str | None = None,
-    result: str | None = None,
-    request_id: str | None = None,
-    tenant: str | None = None,
-    revision: str | None = None,
-    since: datetime | str | None = None,
-    until: datetime | str | None = None,
-    image_sha256: str | None = None,
-    decision_id: str | None = None,
-) -> Iterator[Record]:
+class Filters(TypedDict, total=False):
+    """What decisions can be found by. Times are aware datetimes or RFC 3339 text, UTC where no zone is given.
+
+    Attributes:
+        concept: Found in the prompt, or acted on.
+        result: ``erase``, ``block``, ``flag``, ``review`` or ``pass``.
+        request_id: The request's id.
+        tenant: The tenant.
+        revision: The policy's revision, or its first digits.
+        since: At this time or later.
+        until: Before this time.
+        image_sha256: The image's digest, or its first digits.
+        decision_id: The decision's id.
+    """
+
+    concept: str | None
+    result: str | None
+    request_id: str | None
+    tenant: str | None
+    revision: str | None
+    since: datetime | str | None
+    until: datetime | str | None
+    image_sha256: str | None
+    decision_id: str | None
+
+
+def query(folder: str | os.PathLike[str], **filters: Unpack[Filters]) -> Iterator[Record]:
     """The decision records that match every filter, file by file, oldest file first.
 
-    ``concept`` matches what was found or acted on; ``revision`` and ``image_sha256`` may be the first digits only;
-    ``since`` (included) and ``until`` (not included) are aware datetimes or RFC 3339 text, UTC where no zone is given.
-    It does not verify: a line that cannot be read is passed over with a warning. Raises AuditError at the call, not at
-    the first record.
+    It does not verify: a line that cannot be read is skipped with a warning.
+
+    Args:
+        folder: The audit folder, or one of its files.
+        **filters: Any of `Filters`; None is no filter.
+
+    Returns:
+        The records, read as they are asked for.
+
+    Raises:
+        AuditError: The folder holds no log, or a time cannot be read. At the call, not at the first record.
+        TypeError: There is no filter of that name.
     """
-    tests: list[Test] = [_has_shape]
-    same = {"result": result, "request_id": request_id, "tenant": tenant, "decision_id": decision_id}
-    for name, wanted in same.items():
-        if wanted is not None:
-            tests.append(_equals(name, wanted))
-    if concept is not None:
-        tests.append(lambda record: concept in concepts(record))
-    if revision is not None:
-        tests.append(lambda record: str(record["policy"]["revision"]).startswith(revision))
-    if image_sha256 is not None:
-        tests.append(lambda record: image_of(record).startswith(image_sha256))
-    if since is not None:
-        first = _moment(since)
-        tests.append(lambda record: record["time"] >= first)
-    if until is not None:
-        end = _moment(until)
-        tests.append(lambda record: record["time"] < end)
+    unknown = filters.keys() - Filters.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"there is no filter {min(unknown)!r}; the filters are {', '.join(Filters.__annotations__)}")
+    given = cast(Mapping[str, Any], filters)
+    tests = [_has_shape, *(_TESTS[name](wanted) for name, wanted in given.items() if wanted is not None)]
     log_files(folder)
     return _walk(folder, tests)
 
@@ -91,8 +101,30 @@ def _has_shape(record: Record) -> bool:
     return True
 
 
-def _equals(name: str, wanted: str) -> Test:
-    return lambda record: bool(record[name] == wanted)
+def _equals(name: str) -> Callable[[str], Test]:
+    return lambda wanted: lambda record: bool(record[name] == wanted)
+
+
+def _has(concept: str) -> Test:
+    return lambda record: concept in concepts(record)
+
+
+def _of_revision(digits: str) -> Test:
+    return lambda record: str(record["policy"]["revision"]).startswith(digits)
+
+
+def _of_image(digits: str) -> Test:
+    return lambda record: image_of(record).startswith(digits)
+
+
+def _since(time: datetime | str) -> Test:
+    first = _moment(time)
+    return lambda record: record["time"] >= first
+
+
+def _until(time: datetime | str) -> Test:
+    end = _moment(time)
+    return lambda record: record["time"] < end
 
 
 def _moment(time: datetime | str) -> str:
@@ -103,3 +135,13 @@ def _moment(time: datetime | str) -> str:
         except ValueError as error:
             raise AuditError("a time is RFC 3339, such as 2026-08-01 or 2026-08-01T12:00:00Z") from error
     return rfc3339(time if time.tzinfo else time.replace(tzinfo=UTC))
+
+
+_TESTS: Final[Mapping[str, Callable[[Any], Test]]] = {
+    **{name: _equals(name) for name in ("result", "request_id", "tenant", "decision_id")},
+    "concept": _has,
+    "revision": _of_revision,
+    "image_sha256": _of_image,
+    "since": _since,
+    "until": _until,
+}

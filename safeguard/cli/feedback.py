@@ -65,18 +65,9 @@ def make(
     pipe, call = open_pipeline(pipeline, steps, guidance)
     with progress_bar() as progress:
         bar = progress.add_task("pictures", total=count)
-        made = paint(
-            opened,
-            pipe,
-            concept,
-            texts,
-            count,
-            seed=seed,
-            batch=batch,
-            call=call,
-            advance=lambda more: progress.advance(bar, more),
-        )
-    data = {"store": store, "concept": concept, "painted": len(made), "pictures": len(opened.items(concept))}
+        for pictures in paint(opened, pipe, concept, texts, range(seed, seed + count), batch=batch, call=call):
+            progress.advance(bar, len(pictures))
+    data = {"store": store, "concept": concept, "painted": count, "pictures": len(opened.items(concept))}
     emit(data, json_output, lambda console: _say(console, f"{data['pictures']} pictures to ask about {concept} in {store}"))
 
 

@@ -70,7 +70,8 @@ Target = Callable[[Batch, Say, Say], Tensor]
 class Recipe:
     """What a method teaches. ``average`` is the share of the teacher that stays at each update: at 0 it is the student.
     Pictures are the teacher's, or the base's; how far they are on their way at an update is drawn from Beta(``beta``,
-    ``beta``), at 1 each step as often. ``numbers`` are the method's own.
+    ``beta``), at 1 each step as often. ``numbers`` are the method's own. ``held`` is what else is added to the loss of a step,
+    of the student's deltas.
     """
 
     method: str
@@ -79,12 +80,12 @@ class Recipe:
     by_teacher: bool = False
     beta: int = 1
     numbers: Mapping[str, float] = field(default_factory=dict)
+    held: Callable[[int, Deltas], Tensor] | None = None
 
 
 class Distillation:
-    """One training under way. It begins with the deltas ``start``, which its base has; ``held`` is what else is added to the
-    loss of a step, of the student's deltas. Raises CapabilityError for a layer that cannot be trained, and SafeguardError where
-    memory is short.
+    """One training under way. It begins with the deltas ``start``, which its base has. Raises CapabilityError for a layer that
+    cannot be trained, and SafeguardError where memory is short.
     """
 
     def __init__(
@@ -96,10 +97,9 @@ class Distillation:
         recipe: Recipe,
         *,
         start: Deltas | None = None,
-        held: Callable[[int, Deltas], Tensor] | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        self._frozen, self._settings, self._recipe, self._held = frozen, settings, recipe, held
+        self._frozen, self._settings, self._recipe = frozen, settings, recipe
         self._pairs, self._start, self._stage = pairs, dict(start or {}), f"{recipe.method}:{concept}"
         texts = list(dict.fromkeys(text for pair in pairs for text in (pair.said, pair.shown)))
         self._numbers = {text: place for place, text in enumerate(texts)}
@@ -142,7 +142,7 @@ class Distillation:
         require_backward(
             self._frozen,
             lambda: self.loss(one),
-            len(some.said) * (1 if self._held is None else 2),
+            len(some.said) * (1 if self._recipe.held is None else 2),
             f"{len(student)} layers",
             known=student,
             besides=(1 if self._optimiser.state else 3) * sum(delta.nbytes for delta in student),  # gradients, and Adam's
@@ -152,8 +152,8 @@ class Distillation:
     def _update(self) -> None:
         self._optimiser.zero_grad()
         loss = self.loss(self.batch(self._step))
-        if self._held is not None:
-            loss = loss + self._held(self._step, self.student)
+        if self._recipe.held is not None:
+            loss = loss + self._recipe.held(self._step, self.student)
         loss.backward()
         nn.utils.clip_grad_norm_(list(self.student.values()), 1.0)
         self._optimiser.step()

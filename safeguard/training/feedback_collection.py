@@ -18,38 +18,43 @@ from safeguard.training.sources import ConceptJudge
 
 JUDGE: Final = "judge"  # as which a judge answers
 
-Advance = Callable[[int], None]
-
 
 def paint(
     store: FeedbackStore,
     pipe: Any,
     concept: str,
     prompts: Sequence[str],
-    count: int,
+    seeds: Sequence[int],
     *,
-    seed: int = 0,
     batch: int = 8,
     call: Mapping[str, Any] | None = None,
-    advance: Advance | None = None,
-) -> list[Item]:
-    """``count`` pictures of these prompts in turn, each from a seed of its own, as the pipeline paints them unprotected. A
-    picture that is painted again is the same one, and is asked about once.
+) -> Iterator[list[Item]]:
+    """A picture of each seed, of these prompts in turn, as the pipeline paints them unprotected.
+
+    A picture that is painted again is the same one, and is asked about once.
+
+    Args:
+        store: Where the pictures go.
+        pipe: The pipeline that paints them.
+        concept: What people will be asked about.
+        prompts: Texts, at least one.
+        seeds: Of the pictures' noise, in order.
+        batch: Pictures painted at once.
+        call: What else the pipeline is called with.
+
+    Yields:
+        The pictures of each batch, once they are in the store. Nothing is painted before the first is asked for.
     """
     import torch
 
     model = PictureModel(type(pipe).__name__, pipe.config.get("_name_or_path") or None, weights_digest(pipe.components))
-    made = []
-    for start in range(0, count, batch):
-        seeds = range(seed + start, seed + min(start + batch, count))
-        texts = [prompts[(one - seed) % len(prompts)] for one in seeds]
-        noise = [torch.Generator().manual_seed(one) for one in seeds]
+    for start in range(0, len(seeds), batch):
+        some = seeds[start : start + batch]
+        texts = [prompts[(start + place) % len(prompts)] for place in range(len(some))]
+        noise = [torch.Generator().manual_seed(seed) for seed in some]
         images = pipe(texts, generator=noise, output_type="pil", **(call or {})).images
-        for image, text, one in zip(images, texts, seeds, strict=True):
-            made.append(store.add(image, concept, model=model, prompt=text, seed=one))
-        if advance is not None:
-            advance(len(seeds))
-    return made
+        pictures = zip(images, texts, some, strict=True)
+        yield [store.add(image, concept, model=model, prompt=text, seed=seed) for image, text, seed in pictures]
 
 
 def stand_in(store: FeedbackStore, concept: str, judge: ConceptJudge, *, rankings: int = 0, size: int = 4) -> list[Judgement]:

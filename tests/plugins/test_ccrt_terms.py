@@ -63,7 +63,7 @@ def test_with_nothing_to_remove_what_is_held_keeps_it_there() -> None:
     aligned = Alignment(beside, ENTITIES, FEW)
     with weights_frozen(beside.denoiser):
         made = training(
-            esd_training.recipe(0.0), beside, more={"held": lambda step, deltas: 1e6 * aligned.loss(step, deltas)}
+            replace(esd_training.recipe(0.0), held=lambda step, deltas: 1e6 * aligned.loss(step, deltas)), beside
         ).run()
     assert all(not delta.any() for delta in made.values())
 
@@ -74,8 +74,8 @@ def test_holding_keeps_other_prompts_nearer() -> None:
     found = []
     with weights_frozen(beside.denoiser):
         for hold in (0.0, 10.0):
-            held = {"held": lambda step, deltas, hold=hold: hold * aligned.loss(step, deltas)}
-            made = training(esd_training.recipe(), beside, more=held, updates=15).run()
+            recipe = replace(esd_training.recipe(), held=lambda step, deltas, hold=hold: hold * aligned.loss(step, deltas))
+            made = training(recipe, beside, updates=15).run()
             found.append(aligned.loss(10**6, made).item())
     assert found[1] < found[0]
 

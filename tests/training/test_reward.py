@@ -244,11 +244,11 @@ def test_pictures_are_painted_once_with_who_painted_them(tmp_path: Path) -> None
     from safeguard_demo import load_pipeline
 
     store, pipe = FeedbackStore(tmp_path / "s", create=True), load_pipeline("unet")
-    done: list[int] = []
     call = {"num_inference_steps": 1, "guidance_scale": 1.0}
     for _ in range(2):
-        made = paint(store, pipe, "blood", ["a red car", "a dog"], 3, seed=5, batch=2, call=call, advance=done.append)
-    assert (done, len(store.items("blood"))) == ([2, 1, 2, 1], 3)
+        batches = list(paint(store, pipe, "blood", ["a red car", "a dog"], range(5, 8), batch=2, call=call))
+    assert ([len(batch) for batch in batches], len(store.items("blood"))) == ([2, 1], 3)
+    made = [item for batch in batches for item in batch]
     assert [item.seed for item in made] == [5, 6, 7]
     assert made[0].prompt_hmac == made[2].prompt_hmac != made[1].prompt_hmac
     assert (made[0].model.pipeline, made[0].model.repo) == ("StableDiffusionPipeline", "safeguard_demo/unet")

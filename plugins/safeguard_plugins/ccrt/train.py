@@ -176,8 +176,8 @@ class Removal:
         self, stage: int, part: str, concept: str, settings: DistillationSettings, start: Deltas, held: Any = None
     ) -> Distillation:
         file = None if self._file is None else self._beside(stage, part)
-        pairs = self._lessons[concept]
-        return Distillation(self._frozen, concept, pairs, settings, self._recipe, start=start, held=held, checkpoint=file)
+        recipe, pairs = replace(self._recipe, held=held), self._lessons[concept]
+        return Distillation(self._frozen, concept, pairs, settings, recipe, start=start, checkpoint=file)
 
     def _beside(self, stage: int, part: str) -> Path:
         if self._file is None:

@@ -136,16 +136,9 @@ def _painted(task: Task, concept: Concept, folder: Path) -> FeedbackStore:
     """Pictures of the training data's prompts, of which the judge says what people would."""
     judge, prompts = task.judging(), task.world().survey(concept.id, task.seed)
     store = FeedbackStore(folder / "store", create=True)
-    paint(
-        store,
-        task.pipe,
-        concept.id,
-        prompts,
-        task.count,
-        seed=task.seed,
-        call={"num_inference_steps": task.steps, "guidance_scale": task.guidance, **task.call},
-        advance=lambda more: task.advance(f"{concept.id}: pictures", more, task.count),
-    )
+    call = {"num_inference_steps": task.steps, "guidance_scale": task.guidance, **task.call}
+    for pictures in paint(store, task.pipe, concept.id, prompts, range(task.seed, task.seed + task.count), call=call):
+        task.advance(f"{concept.id}: pictures", len(pictures), task.count)
     stand_in(store, concept.id, judge)
     return store
 

@@ -197,6 +197,16 @@ def test_the_wheel_states_licence_python_and_no_tool_as_a_requirement(wheel: Pat
     assert not [line for line in always if any(tool in line for tool in ("pytest", "ruff", "mypy", "matplotlib", "mkdocs"))]
 
 
+def test_a_users_program_has_types(installed: Install) -> None:
+    """The wheel brings its types (``py.typed``): what a user writes against them is checked by ``mypy --strict``."""
+    program = shutil.copy(ROOT / "tests/typing/user_program.py", installed.elsewhere / "user_program.py")
+    settings = installed.elsewhere / "mypy.ini"
+    settings.write_text("[mypy]\nstrict = True\n[mypy-torch.*]\nfollow_imports = skip\nignore_missing_imports = True\n")
+    command = [sys.executable, "-m", "mypy", f"--config-file={settings}", f"--python-executable={installed.python}"]
+    done = subprocess.run([*command, str(program)], cwd=installed.elsewhere, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 EXAMPLE = ROOT / "docs/examples/safeguard-hush"
 HUSHED = """
 import numpy, safeguard, torch

@@ -122,7 +122,7 @@ learn-directions: $(READY)
 
 learn-places: $(READY)
 	$(OFFLINE) $(BIN)/python -m docs.studies.fairness --prompts $(OUT)/train/placeless.txt
-	$(call each,night snow desert meadow,self_discovery-unet,.safetensors,--policy safeguard/evaluation/places.yaml --prompts $(OUT)/train/placeless.txt --n 48 --set towards=1 --set updates=120 --set rate=0.1)
+	$(call each,night snow desert meadow,self_discovery-unet,.safetensors,--policy plugins/safeguard_demo/places.yaml --prompts $(OUT)/train/placeless.txt --n 48 --set towards=1 --set updates=120 --set rate=0.1)
 
 learn-unet: $(READY)
 	$(call each,$(CONCEPTS),sdd-unet,.safetensors)

@@ -42,12 +42,12 @@ class _Part:
         """Padding sets the parts apart."""
         places, words = text.places, set(text.content)
         starts = [spot for spot in range(len(places)) if spot == 0 or places[spot] != places[spot - 1] + 1]
-        found = []
+        directions = []
         for first, end in zip(starts, [*starts[1:], len(places)], strict=True):
             own = [spot for spot in range(first, end) if spot in words]
             if own:
-                found.append(cls(places[first], tuple(places[first : own[0]]), own[-1]))
-        return found
+                directions.append(cls(places[first], tuple(places[first : own[0]]), own[-1]))
+        return directions
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class _Decompose(TextSiteEdit):
         likeness = normalize(values, dim=-1) @ normalize(targets, dim=-1).T  # [R, L, K]
         amount = strengths[:, None] * (self._slope * (likeness - self._threshold)).sigmoid()
         basis = targets * (strengths != 0)[..., None]  # [R, K, D]: a row's concepts among themselves
-        found = torch.zeros_like(values)
+        component = torch.zeros_like(values)
         for k in range(len(targets)):
             past = basis[:, :k]
             left = basis[:, k] - ((basis[:, k, None] @ past.transpose(1, 2)) @ past)[:, 0]
@@ -117,8 +117,8 @@ class _Decompose(TextSiteEdit):
             alone = left.norm(dim=-1) > 1e-4 * basis[:, k].norm(dim=-1)
             direction = normalize(left, dim=-1) * alone[:, None]
             basis = torch.cat([past, direction[:, None], basis[:, k + 1 :]], 1)
-            found += (amount[..., k] * (values @ direction[..., None])[..., 0])[..., None] * direction[:, None]
-        return found
+            component += (amount[..., k] * (values @ direction[..., None])[..., 0])[..., None] * direction[:, None]
+        return component
 
 
 class AdaVD:

@@ -42,8 +42,8 @@ def derived(gram: Tensor, change: Tensor, rows: Tensor, pull: Tensor, regularise
 
     crossed = change.T @ gram
     whole = crossed @ change + regulariser * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    found: Tensor = torch.linalg.solve(whole, crossed @ rows.T + regulariser * pull.T)
-    return found.T
+    solution: Tensor = torch.linalg.solve(whole, crossed @ rows.T + regulariser * pull.T)
+    return solution.T
 
 
 class RECE:
@@ -77,8 +77,8 @@ class RECE:
         whence = "last" if asked.window == "last" else "whole"
         edits: list[Edit] = []
         for layers in layers_of(concepts, self, pipeline):
-            starting, deriving = (PhraseInputs(pipeline, layers, one) for one in (asked.window, whence))
-            kept = Kept(starting.kept(asked.preserve), **asked.scales)
+            starting, deriving = (PhraseInputs(pipeline, layers, item) for item in (asked.window, whence))
+            preserved = Kept(starting.kept(asked.preserve), **asked.scales)
             weights = {module: pipeline.weight(module) for module in layers.modules}
             gram = torch.stack([weight.T @ weight for weight in weights.values()]).sum(0)
             courses = []
@@ -87,9 +87,9 @@ class RECE:
                 rows, against = deriving.pairs(concept.phrases, asked.guide)
                 towards = {"zero": 0 * rows, "concept": rows, "guide": against}[pull]
                 for _ in range(epochs):
-                    so_far = Solved(kept, [[pairs] for pairs in course]).map()
+                    so_far = Solved(preserved, [[pairs] for pairs in course]).map()
                     course.append(Pairs.of(derived(gram, so_far, rows, towards, regulariser), against))
                 courses.append(course)
-            solved = Solved(kept, list(zip(*courses, strict=True)))
+            solved = Solved(preserved, list(zip(*courses, strict=True)))
             edits += solved.edits(concepts, {module: weight @ solved.change.T for module, weight in weights.items()})
         return edits

@@ -60,10 +60,10 @@ class _Away(PredictionEdit):
         table = call.strengths.tolist()
         texts = [", ".join(p for p, on in zip(self._phrases, line, strict=True) if on) for line in table]
         concept, empty, prompt = call.predict(texts).float(), call.unconditional.float(), call.prediction.float()
-        found = [_preset(max(line)) for line in table]
+        presets = [_preset(max(line)) for line in table]
 
         def column(name: str) -> Tensor:
-            values = torch.tensor([getattr(preset, name) for preset in found], device=prompt.device)
+            values = torch.tensor([getattr(preset, name) for preset in presets], device=prompt.device)
             return values.view(-1, *[1] * (prompt.dim() - 1))
 
         apart = prompt - concept

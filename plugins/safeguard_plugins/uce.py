@@ -68,16 +68,16 @@ class UCE:
         edits: list[Edit] = []
         for layers in layers_of(concepts, self, pipeline):
             texts = PhraseInputs(pipeline, layers, asked.window)
-            given = [texts.pairs(concept.phrases, asked.guide) for concept in concepts]
-            pairs = [Pairs.of(rows, against) for rows, against in given]
+            inputs = [texts.pairs(concept.phrases, asked.guide) for concept in concepts]
+            pairs = [Pairs.of(rows, against) for rows, against in inputs]
             solved = Solved(Kept(texts.kept(asked.preserve), **asked.scales), [pairs])
             ups = {}
             for module in layers.modules:
-                weight = pipeline.weight(module).to(given[0][0])
+                weight = pipeline.weight(module).to(inputs[0][0])
                 changes = []
-                for (rows, against), one in zip(given, pairs, strict=True):
+                for (rows, against), pair in zip(inputs, pairs, strict=True):
                     now = rows @ weight.T
-                    changes.append(one.left.T @ (targets(technique, now, against @ weight.T) - now))
+                    changes.append(pair.left.T @ (targets(technique, now, against @ weight.T) - now))
                 ups[module] = torch.cat(changes).T
             edits += solved.edits(concepts, ups)
         return edits

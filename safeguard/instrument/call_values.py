@@ -111,7 +111,7 @@ def unstacked(value: Tensor, like: Any) -> Any:
     """[B, L, D] in the form in which ``like`` was given."""
     if isinstance(like, Tensor):
         return value
-    return type(like)(row[: len(given)] for row, given in zip(value, like, strict=True))
+    return type(like)(row[: len(template)] for row, template in zip(value, like, strict=True))
 
 
 def collected(rows: Sequence[Any], like: Any, lengths: Sequence[int]) -> Any:
@@ -120,9 +120,9 @@ def collected(rows: Sequence[Any], like: Any, lengths: Sequence[int]) -> Any:
     """
     if is_text_list(like) or not isinstance(like, Tensor):
         return list(rows)
-    made = [torch.ones(length) if row is None else torch.as_tensor(row) for row, length in zip(rows, lengths, strict=True)]
-    padded = made[0].dim() > 0 and len({len(row) for row in made}) > 1
-    whole = nn.utils.rnn.pad_sequence(made, batch_first=True) if padded else torch.stack(made)
+    tensors = [torch.ones(length) if row is None else torch.as_tensor(row) for row, length in zip(rows, lengths, strict=True)]
+    padded = tensors[0].dim() > 0 and len({len(row) for row in tensors}) > 1
+    whole = nn.utils.rnn.pad_sequence(tensors, batch_first=True) if padded else torch.stack(tensors)
     return whole.to(like)
 
 

@@ -37,10 +37,10 @@ class LivePipeline:
         self.base: type = type(pipe)
         self._pipe = weakref.ref(pipe)
         with quiet():  # a denoiser may carry the hooks of another guard
-            found = find_denoisers(pipe, self.base, example or {})
-            self.parts, self.every_site = found.parts, found.sites
-            self.encoding = TextEncoding(pipe, self.base, found.ways)
-            self.roles = PromptBranches.find(pipe, self.base, *found.ways[self.encoding.main])
+            denoisers = find_denoisers(pipe, self.base, example or {})
+            self.parts, self.every_site = denoisers.parts, denoisers.sites
+            self.encoding = TextEncoding(pipe, self.base, denoisers.ways)
+            self.roles = PromptBranches.find(pipe, self.base, *denoisers.ways[self.encoding.main])
         self._linears = LinearTextLayers(self.parts, self.encoding)
         self.weight, self.inputs = self._linears.weight, self._linears.inputs
 

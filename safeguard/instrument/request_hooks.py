@@ -52,10 +52,10 @@ class RequestHooks:
         """A denoiser call begins: tell its rows apart, then let the text-states edits act. None: nothing changed."""
         sdpa.leave_attention()
         part = self._pipeline.parts[name]
-        given = pick(values, part.text.states)
-        if current_context().quiet or given is None:
+        text = pick(values, part.text.states)
+        if current_context().quiet or text is None:
             return None
-        states = stacked(given)
+        states = stacked(text)
         time = part.time_of(values)
         state = self._own(current_context().request) or self._begin_direct(states, time)
         if state is None or not state.plan.edits:
@@ -73,10 +73,10 @@ class RequestHooks:
             active = active_edit(state, edit, frame.rows, states.device, unconditional=edit.unconditional)
             if active is None:
                 continue
-            made = attempt(state, edit, text_states.edited, state, edit, active, changed, part, self._pipeline.encoding)
-            if made is not None:
-                active.answer(state.log.step, acted=made is not changed)
-                changed = made
+            answer = attempt(state, edit, text_states.edited, state, edit, active, changed, part, self._pipeline.encoding)
+            if answer is not None:
+                active.answer(state.log.step, acted=answer is not changed)
+                changed = answer
         frame.edited = frame.values if changed is values or not whole else fresh(changed)
         self._prepare(state, part, changed, states.device)
         return None if changed is values else changed
@@ -172,15 +172,15 @@ class RequestHooks:
 
     def _site_edits(self, state: RequestState, rows: Sequence[Any], device: torch.device) -> list[ActiveEdit]:
         """What acts at the text sites of this denoiser call: worked out once for each set of rows."""
-        kept = None if state.frame is None else state.frame.site_edits
+        known = None if state.frame is None else state.frame.site_edits
         key = tuple(rows)
-        if kept is None or key not in kept:
+        if known is None or key not in known:
             edits = (active_edit(state, edit, key, device) for edit in state.plan.site_edits)
-            found = [active for active in edits if active is not None]
-            if kept is None:
-                return found
-            kept[key] = found
-        return kept[key]
+            acting = [active for active in edits if active is not None]
+            if known is None:
+                return acting
+            known[key] = acting
+        return known[key]
 
     def _require_sites_only(self, state: RequestState) -> None:
         """``forward`` was called past the hooks of the denoiser itself, so what acts there cannot protect this call."""

@@ -37,12 +37,12 @@ def _equal(states: Tensor, known: Sequence[Any]) -> list[list[bool]]:
     """For each known row, which rows of ``states`` equal it: one transfer from the device for all."""
     rows = [_padded(row, states.shape[1]) for texts in known for row in texts]
     fitting = [place for place, row in enumerate(rows) if row.shape == states.shape[1:]]
-    found = [[False] * len(states) for _ in rows]
+    equal = [[False] * len(states) for _ in rows]
     if fitting:
         same = [(states == rows[place].to(states)).flatten(1).all(1) for place in fitting]
         for place, flags in zip(fitting, torch.stack(same).tolist(), strict=True):
-            found[place] = flags
-    return found
+            equal[place] = flags
+    return equal
 
 
 def _padded(row: Tensor, length: int) -> Tensor:
@@ -56,7 +56,7 @@ def _take(index: int, equal: list[list[bool]], used: list[int]) -> int | None:
     candidates = [place for place, flags in enumerate(equal) if flags[index]]
     if not candidates:
         return None
-    place = min(candidates, key=lambda one: (used[one], one))
+    place = min(candidates, key=lambda spot: (used[spot], spot))
     used[place] += 1
     return place
 

@@ -107,7 +107,7 @@ class SelfTest:
         """Runs with all concepts at once; where these are more words than are read, and need not act together, with those that
         always act and each of the others in turn. Images in which too many act are refused when they are made.
         """
-        full, always = plan.full_strengths, [_always_acts(plan, one.concept) for one in plan.concepts]
+        full, always = plan.full_strengths, [_always_acts(plan, concept.concept) for concept in plan.concepts]
         try:
             return [self._run(name, plan, full, trial=trial)]
         except CapabilityError as fault:
@@ -177,7 +177,7 @@ class SelfTest:
 
 def _acts_at_sites(plan: Plan) -> bool:
     ids = {concept for edit in plan.site_edits for concept in edit.concepts}
-    return any(one.concept.id in ids and one.strength.value > 0 for one in plan.concepts)
+    return any(item.concept.id in ids and item.strength.value > 0 for item in plan.concepts)
 
 
 def _always_acts(plan: Plan, concept: Concept) -> bool:
@@ -186,5 +186,5 @@ def _always_acts(plan: Plan, concept: Concept) -> bool:
     return concept.one_of is None and (concept.activation == "always" or uncalibrated)
 
 
-def _equal_at(row: int, one: list[Tensor], other: list[Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a[row], b[row]) for a, b in zip(one, other, strict=True))
+def _equal_at(row: int, left: list[Tensor], right: list[Tensor]) -> bool:
+    return len(left) == len(right) and all(torch.equal(a[row], b[row]) for a, b in zip(left, right, strict=True))

@@ -74,7 +74,7 @@ def shares_of(
     weight acting: [n, words, S]. The task's pipeline carries the hooks of ``attachment`` (`attached`).
     """
     own = derive(task.policy, name=NAME, concepts=[concept], eraser=NAME, strength=constant, params={}, activation="always")
-    found = []
+    shares = []
     plan = compile_plan(own, attachment, Registry([EntryPoint(NAME, f"{__name__}:Shares", GROUP)]), OFFERED)
     (edit,) = plan.site_edits
     assert isinstance(edit, _Look)
@@ -84,8 +84,8 @@ def shares_of(
             task.paint(cases[start : start + task.batch], guidance=1.0)  # one row a case, in their order
         assert edit.words is not None
         sites = [edit.seen[site.index][:, 0, edit.words[:, 0] > 0] for site in attachment.main_sites]
-        found.append(torch.stack(sites, -1).float().cpu())
-    return torch.cat(found)
+        shares.append(torch.stack(sites, -1).float().cpu())
+    return torch.cat(shares)
 
 
 @contextlib.contextmanager

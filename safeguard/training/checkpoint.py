@@ -37,16 +37,16 @@ class Checkpoint:
 
 def state_of(weights: Mapping[str, Tensor], optimiser: torch.optim.Adam) -> dict[str, Tensor]:
     """Weights and what Adam knows of each, for a checkpoint."""
-    kept: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, weight in weights.items():
         state = optimiser.state[weight]
-        kept |= {name: weight, f"{name}:mean": state["exp_avg"], f"{name}:square": state["exp_avg_sq"]}
-    return kept
+        tensors |= {name: weight, f"{name}:mean": state["exp_avg"], f"{name}:square": state["exp_avg_sq"]}
+    return tensors
 
 
-def restore_state(weights: Mapping[str, Tensor], optimiser: torch.optim.Adam, step: int, kept: Mapping[str, Tensor]) -> None:
+def restore_state(weights: Mapping[str, Tensor], optimiser: torch.optim.Adam, step: int, tensors: Mapping[str, Tensor]) -> None:
     """The reverse of `state_of`, into the same weights and a new optimiser."""
     for name, weight in weights.items():
-        weight.data.copy_(kept[name])
-        mean, square = (kept[f"{name}:{part}"].to(weight) for part in ("mean", "square"))
+        weight.data.copy_(tensors[name])
+        mean, square = (tensors[f"{name}:{part}"].to(weight) for part in ("mean", "square"))
         optimiser.state[weight] = {"step": torch.tensor(float(step)), "exp_avg": mean, "exp_avg_sq": square}

@@ -24,8 +24,8 @@ def layers_of(frozen: FrozenPipeline, *, strict: bool) -> list[str]:
     attachment, inside = frozen.attachment, f"{frozen.name}."
     first = [name.removeprefix(inside) for group in attachment.text_layers for name in group.modules if name.startswith(inside)]
     sites = dict.fromkeys(site.name.partition("#")[0].removeprefix(inside) for site in attachment.main_sites)
-    found = [f"{site}.{name}" for site in sites for name, _ in linears_in(frozen.denoiser.get_submodule(site))]
-    chosen = list(dict.fromkeys(first if strict else [*found, *first]))
+    names = [f"{site}.{name}" for site in sites for name, _ in linears_in(frozen.denoiser.get_submodule(site))]
+    chosen = list(dict.fromkeys(first if strict else [*names, *first]))
     if not chosen:
         raise CapabilityError(
             f"{attachment.name} has no linear layer to train at the text; choose an eraser that trains none",
@@ -69,8 +69,8 @@ def added(denoiser: Any, deltas: Deltas) -> Iterator[None]:
 
     def hook(delta: Tensor) -> Callable[..., Tensor]:
         def on_done(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
-            given = _given(args, kwargs)
-            return output + nn.functional.linear(given, delta.to(given))
+            states = _given(args, kwargs)
+            return output + nn.functional.linear(states, delta.to(states))
 
         return on_done
 
@@ -82,4 +82,4 @@ def added(denoiser: Any, deltas: Deltas) -> Iterator[None]:
 
 
 def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    return next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+    return next(argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor))

@@ -71,10 +71,10 @@ def taught(
     settings = task.numbers(DistillationSettings())
     with weights_frozen(frozen.denoiser):
         training = Distillation(frozen, concept.id, pairs, settings, recipe, checkpoint=task.checkpoint)
-        made = training.run(told(task, f"{concept.id}: updates", settings.reuse))
+        losses = training.run(told(task, f"{concept.id}: updates", settings.reuse))
         exam = Holdout(frozen, concept.id, pairs, count=settings.batch, steps=settings.steps, seed=settings.seed)
-        said = {"concept": concept.id, "pairs": len(pairs), **recipe.numbers, **asdict(settings), **more}
-        return adapter_of(frozen, recipe.method, made, settings.rank, said, exam.marks)
+        settings_used = {"concept": concept.id, "pairs": len(pairs), **recipe.numbers, **asdict(settings), **more}
+        return adapter_of(frozen, recipe.method, losses, settings.rank, settings_used, exam.marks)
 
 
 def adapter_of(
@@ -82,12 +82,12 @@ def adapter_of(
     method: str,
     deltas: Deltas,
     rank: int,
-    said: Mapping[str, Any],
+    settings_used: Mapping[str, Any],
     marks: Callable[[Deltas], Mapping[str, float]],
 ) -> Adapter:
     """The adapter of the ``rank`` largest directions of these deltas; ``marks`` reports on what these do."""
     inside = f"{frozen.name}."
     tensors, energy = factorise({inside + name: delta for name, delta in deltas.items()}, rank)
-    kept = {name.removeprefix(inside): delta.to(deltas[name.removeprefix(inside)]) for name, delta in whole(tensors).items()}
-    report = {**marks(kept), "energy_kept": energy}
-    return Adapter(method, frozen.attachment.fingerprint, tensors, said, report)
+    trained = {name.removeprefix(inside): delta.to(deltas[name.removeprefix(inside)]) for name, delta in whole(tensors).items()}
+    report = {**marks(trained), "energy_kept": energy}
+    return Adapter(method, frozen.attachment.fingerprint, tensors, settings_used, report)

@@ -108,8 +108,8 @@ class Distillation:
         self.teacher = {name: delta.detach().clone() for name, delta in self.student.items()}
         self._optimiser = torch.optim.Adam(self.student.values(), lr=settings.rate)
         self._step, self._course = 0, dict[int, tuple[Course, Sequence[TextPair]]]()
-        said = json.dumps([self._stage, dict(recipe.numbers), asdict(settings), [asdict(pair) for pair in pairs]])
-        self._kept = Checkpoint(checkpoint, said)
+        identity = json.dumps([self._stage, dict(recipe.numbers), asdict(settings), [asdict(pair) for pair in pairs]])
+        self._kept = Checkpoint(checkpoint, identity)
         self._restore()
 
     def _beginning(self) -> dict[str, Tensor]:
@@ -117,11 +117,11 @@ class Distillation:
         layers = {name: self._frozen.denoiser.get_submodule(name) for name in names}
         needed = 5 * 4 * sum(layer.in_features * layer.out_features for layer in layers.values())
         require_memory(self._frozen, needed, f"{len(names)} layers", "train fewer with --set strict=1")
-        device, made = next(self._frozen.denoiser.parameters()).device, {}
+        device, tensors = next(self._frozen.denoiser.parameters()).device, {}
         for name, layer in layers.items():
             begin = self._start.get(name, torch.zeros(layer.out_features, layer.in_features))
-            made[name] = begin.detach().to(device, torch.float32, copy=True).requires_grad_()
-        return made
+            tensors[name] = begin.detach().to(device, torch.float32, copy=True).requires_grad_()
+        return tensors
 
     def run(self, progress: Progress | None = None) -> Deltas:
         """Train to the last update: the teacher's deltas."""
@@ -137,11 +137,11 @@ class Distillation:
     def _require_room(self) -> None:
         """For the rows of a call in each layer, and for what an update on them keeps; ``held`` is asked on as many."""
         some, student = self.batch(self._step), list(self.student.values())
-        one = Batch(some.noisy[:1], some.time[:1], some.said[:1], some.shown[:1])
+        single = Batch(some.noisy[:1], some.time[:1], some.said[:1], some.shown[:1])
         require_rows(self._frozen, list(self.student), len(some.said), lambda: self.loss(some))
         require_backward(
             self._frozen,
-            lambda: self.loss(one),
+            lambda: self.loss(single),
             len(some.said) * (1 if self._recipe.held is None else 2),
             f"{len(student)} layers",
             known=student,
@@ -181,7 +181,7 @@ class Distillation:
         seeds = [chosen.getrandbits(48) for _ in pairs]
         with added(self._frozen.denoiser, self.teacher if self._recipe.by_teacher else self._start):
             return self._frozen.course(
-                [one.painted or one.said for one in pairs], seeds, numbers.steps, numbers.guidance
+                [pair.painted or pair.said for pair in pairs], seeds, numbers.steps, numbers.guidance
             ), pairs
 
     def loss(self, batch: Batch) -> Tensor:
@@ -204,9 +204,9 @@ class Distillation:
 
     def _restore(self) -> None:
         """Go on from a checkpoint of the same training; one of another is passed over."""
-        found = self._kept.load()
-        if found is not None:
-            self._step, tensors = found
+        checkpoint = self._kept.load()
+        if checkpoint is not None:
+            self._step, tensors = checkpoint
             restore_state(self.student, self._optimiser, self._step, tensors)
             for name, delta in self.teacher.items():
                 delta.copy_(tensors[f"{name}:teacher"])

@@ -88,9 +88,13 @@ def _seen(store: FeedbackStore, judge: ConceptJudge, concept: str, images: Seque
 def _ranked(
     store: FeedbackStore, items: Sequence[Item], sure: Mapping[str, float], concept: str, count: int, size: int
 ) -> Iterator[Judgement]:
-    said = [one for one in store.judgements(concept, replaced=True) if one.kind == "ranking" and one.who == JUDGE]
+    judgements = [
+        judgement
+        for judgement in store.judgements(concept, replaced=True)
+        if judgement.kind == "ranking" and judgement.who == JUDGE
+    ]
     for _ in range(count):
-        group, _ = to_rank(items, said, size)
+        group, _ = to_rank(items, judgements, size)
         order = sorted((item.image for item in group), key=lambda image: (sure[image], image))
-        said.append(store.rank(concept, order, who=JUDGE, by="judge"))
-        yield said[-1]
+        judgements.append(store.rank(concept, order, who=JUDGE, by="judge"))
+        yield judgements[-1]

@@ -82,9 +82,9 @@ class Inversion:
             row.grad = torch.zeros_like(row)  # a word that no text of a batch says has none of its own
         self._optimiser = torch.optim.Adam(self.lesson.rows.values(), lr=self._settings.rate)
         self._step = 0
-        given = [[word.digest for word in words], self._weights.tolist(), latents.double().sum().item()]
-        said = [self._texts, asdict(self._settings), *given]
-        self._kept = Checkpoint(checkpoint, json.dumps(said))
+        inputs = [[word.digest for word in words], self._weights.tolist(), latents.double().sum().item()]
+        identity = [self._texts, asdict(self._settings), *inputs]
+        self._kept = Checkpoint(checkpoint, json.dumps(identity))
         self._restore()
         with torch.no_grad():
             frozen.require_latents(frozen.arguments(self._texts[0][:1]), latents)
@@ -105,8 +105,8 @@ class Inversion:
     def run(self, progress: Progress | None = None) -> list[LearnedWord]:
         """Learn to the last update, and put the words as they are then into the pipeline."""
         with torch.inference_mode(False), torch.enable_grad(), weights_frozen(self._frozen.denoiser), self.lesson.under_way():
-            one, rows = partial(self.loss, self._step, 1), self.lesson.rows.values()
-            require_backward(self._frozen, one, self._settings.batch, "a learned word", known=rows)
+            per_latent, rows = partial(self.loss, self._step, 1), self.lesson.rows.values()
+            require_backward(self._frozen, per_latent, self._settings.batch, "a learned word", known=rows)
             while self._step < self._settings.updates:
                 self._optimiser.zero_grad(set_to_none=False)
                 self.loss(self._step).backward()
@@ -135,8 +135,8 @@ class Inversion:
             return sum(self.loss(step).item() for step in steps) / len(steps)
 
     def _require_gradient(self, values: Values) -> None:
-        found = [pick(values, path) for path in self._frozen.text.every]
-        parts = [part for one in found for part in (one if isinstance(one, (list, tuple)) else [one])]
+        texts = [pick(values, path) for path in self._frozen.text.every]
+        parts = [part for text in texts for part in (text if isinstance(text, (list, tuple)) else [text])]
         if not any(isinstance(part, Tensor) and part.requires_grad for part in parts):
             name = type(self._frozen.pipe).__name__
             raise CapabilityError(
@@ -147,7 +147,7 @@ class Inversion:
 
     def _restore(self) -> None:
         """Go on from a checkpoint of the same training; one of another is passed over."""
-        found = self._kept.load()
-        if found is not None:
-            self._step, tensors = found
+        checkpoint = self._kept.load()
+        if checkpoint is not None:
+            self._step, tensors = checkpoint
             restore_state(self.lesson.rows, self._optimiser, self._step, tensors)

@@ -75,7 +75,7 @@ class FrozenPipeline:
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
         """Latents of pictures of these prompts, one seed each: [n, ...], as the denoiser is trained on them."""
         with torch.no_grad(), quiet():
-            made = self.pipe(
+            images = self.pipe(
                 list(prompts),
                 num_inference_steps=steps,
                 guidance_scale=guidance,
@@ -83,7 +83,7 @@ class FrozenPipeline:
                 output_type="latent",
                 **self.options,
             )
-        latents: Tensor = made.images if hasattr(made, "images") else made[0]
+        latents: Tensor = images.images if hasattr(images, "images") else images[0]
         return latents
 
     def course(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Course:
@@ -99,17 +99,17 @@ class FrozenPipeline:
 
         handle = self.denoiser.register_forward_pre_hook(look, with_kwargs=True)
         try:
-            made = self.paint(prompts, seeds, steps, guidance)
+            images = self.paint(prompts, seeds, steps, guidance)
         finally:
             handle.remove()
-        latents = [self._latent(values, made) for values, _ in seen]
-        found = [one[-len(made) :].detach().clone() for one in latents if one is not None]
-        if not found or len(found) != len(seen) or float(seen[0][1]) <= 0:
+        latents = [self._latent(values, images) for values, _ in seen]
+        course = [latent[-len(images) :].detach().clone() for latent in latents if latent is not None]
+        if not course or len(course) != len(seen) or float(seen[0][1]) <= 0:
             raise self._refusal(
                 f"does not call its {self.name} with its latents and a time; nothing can be learnt from its way there",
                 "latents",
             )
-        return Course(torch.stack(found), torch.stack([time for _, time in seen]))
+        return Course(torch.stack(course), torch.stack([time for _, time in seen]))
 
     def _latent(self, values: Values, like: Tensor) -> Tensor | None:
         """The argument that is pictures of this shape, [rows, ...]."""
@@ -141,12 +141,12 @@ class FrozenPipeline:
         scale, shift = (getattr(getattr(vae, "config", None), f"{name}_factor", None) for name in ("scaling", "shift"))
         if scale is None or getattr(vae.config, "latents_mean", None) is not None:
             raise self._refusal("does not say by one factor how pictures become latents; nothing can be learnt of them", "vae")
-        made = []
+        latents = []
         with torch.no_grad():
             for start in range(0, len(images), batch):
                 pixels = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).to(vae.device, vae.dtype)
-                made.append((vae.encode(pixels / 127.5 - 1).latent_dist.mode() - (shift or 0.0)) * scale)
-        return torch.cat(made)
+                latents.append((vae.encode(pixels / 127.5 - 1).latent_dist.mode() - (shift or 0.0)) * scale)
+        return torch.cat(latents)
 
     def require_latents(self, values: Values, latents: Tensor) -> None:
         """Raises CapabilityError where the call ``values`` has no place for such latents [n, ...]."""
@@ -169,8 +169,8 @@ class FrozenPipeline:
                 some = value[picked] if isinstance(value, Tensor) else [value[row] for row in picked]
                 values = put(values, path, some)
         with quiet():
-            made = self.denoiser(**values)
-        predicted: Tensor = made if isinstance(made, Tensor) else made[0]
+            output = self.denoiser(**values)
+        predicted: Tensor = output if isinstance(output, Tensor) else output[0]
         return predicted
 
     def loss(self, values: Values, latents: Tensor, places: Sequence[int], source: torch.Generator) -> Tensor:

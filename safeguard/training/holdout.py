@@ -33,8 +33,8 @@ class Holdout:
         self._frozen = frozen
         rng, source = step_rng(seed, f"exam:{concept}", 0)
         some = [pairs[rng.randrange(len(pairs))] for _ in range(count)]
-        self._values = frozen.arguments([text for one in some for text in (one.said, one.shown)])
-        course = frozen.course([one.said for one in some], [rng.getrandbits(48) for _ in some], steps, guidance=3.0)
+        self._values = frozen.arguments([text for pair in some for text in (pair.said, pair.shown)])
+        course = frozen.course([pair.said for pair in some], [rng.getrandbits(48) for _ in some], steps, guidance=3.0)
         self._calls = []
         for _ in range(DRAWS):
             self._calls.append(course.at(*course.places(source)))
@@ -50,10 +50,10 @@ class Holdout:
         the concept, if they acted there, on the scale of ``left``.
         """
         whole = left = along = elsewhere = 0.0
-        for call, (said, shown) in enumerate(self._plain):
+        for call, (text_pair, shown) in enumerate(self._plain):
             with added(self._frozen.denoiser, deltas):
                 now, beside = self._say(call, self._said), self._say(call, self._shown)
-            was = said - shown
+            was = text_pair - shown
             whole += float(was.square().sum())
             left += float((now - shown).square().sum())
             along += float(((now - shown) * was).sum())

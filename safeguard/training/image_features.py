@@ -94,8 +94,8 @@ def _clip(name: str, folder: Path) -> ImageEncoder:
 
     def encode(images: Pixels) -> Tensor:
         ready = prepare(images=list(images), return_tensors="pt")["pixel_values"]
-        made: Tensor = model(pixel_values=ready.to(model.dtype)).image_embeds
-        return made
+        embeds: Tensor = model(pixel_values=ready.to(model.dtype)).image_embeds
+        return embeds
 
     return ImageEncoder(name, "clip", weights_digest({"vision": model}), model.config.projection_dim, encode)
 

@@ -28,12 +28,12 @@ class Grid:
 
     def covered(self, boxes: Sequence[Box]) -> list[int]:
         """The bins that these boxes cover, in their order. What lies on an edge is in the bin to the right of it, or below."""
-        found: set[int] = set()
+        cells: set[int] = set()
         for left, top, right, bottom in boxes:
             columns = range(self._bin(left, self.width), self._bin(right, self.width) + 1)
             rows = range(self._bin(top, self.height), self._bin(bottom, self.height) + 1)
-            found |= {self.side * row + column for row in rows for column in columns}
-        return sorted(found)
+            cells |= {self.side * row + column for row in rows for column in columns}
+        return sorted(cells)
 
     def inwards(self, covered: Sequence[int]) -> list[int]:
         """Covered bins from the outermost to the innermost: by how far they are from the middle of all of them."""

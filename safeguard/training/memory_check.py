@@ -43,11 +43,11 @@ def kept_for_backward(frozen: FrozenPipeline, loss: Callable[[], Tensor], known:
     """Bytes that a loss keeps for its backward pass, each storage once; but for the pipeline's weights and ``known`` ones.
     What it draws of torch's own numbers is drawn as if it had not been asked.
     """
-    kept: dict[int, torch.UntypedStorage] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()  # held here, so that no other takes its place
-        kept[storage.data_ptr()] = storage
+        storages[storage.data_ptr()] = storage
         return tensor
 
     device = next(frozen.denoiser.parameters()).device
@@ -56,8 +56,8 @@ def kept_for_backward(frozen: FrozenPipeline, loss: Callable[[], Tensor], known:
         loss()
     parts = [part for part in frozen.pipe.components.values() if isinstance(part, nn.Module)]
     weights = [weight for part in parts for weight in (*part.parameters(), *part.buffers())]
-    there = {one.untyped_storage().data_ptr() for one in (*weights, *known)}
-    return sum(storage.nbytes() for place, storage in kept.items() if place not in there)
+    there = {held.untyped_storage().data_ptr() for held in (*weights, *known)}
+    return sum(storage.nbytes() for place, storage in storages.items() if place not in there)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -59,10 +59,10 @@ class Misalignment:
 
     def __call__(self, prompts: Sequence[str]) -> list[float]:
         """One number a prompt, of the prompt alone: the same in every batch."""
-        found: list[float] = []
+        scores: list[float] = []
         for start in range(0, len(prompts), self._batch):
-            found += self._of(prompts[start : start + self._batch])
-        return found
+            scores += self._of(prompts[start : start + self._batch])
+        return scores
 
     def _of(self, prompts: Sequence[str]) -> list[float]:
         sources = [step_rng(self._seed, f"mining:{prompt}", 0)[0] for prompt in prompts]
@@ -79,8 +79,8 @@ class Misalignment:
         with torch.no_grad():
             plain = predicted()
             with self._changed():
-                other = predicted()
-        distances: list[float] = (other - plain).square().flatten(1).mean(1).tolist()
+                predictions = predicted()
+        distances: list[float] = (predictions - plain).square().flatten(1).mean(1).tolist()
         return distances
 
 
@@ -90,14 +90,14 @@ def mine(
     """The prompts that were changed most, and how much, most first; at most ``search.keep``. Each is measured once."""
     search = search or Search()
     known: dict[Individual, float] = {}
-    population: list[Individual] = list(dict.fromkeys((one,) for one in entities))
+    population: list[Individual] = list(dict.fromkeys((prompt,) for prompt in entities))
     for generation in range(search.generations + 1):
-        new = [one for one in population if one not in known]
-        known |= zip(new, distance([", ".join(one) for one in new]) if new else (), strict=True)
-        population = sorted(population, key=lambda one: -known[one])[: search.keep]
+        new = [prompt for prompt in population if prompt not in known]
+        known |= zip(new, distance([", ".join(prompt) for prompt in new]) if new else (), strict=True)
+        population = sorted(population, key=lambda prompt: -known[prompt])[: search.keep]
         if generation < search.generations:
             population = list(dict.fromkeys([*population, *_offspring(population, entities, rng, search)]))
-    return [(", ".join(one), known[one]) for one in population]
+    return [(", ".join(prompt), known[prompt]) for prompt in population]
 
 
 def _offspring(
@@ -105,13 +105,13 @@ def _offspring(
 ) -> list[Individual]:
     """What comes of crossing and of mutation; parents stay as they are."""
     paired = rng.sample(list(population), int(search.crossed * len(population)) // 2 * 2)
-    crossed = [_joined(one + other) for one, other in zip(paired[::2], paired[1::2], strict=True)]
+    crossed = [_joined(first + second) for first, second in zip(paired[::2], paired[1::2], strict=True)]
     grown = [*population, *crossed]
     mutated = [
-        _joined(tuple(rng.choice(list(entities)) if rng.random() < search.replaced else part for part in one))
-        for one in rng.sample(grown, int(search.mutated * len(grown)))
+        _joined(tuple(rng.choice(list(entities)) if rng.random() < search.replaced else part for part in first))
+        for first in rng.sample(grown, int(search.mutated * len(grown)))
     ]
-    return [one for one in (*crossed, *mutated) if len(one) <= search.longest]
+    return [first for first in (*crossed, *mutated) if len(first) <= search.longest]
 
 
 def _joined(parts: Individual) -> Individual:

@@ -72,10 +72,10 @@ class Reward:
             raise _refusal(f"{name}: there is no such file") from fault
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
             raise _refusal(f"{name}: this is no reward model ({fault})") from fault
-        found = encoder if isinstance(encoder, ImageEncoder) else open_encoder(place if encoder is None else encoder)
-        if (found.digest, found.width) != (digest, width):
-            raise _refusal(f"{name}: it was learnt on another encoder than {found.place}; name the one that lay at {place}")
-        return cls(*rest[0], found, tensors, *rest[1])
+        opened = encoder if isinstance(encoder, ImageEncoder) else open_encoder(place if encoder is None else encoder)
+        if (opened.digest, opened.width) != (digest, width):
+            raise _refusal(f"{name}: it was learnt on another encoder than {opened.place}; name the one that lay at {place}")
+        return cls(*rest[0], opened, tensors, *rest[1])
 
     def to_dict(self) -> dict[str, Any]:
         """All but the weights, as it stands in the file."""

@@ -55,9 +55,9 @@ def labels_of(store: FeedbackStore, concept: str, kind: str, by: str | None = No
     """The labels of a concept that stand. Unsure is left out. Raises FeedbackError where there are too few to learn from."""
     store.items(concept)
     if kind == "binary":
-        said = sorted(store.labels(concept, by=by).items())
-        votes = {image: [one == "yes" for one in given.values() if one != "unsure"] for image, given in said}
-        shares = {image: sum(one) / len(one) for image, one in votes.items() if one}
+        labelled = sorted(store.labels(concept, by=by).items())
+        votes = {image: [answer == "yes" for answer in answers.values() if answer != "unsure"] for image, answers in labelled}
+        shares = {image: sum(answer) / len(answer) for image, answer in votes.items() if answer}
         labels = Labels(tuple(shares), tuple(shares.values()))
     else:
         named = pairs_of(store.rankings(concept, by=by))
@@ -88,8 +88,8 @@ def train_reward(
     chosen = kind or ("ranking" if store.rankings(concept, by=by) and not store.labels(concept, by=by) else "binary")
     if chosen not in KINDS:
         raise FeedbackError(f"a reward is learnt from {' or '.join(KINDS)}, not {chosen!r}")
-    labels, found = labels_of(store, concept, chosen, by), encoder or open_encoder()
-    features = found(store.pixels(labels.images))
+    labels, open_features = labels_of(store, concept, chosen, by), encoder or open_encoder()
+    features = open_features(store.pixels(labels.images))
     settings = {
         **_learnt_from(store, concept, chosen, by, labels),
         "seed": seed,
@@ -97,18 +97,18 @@ def train_reward(
         "rate": RATE,
         "decay": DECAY,
     }
-    return Reward(concept, chosen, found, fit(features, labels, seed), settings, report(features, labels, seed))
+    return Reward(concept, chosen, open_features, fit(features, labels, seed), settings, report(features, labels, seed))
 
 
 def _learnt_from(store: FeedbackStore, concept: str, kind: str, by: str | None, labels: Labels) -> dict[str, Any]:
     """What a model is learnt from, in numbers, without a person's name."""
-    said = [one for one in store.judgements(concept, by=by) if one.kind == kind]
+    judgements = [judgement for judgement in store.judgements(concept, by=by) if judgement.kind == kind]
     return {
         "pictures": len(labels.images),
         "pairs": len(labels.pairs),
-        "by_person": sum(one.by == "person" for one in said),
-        "by_judge": sum(one.by == "judge" for one in said),
-        "people": len({one.who for one in said if one.by == "person"}),
+        "by_person": sum(judgement.by == "person" for judgement in judgements),
+        "by_judge": sum(judgement.by == "judge" for judgement in judgements),
+        "people": len({judgement.who for judgement in judgements if judgement.by == "person"}),
         "labels": hashlib.sha256(json.dumps([labels.images, labels.values, labels.pairs]).encode()).hexdigest(),
     }
 
@@ -169,13 +169,15 @@ def report(features: Tensor, labels: Labels, seed: int = 0) -> Report:
     folds = (torch.randperm(len(labels.images), generator=torch.Generator().manual_seed(seed)) % FOLDS).tolist()
     rewards, right = torch.zeros(len(folds)), list[bool]()
     for held in range(FOLDS):
-        kept, out = ([row for row, one in enumerate(folds) if (one == held) == left] for left in (False, True))
-        part = labels.of(kept)
+        training_rows, out = ([row for row, fold in enumerate(folds) if (fold == held) == left] for left in (False, True))
+        part = labels.of(training_rows)
         if not part.values and not part.pairs:
             continue
-        made = Perceptron(fit(features[kept], part, seed), features.shape[1], 1)(features)[:, 0]
-        rewards[out] = made[out]
-        right += [bool(made[more] > made[less]) for less, more in labels.pairs if held in (folds[less], folds[more])]
+        predictions = Perceptron(fit(features[training_rows], part, seed), features.shape[1], 1)(features)[:, 0]
+        rewards[out] = predictions[out]
+        right += [
+            bool(predictions[more] > predictions[less]) for less, more in labels.pairs if held in (folds[less], folds[more])
+        ]
     if labels.pairs:
         return {"pair_accuracy": sum(right) / len(right) if right else None, "pairs": len(right)}
     return _of_answers(rewards, torch.tensor(labels.values))

@@ -56,27 +56,27 @@ class EmbeddingTable:
 
     def numbers(self, token: str, count: int) -> list[int]:
         """Those of the tokens that make up a word of ``count`` rows."""
-        found: list[int] = self.tokenizer.convert_tokens_to_ids([token, *(f"{token}_{row}" for row in range(1, count))])
-        return found
+        numbers: list[int] = self.tokenizer.convert_tokens_to_ids([token, *(f"{token}_{row}" for row in range(1, count))])
+        return numbers
 
 
 def embedding_tables(pipe: Any) -> list[EmbeddingTable]:
     """The text encoders of a pipeline that can be given words. Raises CapabilityError where it cannot load any."""
-    made: list[EmbeddingTable] = []
+    tables: list[EmbeddingTable] = []
     for end in ("", "_2", "_3"):
         encoder, tokenizer = (getattr(pipe, f"{part}{end}", None) for part in ("text_encoder", "tokenizer"))
         if encoder is not None and tokenizer is not None:
-            kind, taken = str(encoder.config.model_type), {one.key for one in made}
+            kind, taken = str(encoder.config.model_type), {table.key for table in tables}
             names = (*(_CLIPS if kind.startswith("clip") else ()), kind, f"{kind}{end}")
-            made.append(EmbeddingTable(next(name for name in names if name not in taken), tokenizer, encoder))
-    if not made or not hasattr(pipe, "load_textual_inversion"):
+            tables.append(EmbeddingTable(next(name for name in names if name not in taken), tokenizer, encoder))
+    if not tables or not hasattr(pipe, "load_textual_inversion"):
         name = type(pipe).__name__
         raise CapabilityError(
             f"{name} has no load_textual_inversion(), so it can be given no learned word; learn it beside another pipeline",
             pipeline=name,
             missing="load_textual_inversion",
         )
-    return made
+    return tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +98,11 @@ class LearnedWord:
 
     def to_bytes(self) -> bytes:
         """Its file, as diffusers reads it: of one encoder the rows by the token, of several by their keys."""
-        rows = {key: one.detach().float() for key, one in self.rows.items()}
+        rows = {key: tensor.detach().float() for key, tensor in self.rows.items()}
         tensors = dict(zip([self.token], rows.values(), strict=True)) if len(rows) == 1 else rows
         parts = {"settings": self.settings, "report": self.report, "marks": self.marks}
         return to_bytes(
-            tensors, {"token": self.token, "encoders": list(rows), **{name: dict(said) for name, said in parts.items() if said}}
+            tensors, {"token": self.token, "encoders": list(rows), **{name: dict(part) for name, part in parts.items() if part}}
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -114,11 +114,11 @@ class LearnedWord:
         """Read a file that `save` wrote; reading runs no code. Raises CapabilityError for a file that is none."""
         name = os.fspath(path)
         try:
-            said, tensors = load(path)
-            keys, token = list(said["encoders"]), str(said["token"])
+            metadata, tensors = load(path)
+            keys, token = list(metadata["encoders"]), str(metadata["token"])
             rows = {key: tensors[token if len(keys) == 1 else key] for key in keys}
-            marks = {key: [float(mark) for mark in said["marks"][key]] for key in keys} if "marks" in said else {}
-            return cls(token, rows, dict(said.get("settings", {})), dict(said.get("report", {})), marks)
+            marks = {key: [float(mark) for mark in metadata["marks"][key]] for key in keys} if "marks" in metadata else {}
+            return cls(token, rows, dict(metadata.get("settings", {})), dict(metadata.get("report", {})), marks)
         except FileNotFoundError as fault:
             raise CapabilityError(f"{name}: there is no such file", missing="word") from fault
         except (ValueError, KeyError, TypeError, OSError) as fault:
@@ -133,36 +133,39 @@ class LearnedWord:
         """Teach it to every text encoder of a pipeline, by diffusers' own loader. Raises CapabilityError where the pipeline
         knows such a word already, has other encoders, or loads none.
         """
-        found = embedding_tables(pipe)
-        widths = {one.key: one.table.embedding_dim for one in found}
+        tables = embedding_tables(pipe)
+        widths = {table.key: table.table.embedding_dim for table in tables}
         same = {key: rows.shape[-1] for key, rows in self.rows.items()} == widths
-        if not same or not all(_alike(self.marks[one.key], one.marks) for one in found if self.marks):
+        if not same or not all(_alike(self.marks[table.key], table.marks) for table in tables if self.marks):
             raise CapabilityError(
                 f"{self.token} was learnt for other text encoders than this {type(pipe).__name__} has; learn one beside it",
                 pipeline=type(pipe).__name__,
                 missing="a word of its own encoders",
             )
-        if any(self.token in one.tokenizer.get_vocab() for one in found):
+        if any(self.token in table.tokenizer.get_vocab() for table in tables):
             raise CapabilityError(
                 f"this {type(pipe).__name__} has a word {self.token} already; unload that: "
                 f'pipe.unload_textual_inversion("{self.token}")',
                 pipeline=type(pipe).__name__,
                 missing="a new word",
             )
-        for one in found:
+        for table in tables:
             with torch.random.fork_rng(devices=[]):  # a table that grows is filled at random before the rows are put in
                 pipe.load_textual_inversion(
-                    self.rows[one.key].to(one.encoder.dtype), self.token, tokenizer=one.tokenizer, text_encoder=one.encoder
+                    self.rows[table.key].to(table.encoder.dtype),
+                    self.token,
+                    tokenizer=table.tokenizer,
+                    text_encoder=table.encoder,
                 )
 
 
-def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
-    return len(one) == len(other) and math.dist(one, other) <= CLOSE * max(math.hypot(*one), math.hypot(*other))
+def _alike(left: Sequence[float], right: Sequence[float]) -> bool:
+    return len(left) == len(right) and math.dist(left, right) <= CLOSE * max(math.hypot(*left), math.hypot(*right))
 
 
 def marks_of(pipe: Any) -> Marks:
     """What the text encoders of a pipeline are known by. Raises CapabilityError where it cannot load any word."""
-    return {one.key: one.marks for one in embedding_tables(pipe)}
+    return {table.key: table.marks for table in embedding_tables(pipe)}
 
 
 def plain(pipe: Any, token: str, text: str, count: int = 0) -> LearnedWord:
@@ -170,10 +173,10 @@ def plain(pipe: Any, token: str, text: str, count: int = 0) -> LearnedWord:
     is 0; else as many times their mean.
     """
     rows = {}
-    for one in embedding_tables(pipe):
-        numbers = one.tokenizer(text, add_special_tokens=False).input_ids
-        given = one.table.weight.detach()[numbers].float().clone()
-        rows[one.key] = given if count in (0, len(given)) else given.mean(0, keepdim=True).repeat(count, 1)
+    for table in embedding_tables(pipe):
+        numbers = table.tokenizer(text, add_special_tokens=False).input_ids
+        original = table.table.weight.detach()[numbers].float().clone()
+        rows[table.key] = original if count in (0, len(original)) else original.mean(0, keepdim=True).repeat(count, 1)
     return LearnedWord(token, rows, marks=marks_of(pipe))
 
 
@@ -196,9 +199,11 @@ class Lesson:
     def __init__(self, pipe: Any, words: Sequence[LearnedWord]) -> None:
         self._readers, self._words = embedding_tables(pipe), words
         self.rows = {
-            f"{word.token}:{one.key}": word.rows[one.key].detach().to(one.table.weight.device, torch.float32, copy=True)
+            f"{word.token}:{reader.key}": word.rows[reader.key]
+            .detach()
+            .to(reader.table.weight.device, torch.float32, copy=True)
             for word in words
-            for one in self._readers
+            for reader in self._readers
         }
         for row in self.rows.values():
             row.requires_grad_()
@@ -207,7 +212,9 @@ class Lesson:
     def words(self) -> list[LearnedWord]:
         """As they are now."""
         return [
-            replace(word, rows={one.key: self.rows[f"{word.token}:{one.key}"].detach().clone() for one in self._readers})
+            replace(
+                word, rows={reader.key: self.rows[f"{word.token}:{reader.key}"].detach().clone() for reader in self._readers}
+            )
             for word in self._words
         ]
 
@@ -215,24 +222,24 @@ class Lesson:
     def under_way(self) -> Iterator[None]:
         """Inside, every text is encoded with the words as they are now, and gradients reach them."""
         with ExitStack() as stack:
-            for one in self._readers:
-                stack.enter_context(weights_frozen(one.encoder))
-                stack.callback(one.table.register_forward_hook(self._hook(one)).remove)
+            for reader in self._readers:
+                stack.enter_context(weights_frozen(reader.encoder))
+                stack.callback(reader.table.register_forward_hook(self._hook(reader)).remove)
             yield
 
     def settle(self) -> None:
         """Put the words as they are now into the tables of the pipeline."""
         with torch.no_grad():
             for word in self.words:
-                for one in self._readers:
-                    rows = word.rows[one.key]
-                    one.table.weight[one.numbers(word.token, len(rows))] = rows.to(one.table.weight)
+                for reader in self._readers:
+                    rows = word.rows[reader.key]
+                    reader.table.weight[reader.numbers(word.token, len(rows))] = rows.to(reader.table.weight)
 
-    def _hook(self, one: EmbeddingTable) -> Any:
+    def _hook(self, table: EmbeddingTable) -> Any:
         places = {
-            number: (f"{word.token}:{one.key}", row)
+            number: (f"{word.token}:{table.key}", row)
             for word in self._words
-            for row, number in enumerate(one.numbers(word.token, len(word.rows[one.key])))
+            for row, number in enumerate(table.numbers(word.token, len(word.rows[table.key])))
         }
 
         def on_done(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

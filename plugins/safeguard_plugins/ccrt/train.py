@@ -107,9 +107,9 @@ def train(task: Task) -> Adapter:
     lessons = {concept.id: lessons_of(taught, concept, settings) for concept in task.concepts}
     with weights_frozen(frozen.denoiser):
         sequence = Removal(frozen, lessons, settings, recipe, numbers, entities_of(task), task.checkpoint)
-        made = sequence.run(lambda what: told(task, what, settings.reuse))
-        said: dict[str, Any] = {"sequence": list(lessons), "base": recipe.method, **recipe.numbers, **asdict(numbers)}
-        return adapter_of(frozen, METHOD, made, settings.rank, {**said, **asdict(settings)}, sequence.marks)
+        trained = sequence.run(lambda what: told(task, what, settings.reuse))
+        settings_used: dict[str, Any] = {"sequence": list(lessons), "base": recipe.method, **recipe.numbers, **asdict(numbers)}
+        return adapter_of(frozen, METHOD, trained, settings.rank, {**settings_used, **asdict(settings)}, sequence.marks)
 
 
 def entities_of(task: Task) -> list[str]:
@@ -140,9 +140,9 @@ class Removal:
     def run(self, told: Told) -> Deltas:
         """Every concept in turn: the deltas that take all of them."""
         done, deltas, after = 0, dict[str, Tensor](), dict[str, float]()
-        found = self._kept.load()
-        if found is not None:
-            done, tensors = found
+        checkpoint = self._kept.load()
+        if checkpoint is not None:
+            done, tensors = checkpoint
             names = list(self._lessons)[:done]
             after = dict(zip(names, tensors.pop("after:").tolist(), strict=True))
             deltas = tensors

@@ -82,26 +82,28 @@ def train(task: Task) -> LearnedWord:
     inversion = inverted(task, concept, located(pictures, grid), grid, settings, numbers.alpha)
     words = inversion.run(told(task, f"{concept.id}: updates"))
     rows = {key: torch.cat([word.rows[key] for word in words]) for key in words[0].rows}
-    said = {"concept": concept.id, **asdict(numbers), "pictures": task.count, **asdict(settings)}
-    return LearnedWord(token_of(concept.id), rows, said, inversion.report(), words[0].marks)
+    settings_used = {"concept": concept.id, **asdict(numbers), "pictures": task.count, **asdict(settings)}
+    return LearnedWord(token_of(concept.id), rows, settings_used, inversion.report(), words[0].marks)
 
 
-def inverted(task: Task, concept: Concept, found: Located, grid: Grid, settings: InversionSettings, alpha: float) -> Inversion:
+def inverted(
+    task: Task, concept: Concept, located: Located, grid: Grid, settings: InversionSettings, alpha: float
+) -> Inversion:
     """The learning of the bins' words, each by a name of its own, from what the concept's first phrase says. Pictures in which
     nothing was found teach no word and are left out.
     """
-    places = [place for place, covered in enumerate(found.covered) if covered]
+    places = [place for place, covered in enumerate(located.covered) if covered]
     if not places:
         raise SafeguardError(
-            f"{concept.id!r} was found in none of {len(found.covered)} pictures, so there is no place to learn"
+            f"{concept.id!r} was found in none of {len(located.covered)} pictures, so there is no place to learn"
         )
     usual, name = frozen_of(task), concept.phrases[0]
     words = [plain(usual.pipe, f"<{concept.id}-at-{place}>", name, 1) for place in range(grid.bins)]
     frozen = FrozenPipeline(beside(usual.pipe, words), usual.options)
     tokens = [word.token for word in words]
-    texts = [_within(frozen.pipe, grid, found.captions[place], name, found.covered[place], tokens) for place in places]
-    latents = usual.latents_of(found.images[places])
-    weights = torch.stack([_spread(grid.weights(found.covered[place], alpha), latents) for place in places])
+    texts = [_within(frozen.pipe, grid, located.captions[place], name, located.covered[place], tokens) for place in places]
+    latents = usual.latents_of(located.images[places])
+    weights = torch.stack([_spread(grid.weights(located.covered[place], alpha), latents) for place in places])
     return Inversion(frozen, words, latents, weights, settings, texts=[[text] for text in texts], checkpoint=task.checkpoint)
 
 
@@ -112,13 +114,13 @@ def _spread(weights: Tensor, latents: Tensor) -> Tensor:
 
 def _within(pipe: Any, grid: Grid, caption: str, name: str, covered: Sequence[int], words: Sequence[str]) -> str:
     """The caption with as many of the covered bins as every tokenizer has room for; the inner ones go first."""
-    kept = list(covered)
+    free = list(covered)
     for place in grid.inwards(covered)[::-1]:
-        text = caption_of(caption, name, kept, words)
-        if all(len(one.tokenizer(text).input_ids) <= one.tokenizer.model_max_length for one in embedding_tables(pipe)):
+        text = caption_of(caption, name, free, words)
+        if all(len(table.tokenizer(text).input_ids) <= table.tokenizer.model_max_length for table in embedding_tables(pipe)):
             return text
-        kept.remove(place)
-    return caption_of(caption, name, kept, words)
+        free.remove(place)
+    return caption_of(caption, name, free, words)
 
 
 trainer: Final = Trainer(

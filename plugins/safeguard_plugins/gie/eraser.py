@@ -83,8 +83,8 @@ class _Inhibit(TextSiteEdit):
             known = call.memory.recall("weights")
             if known is None and call.site.index in self._weights.places:
                 shares = reading.shares()
-                kept = torch.nn.functional.pad(shares, (0, self._width - shares.shape[-1]))
-                call.memory.keep(f"shares {self._weights.places[call.site.index]}", kept)
+                padded = torch.nn.functional.pad(shares, (0, self._width - shares.shape[-1]))
+                call.memory.keep(f"shares {self._weights.places[call.site.index]}", padded)
         amount = call.strengths[..., None] * (self._weights.constant if known is None else known)  # [R, C, E] or [R, C, 1]
         amount = amount[..., : reading.own.shape[2]].transpose(1, 2)[:, None, None]
         return SiteEffect(reading.taken(amount), reading.mass(call.prompt_log_mass, words=True))

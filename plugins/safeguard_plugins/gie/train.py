@@ -101,8 +101,8 @@ def _wanted(task: Task, concept: str, chosen: Sequence[SeededPrompt], shown: npt
         if left:
             own: dict[str, Any] = {"eraser": "gie", "params": {"adapter": "none"}, "strength": scale}
             policy = derive(task.policy, name="scale", concepts=[concept], activation="always", action="erase", **own)
-            found = _judged(task, [chosen[place] for place in left], policy, f"{concept} at {scale:g}")
-            left = [place for place, still in zip(left, found[concept], strict=True) if still]
+            judged = _judged(task, [chosen[place] for place in left], policy, f"{concept} at {scale:g}")
+            left = [place for place, still in zip(left, judged[concept], strict=True) if still]
     return wanted
 
 
@@ -118,10 +118,10 @@ def _samples(
     """Every token of every concept in every picture."""
     parts = []
     for concept, scales in wanted.items():
-        found = shares_of(attachment, task, concept, chosen, constant)
-        words = found.shape[1]
+        shares = shares_of(attachment, task, concept, chosen, constant)
+        words = shares.shape[1]
         each = (torch.from_numpy(scales).float(), torch.full((len(chosen),), 1 / words), torch.arange(len(chosen)) % FOLDS)
-        parts.append((found.flatten(0, 1), *(part.repeat_interleave(words) for part in each)))
+        parts.append((shares.flatten(0, 1), *(part.repeat_interleave(words) for part in each)))
     return _Samples(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -131,7 +131,7 @@ def _fit(samples: _Samples, seed: int) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     x, y = samples.features, samples.wanted
     mean, spread = x.mean(0), x.std(0) + 1e-8
-    layers = [nn.Linear(one, other) for one, other in pairwise((x.shape[1], *WIDTHS, 1))]
+    layers = [nn.Linear(width_in, width_out) for width_in, width_out in pairwise((x.shape[1], *WIDTHS, 1))]
     network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
     shown = y > 0
     with_it, without = (samples.emphasis[side].sum().clamp_min(1e-8) for side in (shown, ~shown))
@@ -159,18 +159,18 @@ def _fit(samples: _Samples, seed: int) -> dict[str, Tensor]:
 def _report(samples: _Samples, seed: int) -> dict[str, float]:
     """How it does on pictures that were left out of the fit, fold by fold, token by token."""
     x, y = samples.features, samples.wanted
-    said = torch.empty_like(y)
+    predictions = torch.empty_like(y)
     for number in range(FOLDS):
-        kept = samples.fold != number
-        network = Perceptron(_fit(samples.of(kept), seed), x.shape[1], 1)
-        said[~kept] = network(x[~kept])[:, 0].clamp(0, SCALES[-1])
+        training_rows = samples.fold != number
+        network = Perceptron(_fit(samples.of(training_rows), seed), x.shape[1], 1)
+        predictions[~training_rows] = network(x[~training_rows])[:, 0].clamp(0, SCALES[-1])
     shown = y > 0
     return {
         "tokens": float(len(y)),
         "wanted_where_shown": float(y[shown].mean()),
-        "predicted_where_shown": float(said[shown].mean()),
-        "enough_where_shown": float((said[shown] >= y[shown]).float().mean()),
-        "predicted_elsewhere": float(said[~shown].mean()),
+        "predicted_where_shown": float(predictions[shown].mean()),
+        "enough_where_shown": float((predictions[shown] >= y[shown]).float().mean()),
+        "predicted_elsewhere": float(predictions[~shown].mean()),
     }
 
 

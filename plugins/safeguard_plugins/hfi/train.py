@@ -64,8 +64,8 @@ class HFISettings(DistillationSettings):
 
 def recipe(*, average: float = sdd.AVERAGE, moving: bool = False, beta: int = BETA) -> Recipe:
     """What ``hfi`` teaches of a learned word."""
-    made = sdd.recipe(average=average, moving=moving)
-    return replace(made, method=METHOD, beta=beta, numbers={**made.numbers, "beta": beta})
+    recipe_used = sdd.recipe(average=average, moving=moving)
+    return replace(recipe_used, method=METHOD, beta=beta, numbers={**recipe_used.numbers, "beta": beta})
 
 
 def train(task: Task) -> Adapter:
@@ -78,15 +78,15 @@ def train(task: Task) -> Adapter:
     settings = InversionSettings(numbers.inversion, 2 * task.batch, numbers.inversion_rate, task.seed)
     first = plain(usual.pipe, f"<{concept.id}>", concept.phrases[0], numbers.vectors)
     frozen = FrozenPipeline(beside(usual.pipe, [first]), usual.options)
-    images, weights, said = _shown(task, concept, numbers.best)
+    images, weights, options = _shown(task, concept, numbers.best)
     inversion = Inversion(frozen, [first], usual.latents_of(images), weights, settings, checkpoint=_checkpoint_of(task))
     (word,) = inversion.run(told(task, f"{concept.id}: inversion"))
     task.keep("word", word.to_bytes())
-    said |= {"word": word.digest, "token": word.token, "inversion": settings.updates, "inversion_rate": settings.rate}
+    options |= {"word": word.digest, "token": word.token, "inversion": settings.updates, "inversion_rate": settings.rate}
     own = recipe(average=numbers.average, moving=bool(numbers.moving), beta=numbers.beta)
-    made = taught(task, own, frozen, concept, [TextPair("", word.token)], **said)
-    named = _named(frozen, concept, made)
-    return replace(made, report={**made.report, **named, **inversion.report()})
+    adapter = taught(task, own, frozen, concept, [TextPair("", word.token)], **options)
+    named = _named(frozen, concept, adapter)
+    return replace(adapter, report={**adapter.report, **named, **inversion.report()})
 
 
 def _checkpoint_of(task: Task) -> Path | None:
@@ -94,11 +94,11 @@ def _checkpoint_of(task: Task) -> Path | None:
     return None if task.checkpoint is None else task.checkpoint.with_name(f"{task.checkpoint.name}-word")
 
 
-def _named(frozen: FrozenPipeline, concept: Concept, made: Adapter) -> dict[str, float]:
+def _named(frozen: FrozenPipeline, concept: Concept, adapter: Adapter) -> dict[str, float]:
     """What the deltas do to the concept's own phrases, of which they were not told."""
-    settings, pairs = made.settings, [TextPair("", phrase) for phrase in concept.phrases]
+    settings, pairs = adapter.settings, [TextPair("", phrase) for phrase in concept.phrases]
     exam = Holdout(frozen, concept.id, pairs, count=settings["batch"], steps=settings["steps"], seed=settings["seed"])
-    deltas = {name.removeprefix(f"{frozen.name}."): delta for name, delta in whole(made.tensors).items()}
+    deltas = {name.removeprefix(f"{frozen.name}."): delta for name, delta in whole(adapter.tensors).items()}
     return {f"named_{name}": mark for name, mark in exam.marks(deltas).items() if name != "elsewhere"}
 
 

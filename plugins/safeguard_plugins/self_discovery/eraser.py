@@ -50,16 +50,16 @@ class _Shift(FeatureEdit):
     def __init__(self, concepts: Sequence[str], module: str, directions: Sequence[Direction]) -> None:
         self.concepts = tuple(concepts)
         self.module = module
-        self.adapters = {name: one.digest for name, one in zip(self.concepts, directions, strict=True)}
-        self._vectors = tuple(one.vector for one in directions)
+        self.adapters = {name: direction.digest for name, direction in zip(self.concepts, directions, strict=True)}
+        self._vectors = tuple(direction.vector for direction in directions)
 
     def __call__(self, call: FeatureCall) -> Tensor:
         """The feature [R, C, H, W] or [R, N, C] with every active concept's direction added."""
-        made = call.feature.float()
+        feature = call.feature.float()
         for column, vector in enumerate(self._vectors):
-            strength = call.strengths[:, column].view(-1, *[1] * (made.dim() - 1))
-            made = made + strength * fitted(vector.to(made), made.shape)
-        return made.to(call.feature.dtype)
+            strength = call.strengths[:, column].view(-1, *[1] * (feature.dim() - 1))
+            feature = feature + strength * fitted(vector.to(feature), feature.shape)
+        return feature.to(call.feature.dtype)
 
 
 def fitted(vector: Tensor, shape: Sequence[int]) -> Tensor:
@@ -88,8 +88,8 @@ class SelfDiscovery:
     params: ClassVar[Mapping[str, Any]] = {"adapter": "default"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        found = [
-            Direction.of(find_adapter(params["adapter"], one, self.name, pipeline, concept=one.id), pipeline)
-            for one in concepts
+        directions = [
+            Direction.of(find_adapter(params["adapter"], concept, self.name, pipeline, concept=concept.id), pipeline)
+            for concept in concepts
         ]
-        return [_Shift([one.id for one in concepts], found[0].module, found)]
+        return [_Shift([concept.id for concept in concepts], directions[0].module, directions)]

@@ -71,8 +71,8 @@ def train(task: Task) -> Adapter:
     )
     if towards:
         pairs = [TextPair(pair.said, pair.shown) for pair in pairs]
-    made = discover(frozen_of(task), concept.id, pairs, settings, progress=progress, checkpoint=task.checkpoint)
-    return replace(made, settings={**made.settings, "towards": 1}) if towards else made
+    adapter = discover(frozen_of(task), concept.id, pairs, settings, progress=progress, checkpoint=task.checkpoint)
+    return replace(adapter, settings={**adapter.settings, "towards": 1}) if towards else adapter
 
 
 def discover(
@@ -102,8 +102,8 @@ def discover(
     with weights_frozen(frozen.denoiser):
         work.run(progress)
         report = work.report()
-    said = {"concept": concept, "module": middle.name, "pictures": len(pairs), **asdict(settings)}
-    return Adapter(METHOD, frozen.attachment.fingerprint, {"vector": work.vector.detach()}, said, report)
+    settings_used = {"concept": concept, "module": middle.name, "pictures": len(pairs), **asdict(settings)}
+    return Adapter(METHOD, frozen.attachment.fingerprint, {"vector": work.vector.detach()}, settings_used, report)
 
 
 class _Work:
@@ -121,8 +121,8 @@ class _Work:
         self._frozen, self._settings, self._stage = frozen, settings, f"{METHOD}:{concept}"
         inside, _, place = middle.name.partition(".")[2].partition("#")
         self._module, self._output = frozen.denoiser.get_submodule(inside), int(place or 0)
-        said = json.dumps([concept, asdict(settings), [asdict(pair) for pair in pairs]])
-        self._kept = Checkpoint(checkpoint, said)
+        identity = json.dumps([concept, asdict(settings), [asdict(pair) for pair in pairs]])
+        self._kept = Checkpoint(checkpoint, identity)
         self._latents = self._painted(pairs)
         self._values = frozen.arguments([pair.said for pair in pairs])
         self.vector = torch.zeros(self._shape(), device=self._latents.device, requires_grad=True)
@@ -131,14 +131,16 @@ class _Work:
         self._restore()
 
     def _painted(self, pairs: Sequence[TextPair]) -> Tensor:
-        made = []
+        pictures = []
         for start in range(0, len(pairs), self._settings.batch):
             some = pairs[start : start + self._settings.batch]
             seeds = [
                 step_rng(self._settings.seed, self._stage, -1 - start - place)[0].getrandbits(48) for place in range(len(some))
             ]
-            made.append(self._frozen.paint([one.shown for one in some], seeds, self._settings.steps, self._settings.guidance))
-        return torch.cat(made)
+            pictures.append(
+                self._frozen.paint([pair.shown for pair in some], seeds, self._settings.steps, self._settings.guidance)
+            )
+        return torch.cat(pictures)
 
     def _shape(self) -> tuple[int, ...]:
         """Of a direction, at the size at which the pipeline paints."""
@@ -162,8 +164,8 @@ class _Work:
     def run(self, progress: Progress | None) -> None:
         """Train to the last update."""
         with torch.inference_mode(False), torch.enable_grad():
-            one = partial(self.loss, self._step, self.vector, 1)
-            require_backward(self._frozen, one, self._settings.batch, "a direction", known=[self.vector])
+            per_pair = partial(self.loss, self._step, self.vector, 1)
+            require_backward(self._frozen, per_pair, self._settings.batch, "a direction", known=[self.vector])
             while self._step < self._settings.updates:
                 self._optimiser.zero_grad()
                 self.loss(self._step, self.vector).backward()
@@ -189,9 +191,9 @@ class _Work:
 
     def _restore(self) -> None:
         """Go on from a checkpoint of the same training; one of another is passed over."""
-        found = self._kept.load()
-        if found is not None:
-            self._step, tensors = found
+        checkpoint = self._kept.load()
+        if checkpoint is not None:
+            self._step, tensors = checkpoint
             restore_state({"vector": self.vector}, self._optimiser, self._step, tensors)
 
 

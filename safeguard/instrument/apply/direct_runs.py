@@ -31,5 +31,5 @@ class DirectRuns(threading.local):
         return new
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (one.shape == other.shape and one.device == other.device and torch.equal(one, other))
+def _same(left: Tensor, right: Tensor) -> bool:
+    return left is right or (left.shape == right.shape and left.device == right.device and torch.equal(left, right))

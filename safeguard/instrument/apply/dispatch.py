@@ -115,14 +115,14 @@ def twins_of(rows: Sequence[Row], picked: Sequence[int]) -> list[int] | None:
         if row.unconditional:
             places.setdefault(row.image, []).append(place)
     seen: dict[int | None, int] = {}
-    found = []
+    twins = []
     for index in picked:
         image = rows[index].image
         turn = seen[image] = seen.get(image, -1) + 1
         if image not in places:
             return None
-        found.append(places[image][turn % len(places[image])])
-    return found
+        twins.append(places[image][turn % len(places[image])])
+    return twins
 
 
 def index_of(rows: Sequence[int], device: torch.device) -> slice | Tensor:

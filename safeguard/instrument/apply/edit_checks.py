@@ -83,8 +83,8 @@ def new_states(
     if state.facts.trial and pooled is None:
 
         def at_zero() -> Any:
-            other = edit(_idle(call))
-            return other[0] if isinstance(other, tuple) else other
+            idle = edit(_idle(call))
+            return idle[0] if isinstance(idle, tuple) else idle
 
         _require_strengths(state, edit, at_zero, states, call.states)
     return answer
@@ -132,18 +132,20 @@ def _called(state: RequestState, edit: Edit, act: Callable[[], Any], site: str =
         raise edit_fault(state.plan, edit, f"failed ({type(fault).__name__}: {fault})", site=site) from fault
 
 
-def _require_like(state: RequestState, edit: Edit, answer: Any, given: Tensor, site: str, what: str) -> None:
-    """Raises PluginError unless ``answer`` is a tensor of floating-point numbers of the shape and device of ``given``."""
+def _require_like(state: RequestState, edit: Edit, answer: Any, expected: Tensor, site: str, what: str) -> None:
+    """Raises PluginError unless ``answer`` is a tensor of floating-point numbers of the shape and device of ``expected``."""
     if not isinstance(answer, Tensor):
         raise edit_fault(state.plan, edit, f"gave back a {_kind(answer)}, not {what} as a tensor", site=site)
     shape = tuple(answer.shape)
-    if shape != tuple(given.shape):
-        message = f"gave back {what} of the shape {list(shape)}, not {list(given.shape)}"
+    if shape != tuple(expected.shape):
+        message = f"gave back {what} of the shape {list(shape)}, not {list(expected.shape)}"
         raise edit_fault(state.plan, edit, message, site=site, shape=shape)
     if not answer.is_floating_point():
-        raise edit_fault(state.plan, edit, f"gave back {what} of {answer.dtype}, not {given.dtype}", site=site, shape=shape)
-    if answer.device != given.device:
-        raise edit_fault(state.plan, edit, f"gave back {what} on {answer.device}, not {given.device}", site=site, shape=shape)
+        raise edit_fault(state.plan, edit, f"gave back {what} of {answer.dtype}, not {expected.dtype}", site=site, shape=shape)
+    if answer.device != expected.device:
+        raise edit_fault(
+            state.plan, edit, f"gave back {what} on {answer.device}, not {expected.device}", site=site, shape=shape
+        )
 
 
 def _require_mass(state: RequestState, edit: Edit, mass: Any, call: SiteCall) -> None:

@@ -40,11 +40,11 @@ class ModuleHooks:
     def serve(self, plan: Plan) -> None:
         """Hook every module that the plan's edits name. Raises CapabilityError where there is none of that name."""
         wanted = {name: edits[0] for name, edits in plan.module_edits.items()}
-        found = {name: self._module(name, edit) for name, edit in wanted.items() if name not in self._hooked}
-        for name, module in found.items():
+        modules = {name: self._module(name, edit) for name, edit in wanted.items() if name not in self._hooked}
+        for name, module in modules.items():
             denoiser_hooks.hook_module(self._handles, module, name, self._host)
-        if found:
-            self._hooked |= found
+        if modules:
+            self._hooked |= modules
             denoiser_hooks.forget_graphs()
 
     def _module(self, name: str, edit: Any) -> Any:
@@ -85,10 +85,10 @@ class ModuleHooks:
 def _require_shape(module: Any, edit: LinearEdit, pipeline: str) -> None:
     """A delta has to fit its layer."""
     inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    made = len(edit.down) if edit.up is None else len(edit.up)
-    if edit.down.shape[-1] != inside or made != outside:
+    outputs = len(edit.down) if edit.up is None else len(edit.up)
+    if edit.down.shape[-1] != inside or outputs != outside:
         raise CapabilityError(
-            f"concept {edit.concepts[0]!r}: a delta from {edit.down.shape[-1]} to {made} features does not fit module "
+            f"concept {edit.concepts[0]!r}: a delta from {edit.down.shape[-1]} to {outputs} features does not fit module "
             f"{edit.module!r}, which has {inside} and {outside}",
             pipeline=pipeline,
             missing=edit.module,
@@ -106,10 +106,10 @@ def edited(state: RequestState, name: str, inputs: Tensor | None, output: Tensor
         if active is None:
             continue
         so_far = output if changed is None else changed
-        made = attempt(state, edit, _made, state, edit, active, inputs, so_far)
-        if made is not None:
+        changed_rows = attempt(state, edit, _made, state, edit, active, inputs, so_far)
+        if changed_rows is not None:
             changed = output.clone() if changed is None else changed
-            changed[active.index] = made.to(output.dtype)
+            changed[active.index] = changed_rows.to(output.dtype)
             active.note(state.log.step)
     return changed
 

@@ -52,9 +52,9 @@ def begin(state: RequestState, values: Values, part: Denoiser, device: torch.dev
     if state.frame is not None:
         state.frame.looks = True
     pooled = pooled_of(values, part)
-    found = None if pooled is None else state.watching.watch.in_pooled(pooled[seen.index])
-    if found is not None:
-        state.watching.note(seen.images, found)
+    evidence = None if pooled is None else state.watching.watch.in_pooled(pooled[seen.index])
+    if evidence is not None:
+        state.watching.note(seen.images, evidence)
 
 
 def wanted(state: RequestState, rows: Sequence[Any]) -> bool:
@@ -98,14 +98,16 @@ def _opens(state: RequestState) -> bool:
 
 def _learnt(state: RequestState) -> list[ActiveEdit]:
     """Those of the edits at text sites for which the call was a trial: each has one at most for the same rows and concepts."""
-    found = []
+    learnt = []
     for active in {
-        id(one): one for acting in ({} if state.frame is None else state.frame.site_edits).values() for one in acting
+        id(candidate): candidate
+        for acting in ({} if state.frame is None else state.frame.site_edits).values()
+        for candidate in acting
     }.values():
         if not active.tried and attempt(state, active.edit, active.edit.learns, active.memory):
             active.tried = True
-            found.append(active)
-    return found
+            learnt.append(active)
+    return learnt
 
 
 def _places(state: RequestState, rows: Sequence[Any]) -> list[int]:

@@ -16,15 +16,15 @@ def rows_of(running: RequestState, states: Tensor) -> tuple[Row, ...]:
     if running.facts.direct or sum(map(len, running.caches.positive)) != len(running.facts.strengths):
         return (UNKNOWN,) * len(states)
     stamp = stamp_of(states)
-    kept = None if stamp is None else running.caches.rows.get(stamp)
-    if kept is None:
+    known = None if stamp is None else running.caches.rows.get(stamp)
+    if known is None:
         rows = _steady(
             running, match_rows(states, running.caches.positive, running.caches.negative if running.facts.guided else ())
         )
-        kept = (rows, states)  # holding the tensor keeps its address from being used again
+        known = (rows, states)  # holding the tensor keeps its address from being used again
         if stamp is not None:
-            running.caches.rows[stamp] = kept
-    return kept[0]
+            running.caches.rows[stamp] = known
+    return known[0]
 
 
 def _steady(running: RequestState, rows: tuple[Row, ...]) -> tuple[Row, ...]:

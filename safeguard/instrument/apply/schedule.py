@@ -55,8 +55,8 @@ def _place(timestep: Any, times: Tensor | None) -> int | None:
     """The place of a timestep that is itself a piece of the schedule: found without asking the device for its value."""
     if not isinstance(timestep, Tensor) or times is None or times.dim() != 1 or times.dtype != timestep.dtype:
         return None
-    one = timestep.dim() == 0 or timestep.numel() == 1 or set(timestep.stride()) == {0}
-    if not one or timestep.untyped_storage().data_ptr() != times.untyped_storage().data_ptr():
+    scalar = timestep.dim() == 0 or timestep.numel() == 1 or set(timestep.stride()) == {0}
+    if not scalar or timestep.untyped_storage().data_ptr() != times.untyped_storage().data_ptr():
         return None
     place, rest = divmod(int(timestep.storage_offset()) - int(times.storage_offset()), max(int(times.stride(0)), 1))
     return place if rest == 0 and 0 <= place < len(times) else None

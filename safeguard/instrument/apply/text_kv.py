@@ -28,17 +28,17 @@ MOMENTS: Final = 128  # kept for each set of texts, the least used forgotten fir
 
 def numbers_of(values: Values, rows: int, skip: Sequence[Path] = ()) -> Numbers:
     """The single numbers of a call (time, embedded guidance), those of its first row where each row has its own."""
-    found: list[tuple[Path, Tensor | float]] = []
+    numbers: list[tuple[Path, Tensor | float]] = []
     for path, value in leaves(values, rows):
         if path in skip or isinstance(value, bool):
             continue
         if isinstance(value, Tensor) and value.dim() <= 1 and value.numel() and value.dtype != torch.bool:
-            found.append((path, value.flatten()[0]))
+            numbers.append((path, value.flatten()[0]))
         elif isinstance(value, (int, float)) and path[-1] in TIMES:  # other numbers are sizes
-            found.append((path, float(value)))
-    tensors = [value.double() for _, value in found if isinstance(value, Tensor)]
+            numbers.append((path, float(value)))
+    tensors = [value.double() for _, value in numbers if isinstance(value, Tensor)]
     read = iter(torch.stack(tensors).tolist() if tensors else [])  # one transfer from the device
-    return tuple((path, next(read) if isinstance(value, Tensor) else value) for path, value in found)
+    return tuple((path, next(read) if isinstance(value, Tensor) else value) for path, value in numbers)
 
 
 class _Listener:
@@ -60,13 +60,13 @@ class _Listener:
         return compute(query, key, value, **options)
 
 
-def _taking(kept: dict[int, tuple[Tensor, Tensor]], site: CrossAttentionSite) -> Callable[..., None]:
+def _taking(tokens: dict[int, tuple[Tensor, Tensor]], site: CrossAttentionSite) -> Callable[..., None]:
     """A hook that takes down what a separate site makes of the text that comes to it."""
 
     def on_call(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         states = text_of(args, kwargs)
         if states is not None:
-            kept[site.info.index] = site.keys(states).clone(), site.values(states).clone()
+            tokens[site.info.index] = site.keys(states).clone(), site.values(states).clone()
 
     return on_call
 
@@ -98,13 +98,13 @@ class TextKVCache:
         """Keys and values of all tokens, each [H, T, d]. Raises CapabilityError where no time is known to have recorded for."""
         if not self._sites()[site.index].recorded:
             return self._separate.at(site)
-        found: dict[int, tuple[Tensor, Tensor]] | None = getattr(self._now, "kept", None)
-        if found is None or site.index not in found:
+        tokens: dict[int, tuple[Tensor, Tensor]] | None = getattr(self._now, "kept", None)
+        if tokens is None or site.index not in tokens:
             raise CapabilityError(
                 f"attention {site.name} was reached past the call of its denoiser; call the denoiser as a whole",
                 missing="a call of the denoiser",
             )
-        return found[site.index]
+        return tokens[site.index]
 
     def prepare(self, denoiser: Denoiser, numbers: Numbers, stamp: Any) -> None:
         """Have what belongs to this time at hand, recorded now if it is new or weights have changed (``stamp``)."""
@@ -127,34 +127,34 @@ class TextKVCache:
             return {}
         values = call_with(denoiser, self._rows(denoiser.name, [text.text for text in self._texts]), numbers)
         shapes = denoiser.learn(self._sites(), values)
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        tokens: dict[int, tuple[Tensor, Tensor]] = {}
         handles = Handles()
         for name, module in {site.name: site.module for site in joint}.items():
             turns = {site.turn: site for site in joint if site.name == name}
-            sdpa.listen(handles, module, _Listener(kept, turns, shapes), -1)
+            sdpa.listen(handles, module, _Listener(tokens, turns, shapes), -1)
         for site in sites:
             if isinstance(site, CrossAttentionSite):
-                handles.add(site.attention, "forward_pre", _taking(kept, site), with_kwargs=True)
+                handles.add(site.attention, "forward_pre", _taking(tokens, site), with_kwargs=True)
         try:
             with torch.inference_mode(False), torch.no_grad():
                 denoiser.forward(values)
         finally:
             handles.remove()
             sdpa.leave_attention()
-        return {site.info.index: self._tokens(kept, site) for site in sites}
+        return {site.info.index: self._tokens(tokens, site) for site in sites}
 
-    def _tokens(self, kept: Mapping[int, tuple[Tensor, Tensor]], site: Site) -> tuple[Tensor, Tensor]:
+    def _tokens(self, tokens: Mapping[int, tuple[Tensor, Tensor]], site: Site) -> tuple[Tensor, Tensor]:
         """Of every text the tokens that it was trimmed to, one text after another: [H, T, d]."""
-        if site.info.index not in kept:
+        if site.info.index not in tokens:
             raise CapabilityError(f"attention {site.info.name} was not reached with erasure prompts", missing="text sites")
-        made = []
-        for part in kept[site.info.index]:
+        parts = []
+        for part in tokens[site.info.index]:
             times = len(part) // len(self._texts)
             order = range(0, len(part), times) if site.order != [1] and times > 1 else range(len(self._texts))
             rows = [part[place] for place in order][: len(self._texts)]
             picked = [_picked(row, text) for row, text in zip(rows, self._texts, strict=True)]
-            made.append(torch.cat(picked, 1).contiguous())
-        return made[0], made[1]
+            parts.append(torch.cat(picked, 1).contiguous())
+        return parts[0], parts[1]
 
 
 def _picked(row: Tensor, text: EncodedText) -> Tensor:

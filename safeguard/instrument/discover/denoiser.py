@@ -71,13 +71,13 @@ class Denoiser:
 
     def time_of(self, values: Values) -> Any:
         """The argument that says the time: by its name, or the first single number a row; 0 where there is none."""
-        found = next((pick(values, (name,)) for name in TIMES if pick(values, (name,)) is not None), None)
-        if found is None:
+        time = next((pick(values, (name,)) for name in TIMES if pick(values, (name,)) is not None), None)
+        if time is None:
             numbers = (
                 value for _, value in leaves(values, 0) if isinstance(value, Tensor) and value.dim() <= 1 and value.numel()
             )
-            found = next((value for value in numbers if value.dtype.is_floating_point), 0.0)
-        return found
+            time = next((value for value in numbers if value.dtype.is_floating_point), 0.0)
+        return time
 
     @property
     def stamp(self) -> tuple[Any, ...] | None:
@@ -88,52 +88,54 @@ class Denoiser:
         """Find its text sites, numbered from ``first`` on. Raises CapabilityError where not all of them can be found."""
         module = self.module
         with torch.no_grad():
-            made = nan_trace.tensors_of(self.forward(self.values), self.rows)
-        if not all(bool(torch.isfinite(part).all()) for part in made):
+            outputs = nan_trace.tensors_of(self.forward(self.values), self.rows)
+        if not all(bool(torch.isfinite(part).all()) for part in outputs):
             raise CapabilityError(
                 f"{type(module).__name__} gives numbers that are not finite, whatever is done to it; mend its weights",
                 missing="finite output",
             )
         separate = self._separate(first)
-        found = self._traced(self.values, separate)
+        trace = self._traced(self.values, separate)
         sites: list[Site] = list(separate.values())
-        each = self._one_by_one(found)
-        for one in found.sites:
-            if one.module not in each or one.turn == 0:
-                attention = module.get_submodule(one.module)
-                sites.append(JointAttentionSite(self.name, one, attention, first + len(sites), each=one.module in each))
+        each = self._one_by_one(trace)
+        for site in trace.sites:
+            if site.module not in each or site.turn == 0:
+                attention = module.get_submodule(site.module)
+                sites.append(JointAttentionSite(self.name, site, attention, first + len(sites), each=site.module in each))
         if not sites:
             raise CapabilityError(
                 f"{type(module).__name__} has no attention at which image tokens read text, so there is nothing to erase at",
                 missing="text site",
             )
         self._orders(sites, separate)
-        self.learn(sites, self.values, found)
+        self.learn(sites, self.values, trace)
         return sites
 
-    def _one_by_one(self, found: nan_trace.Found) -> set[str]:
+    def _one_by_one(self, trace: nan_trace.Found) -> set[str]:
         """The modules that attend to the rows of a batch in turn."""
         turns: dict[str, list[FoundSite]] = {}
-        for one in found.sites:
-            turns.setdefault(one.module, []).append(one)
+        for site in trace.sites:
+            turns.setdefault(site.module, []).append(site)
         return {
             name
             for name, calls in turns.items()
-            if self.rows > 1 and [one.turn for one in calls] == list(range(self.rows)) and all(one.batch == 1 for one in calls)
+            if self.rows > 1
+            and [site.turn for site in calls] == list(range(self.rows))
+            and all(site.batch == 1 for site in calls)
         }
 
     def _traced(self, values: Values, separate: Mapping[str, Any]) -> nan_trace.Found:
         module = self.module
         with _eagerly():
-            found = nan_trace.trace(module, values, self.text, separate)
-        if found.strange or not found.closed:
-            where = f"attention {found.strange[0]}" if found.strange else "something other than attention"
+            trace = nan_trace.trace(module, values, self.text, separate)
+        if trace.strange or not trace.closed:
+            where = f"attention {trace.strange[0]}" if trace.strange else "something other than attention"
             raise CapabilityError(
                 f"in {type(module).__name__}, {where} carries text tokens to the image in a way that no eraser here can reach; "
                 "it would run half protected, so it is refused",
                 missing="text sites",
             )
-        return found
+        return trace
 
     def _separate(self, first: int) -> dict[str, CrossAttentionSite]:
         """The separate cross-attentions whose output is what their own layers say: tried on the caught call."""
@@ -151,11 +153,11 @@ class Denoiser:
         finally:
             handles.remove()
         good = [site for site in sites if checker.errors.get(site.info.index, 1.0) < _CLOSE]
-        found = {}
+        by_name = {}
         for place, site in enumerate(good):
-            found[site.name] = made = CrossAttentionSite(self.name, site.name, site.attention, first + place)
-            made.recorded = site.info.index not in checker.direct
-        return found
+            by_name[site.name] = new_site = CrossAttentionSite(self.name, site.name, site.attention, first + place)
+            new_site.recorded = site.info.index not in checker.direct
+        return by_name
 
     def _orders(self, sites: Sequence[Site], separate: Mapping[str, Any]) -> None:
         """Which rows of each site's own batch belong to row 1: an attention may see frames as rows."""
@@ -186,10 +188,10 @@ class Denoiser:
             if isinstance(value, Tensor) or is_text_list(value)
         )
 
-    def learn(self, sites: Sequence[Site], values: Values, found: nan_trace.Found | None = None) -> Any:
+    def learn(self, sites: Sequence[Site], values: Values, trace: nan_trace.Found | None = None) -> Any:
         """Know the layouts of joint sites for arguments of these shapes; unknown shapes are traced, once. Gives the shapes."""
         shapes = self._signature(values)
-        if shapes in self._shapes and found is None:
+        if shapes in self._shapes and trace is None:
             return shapes
         joint = {
             (site.name, site.turn): site for site in sites if isinstance(site, JointAttentionSite) and site.owner == self.name
@@ -198,17 +200,17 @@ class Denoiser:
         if not joint:
             return shapes
         separate = {site.name: site for site in sites if isinstance(site, CrossAttentionSite) and site.owner == self.name}
-        found = self._traced(values, separate) if found is None else found
-        seen = {(one.module, one.turn): one for one in found.sites}
+        trace = self._traced(values, separate) if trace is None else trace
+        seen = {(traced.module, traced.turn): traced for traced in trace.sites}
         if {key for key in seen if key[0] not in each or key[1] == 0} != joint.keys():
             raise CapabilityError(
                 f"{type(self.module).__name__} reads text at other attentions for this call than when it was protected; "
                 "release the guard and protect the pipeline again",
                 missing="text sites",
             )
-        for key, one in seen.items():
-            site = each.get(one.module) or joint[key]
-            site.layouts[shapes, one.turn if site.each else 0] = one.layout
+        for key, traced in seen.items():
+            site = each.get(traced.module) or joint[key]
+            site.layouts[shapes, traced.turn if site.each else 0] = traced.layout
         self._shapes.add(shapes)
         return shapes
 

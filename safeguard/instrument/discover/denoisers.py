@@ -36,7 +36,7 @@ def find_denoisers(pipe: Any, base: type, example: Mapping[str, Any]) -> Denoise
     one by its class. Raises CapabilityError where there is none, or one cannot be understood.
     """
     require_prompt(pipe, base)
-    found = Denoisers()
+    denoisers = Denoisers()
     passed_by: dict[str, CapabilityError] = {}
     modules = candidates(pipe)
     for name, module in modules.items():
@@ -47,16 +47,16 @@ def find_denoisers(pipe: Any, base: type, example: Mapping[str, Any]) -> Denoise
                 raise
             passed_by[name] = fault
             continue
-        found.add(Denoiser(name, module, values, arguments, way.stride), (way, arguments))
+        denoisers.add(Denoiser(name, module, values, arguments, way.stride), (way, arguments))
     for name in passed_by:
-        mate = next((part for part in found.parts.values() if type(part.module) is type(modules[name])), None)
+        mate = next((part for part in denoisers.parts.values() if type(part.module) is type(modules[name])), None)
         if mate is not None:
-            found.add(Denoiser(name, modules[name], mate.values, mate.text, mate.stride), found.ways[mate.name])
-    if not found.parts:
+            denoisers.add(Denoiser(name, modules[name], mate.values, mate.text, mate.stride), denoisers.ways[mate.name])
+    if not denoisers.parts:
         raise next(iter(passed_by.values()), None) or CapabilityError(
             f"{base.__name__} has no denoiser that is called with text, so there is nothing to erase; "
             "it would run unprotected, so it is refused",
             pipeline=base.__name__,
             missing="text site",
         )
-    return found
+    return denoisers

@@ -139,8 +139,8 @@ def _wanted(pipe: Any, base: type, texts: list[str], how: Catch) -> Values:
     for image in ("image", "mask_image", "control_image"):
         if image in parameters and (how.pictures or parameters[image].default is inspect.Parameter.empty):
             wanted[image] = _blank(side or 512, len(texts))
-    given = {key: value for key, value in how.example.items() if key not in OURS}
-    return {**{key: value for key, value in wanted.items() if key in parameters}, **given}
+    example = {key: value for key, value in how.example.items() if key not in OURS}
+    return {**{key: value for key, value in wanted.items() if key in parameters}, **example}
 
 
 def _blank(side: int, count: int) -> list[Any]:
@@ -149,7 +149,7 @@ def _blank(side: int, count: int) -> list[Any]:
     return [Image.new("RGB", (side, side), (128, 128, 128))] * count
 
 
-def text_arguments(one: Values, other: Values, noisy: Values, count: int, stride: int, *, who: str) -> TextArguments:
+def text_arguments(left: Values, right: Values, noisy: Values, count: int, stride: int, *, who: str) -> TextArguments:
     """Which arguments say the text and nothing else: from two calls that differ only in the order of two texts, and one that
     differs from the first only in its noise. Texts stand at every ``stride``-th row.
 
@@ -159,8 +159,8 @@ def text_arguments(one: Values, other: Values, noisy: Values, count: int, stride
     pooled: list[Path] = []
     rest: list[Path] = []
     rows = count * stride
-    theirs, others = dict(leaves(other, rows)), dict(leaves(noisy, rows))
-    for path, value in leaves(one, rows):
+    theirs, others = dict(leaves(right, rows)), dict(leaves(noisy, rows))
+    for path, value in leaves(left, rows):
         mates = (theirs.get(path), others.get(path))
         if any(type(mate) is not type(value) for mate in mates) or _equal(value, mates[0]) or not _equal(value, mates[1]):
             continue
@@ -191,12 +191,12 @@ def _like_mask(value: Any) -> bool:
     return all(bool(((part == 0) | (part == 1)).all()) for part in parts)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return isinstance(one, Tensor) == isinstance(other, Tensor) and bool(one == other)
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left.shape == right.shape and torch.equal(left, right)
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    return isinstance(left, Tensor) == isinstance(right, Tensor) and bool(left == right)
 
 
 @contextlib.contextmanager

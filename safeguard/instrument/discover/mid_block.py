@@ -33,19 +33,21 @@ def find_mid_block(denoiser: Denoiser) -> FeatureSite | None:
     known that its tokens tile the latent, as neither the text's do nor both together. None where neither is found.
     """
     seen = _outputs(denoiser)
-    maps = [one for one in seen if len(one.shape) == 3 and not one.listed]
-    sizes = [math.prod(one.shape[1:]) for one in seen if len(one.shape) == 3]
+    maps = [output for output in seen if len(output.shape) == 3 and not output.listed]
+    sizes = [math.prod(output.shape[1:]) for output in seen if len(output.shape) == 3]
     if len(set(sizes)) > 1:
-        found = [one for one in maps if math.prod(one.shape[1:]) == min(sizes)]
-        return FeatureSite(f"{denoiser.name}.{found[-1].name}", found[-1].shape) if found else None
+        smallest = [output for output in maps if math.prod(output.shape[1:]) == min(sizes)]
+        return FeatureSite(f"{denoiser.name}.{smallest[-1].name}", smallest[-1].shape) if smallest else None
     text = stacked(pick(denoiser.values, denoiser.text.states)).shape[1]
     area = _area(denoiser)
     streams = [
-        one for one in seen if len(one.shape) == 2 and one.listed and one.shape[0] != text and _tiles(area, one.shape[0])
+        output
+        for output in seen
+        if len(output.shape) == 2 and output.listed and output.shape[0] != text and _tiles(area, output.shape[0])
     ]
     lists: dict[str, list[_Seen]] = {}
-    for one in streams:
-        lists.setdefault(one.name.rpartition(".")[0], []).append(one)
+    for output in streams:
+        lists.setdefault(output.name.rpartition(".")[0], []).append(output)
     if not lists:
         return None
     longest = max(lists.values(), key=len)
@@ -76,13 +78,13 @@ def _outputs(denoiser: Denoiser) -> list[_Seen]:
             denoiser.forward(denoiser.values)
     finally:
         handles.remove()
-    return [found[0] for found in seen.values() if len(found) == 1]
+    return [outputs[0] for outputs in seen.values() if len(outputs) == 1]
 
 
 def _blocks(module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList):
-            yield from ((f"{name}.{place}", one, True) for place, one in enumerate(child))
+            yield from ((f"{name}.{place}", block, True) for place, block in enumerate(child))
         else:
             yield name, child, False
 

@@ -30,13 +30,15 @@ def signature_of(pipe: Any, base: type) -> inspect.Signature:
     signature = inspect.signature(base.__call__)
     if not is_modular(base):
         return signature
-    known = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-    rest = [one for one in signature.parameters.values() if one.kind is inspect.Parameter.VAR_KEYWORD]
-    taken = {one.name for one in known}
+    known = [parameter for parameter in signature.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    rest = [parameter for parameter in signature.parameters.values() if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    taken = {parameter.name for parameter in known}
     inputs = {
-        one.name: inspect.Parameter(one.name, KEYWORD, default=inspect.Parameter.empty if one.required else one.default)
-        for one in pipe.blocks.inputs
-        if one.name and one.name not in taken
+        parameter.name: inspect.Parameter(
+            parameter.name, KEYWORD, default=inspect.Parameter.empty if parameter.required else parameter.default
+        )
+        for parameter in pipe.blocks.inputs
+        if parameter.name and parameter.name not in taken
     }
     return signature.replace(parameters=[*known, *inputs.values(), *rest])
 
@@ -108,12 +110,12 @@ def told(base: type, tell: Tell) -> Call:
     """``base.__call__`` that tells of all that its blocks put into the state, which it gives back whole."""
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(base.__call__).bind(self, *args, **kwargs)
-        given.arguments["state"] = _watched(given.arguments.get("state"), tell)
-        given.arguments["output"] = None
-        made = base.__call__(*given.args, **given.kwargs)
-        made.__class__ = getattr(type(made), "_safeguard_plain", type(made))
-        return made
+        bound = inspect.signature(base.__call__).bind(self, *args, **kwargs)
+        bound.arguments["state"] = _watched(bound.arguments.get("state"), tell)
+        bound.arguments["output"] = None
+        result = base.__call__(*bound.args, **bound.kwargs)
+        result.__class__ = getattr(type(result), "_safeguard_plain", type(result))
+        return result
 
     return run
 

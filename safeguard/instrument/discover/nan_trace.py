@@ -58,8 +58,8 @@ def trace(denoiser: Any, values: Values, text: TextArguments, separate: Collecti
     """Find the text sites of ``denoiser`` for arguments like ``values``; ``separate`` are attentions known to read text only,
     by name: they are given zeros instead. Where tokens that are all zeros stand for places without text, these are left.
     """
-    found = _traced(denoiser, values, text, separate, zeros=True)
-    return found if found.closed else _traced(denoiser, values, text, separate, zeros=False)
+    trace = _traced(denoiser, values, text, separate, zeros=True)
+    return trace if trace.closed else _traced(denoiser, values, text, separate, zeros=False)
 
 
 def _traced(denoiser: Any, values: Values, text: TextArguments, separate: Collection[str], *, zeros: bool) -> Found:
@@ -69,8 +69,8 @@ def _traced(denoiser: Any, values: Values, text: TextArguments, separate: Collec
     with _listening(denoiser, tracer, separate), _NumbersOnly(), torch.no_grad():
         output = denoiser.forward(**fresh(values))
     rows = len(stacked(pick(values, text.states)))
-    made = [part for part in tensors_of(output, rows) if part.dtype.is_floating_point]
-    closed = bool(made) and all(map(_is_number, made[:1])) and any(map(_is_number, made))
+    predictions = [part for part in tensors_of(output, rows) if part.dtype.is_floating_point]
+    closed = bool(predictions) and all(map(_is_number, predictions[:1])) and any(map(_is_number, predictions))
     return Found(tuple(tracer.sites), closed, tuple(tracer.strange))
 
 
@@ -88,10 +88,10 @@ def batch_order(
 ) -> dict[Any, list[int]]:
     """Which rows of each site's own batch belong to one row of the call: by (module, turn), or by name for separate ones."""
     for path in text.tokens:
-        given = pick(values, path)
-        spoiled = _spoiled(given, False)
-        one = [spoiled[place] if place == row else given[place] for place in range(len(given))]
-        values = put(values, path, torch.stack(one) if isinstance(given, Tensor) else one)
+        current = pick(values, path)
+        spoiled = _spoiled(current, False)
+        row_values = [spoiled[place] if place == row else current[place] for place in range(len(current))]
+        values = put(values, path, torch.stack(row_values) if isinstance(current, Tensor) else row_values)
     tracer = _Tracer()
     with _listening(denoiser, tracer, separate), _NumbersOnly(), torch.no_grad():
         denoiser.forward(**fresh(values))

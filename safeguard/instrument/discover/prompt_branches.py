@@ -54,16 +54,16 @@ class PromptBranches:
         positive = {key for key in parts if not _alike(plain[key], swapped[key])}
         if is_modular(base):  # its state holds what was encoded in every form on the way to the denoiser
             positive = {key for key in positive if _reaches(plain[key], values, text)}
-        other = {key for key in parts - positive if key in against and not _alike(plain[key], against[key])}
-        still = {key for key in parts - positive - other if any(_mates(plain[key], plain[one]) for one in positive)}
-        mates = {key for key in other if not is_modular(base) or any(_mates(plain[key], plain[one]) for one in positive)}
+        unmatched = {key for key in parts - positive if key in against and not _alike(plain[key], against[key])}
+        still = {key for key in parts - positive - unmatched if any(_mates(plain[key], plain[path]) for path in positive)}
+        mates = {key for key in unmatched if not is_modular(base) or any(_mates(plain[key], plain[path]) for path in positive)}
         return PromptBranches(frozenset(positive), frozenset(mates or still))
 
-    def note(self, place: int, made: Any) -> tuple[list[Any], list[Any]]:
+    def note(self, place: int, encoded: Any) -> tuple[list[Any], list[Any]]:
         """The texts of prompts and of negative prompts in what call number ``place`` of ``encode_prompt`` gave."""
-        found = dict(_texts(made))
-        plus = [part for key, part in found.items() if (place, key) in self.positive]
-        minus = [part for key, part in found.items() if (place, key) in self.negative]
+        texts = dict(_texts(encoded))
+        plus = [part for key, part in texts.items() if (place, key) in self.positive]
+        minus = [part for key, part in texts.items() if (place, key) in self.negative]
         return plus[:1], minus[:1]
 
 
@@ -89,20 +89,22 @@ def _reaches(part: Any, values: Values, text: TextArguments) -> bool:
 def _noted(base: Any) -> Any:
     @functools.wraps(base.encode_prompt)
     def encode_prompt(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = base.encode_prompt(self, *args, **kwargs)
+        encoded = base.encode_prompt(self, *args, **kwargs)
         parts = _noting.get()
         if parts is not None:
             turn = parts[_TURN] = parts.get(_TURN, -1) + 1
-            parts.update({(turn, place): part for place, part in _texts(made)})
-        return made
+            parts.update({(turn, place): part for place, part in _texts(encoded)})
+        return encoded
 
     return encode_prompt
 
 
-def _texts(made: Any) -> Iterator[tuple[Place, Any]]:
+def _texts(encoded: Any) -> Iterator[tuple[Place, Any]]:
     """The parts that hold token states, with their places: [n, L, D], or a list of [L, D]."""
-    for place, part in made.items() if isinstance(made, Mapping) else enumerate(made if isinstance(made, tuple) else (made,)):
-        rows = is_text_list(part) and all(one.dim() == 2 for one in part)
+    for place, part in (
+        encoded.items() if isinstance(encoded, Mapping) else enumerate(encoded if isinstance(encoded, tuple) else (encoded,))
+    ):
+        rows = is_text_list(part) and all(tensor.dim() == 2 for tensor in part)
         if rows or (isinstance(part, Tensor) and part.dim() >= 3 and part.dtype.is_floating_point):
             yield place, part
 
@@ -125,11 +127,11 @@ def _seen(pipe: Any, base: type, way: TextPath, texts: Sequence[str], negative: 
     return parts, values
 
 
-def _alike(one: Any, other: Any) -> bool:
-    pairs = list(zip(one, other, strict=False))
-    return len(one) == len(other) and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+def _alike(left: Any, right: Any) -> bool:
+    pairs = list(zip(left, right, strict=False))
+    return len(left) == len(right) and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
-def _mates(one: Any, other: Any) -> bool:
+def _mates(left: Any, right: Any) -> bool:
     """Whether two parts are texts of the same encoders: as many rows, as wide."""
-    return len(one) == len(other) and one[0].shape[-1] == other[0].shape[-1]
+    return len(left) == len(right) and left[0].shape[-1] == right[0].shape[-1]

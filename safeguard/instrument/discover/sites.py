@@ -39,12 +39,12 @@ def is_separate(module: Any) -> bool:
 
 def candidates(pipe: Any) -> dict[str, Any]:
     """The components that may be denoisers, by name."""
-    found = {}
+    modules = {}
     for name, component in pipe.components.items():
         module = inner(component)
         if isinstance(module, nn.Module) and not name.startswith(_NOT_DENOISERS) and hasattr(module, "forward"):
-            found[name] = module
-    return found
+            modules[name] = module
+    return modules
 
 
 class CrossAttentionSite:
@@ -128,11 +128,13 @@ class JointAttentionSite:
 
     joint: Final = True
 
-    def __init__(self, owner: str, found: FoundSite, module: Any, index: int, *, each: bool) -> None:
-        self.owner, self.name, self.turn, self.module = owner, found.module, 0 if each else found.turn, module
+    def __init__(self, owner: str, found_site: FoundSite, module: Any, index: int, *, each: bool) -> None:
+        self.owner, self.name, self.turn, self.module = owner, found_site.module, 0 if each else found_site.turn, module
         self.each = each
-        turn = f"#{found.turn}" if found.turn else ""
-        self.info = TextSite(index, f"{owner}.{found.module}{turn}", found.heads, found.head_dim, found.scale)
+        turn = f"#{found_site.turn}" if found_site.turn else ""
+        self.info = TextSite(
+            index, f"{owner}.{found_site.module}{turn}", found_site.heads, found_site.head_dim, found_site.scale
+        )
         self.order: list[int] = []
         self.recorded = True
         self.layouts: dict[tuple[Any, int], Layout] = {}
@@ -191,11 +193,11 @@ class SiteTokens:
         live = self._sites()[site.index]
         assert isinstance(live, CrossAttentionSite)
         stamp = live.stamp
-        kept = self._kept.get(site.index)
-        if kept is None or stamp is None or kept[0] != stamp:
+        known = self._kept.get(site.index)
+        if known is None or stamp is None or known[0] != stamp:
             with self._lock:
-                kept = self._kept[site.index] = (stamp, *self._project(live))
-        return kept[1], kept[2]
+                known = self._kept[site.index] = (stamp, *self._project(live))
+        return known[1], known[2]
 
     def _project(self, site: CrossAttentionSite) -> tuple[Tensor, Tensor]:
         """In the weights' own dtype and as ordinary tensors, whatever mode the asking call runs in: others will ask too.

@@ -74,19 +74,19 @@ def find_text_path(
 
 def _found(pipe: Any, base: type, way: TextPath, runs: Callable[[Values], None]) -> tuple[TextPath, Values, TextArguments]:
     noise = replace(way, how=replace(way.how, seed=1000))
-    one, other, noisy = (run(pipe, base, by, texts)[0] for by, texts in ((way, TEXTS), (way, SWAPPED), (noise, TEXTS)))
-    way = _placed(one, other, way, len(TEXTS))
-    one, other, noisy = (_rows(values, way, len(TEXTS)) for values in (one, other, noisy))
-    found = text_arguments(one, other, noisy, len(TEXTS), way.stride, who=base.__name__)
+    plain, swapped, noisy = (run(pipe, base, by, texts)[0] for by, texts in ((way, TEXTS), (way, SWAPPED), (noise, TEXTS)))
+    way = _placed(plain, swapped, way, len(TEXTS))
+    plain, swapped, noisy = (_rows(values, way, len(TEXTS)) for values in (plain, swapped, noisy))
+    arguments = text_arguments(plain, swapped, noisy, len(TEXTS), way.stride, who=base.__name__)
     try:
-        runs(one)
+        runs(plain)
     except Exception as fault:
         raise CapabilityError(
             f"the {way.name} of {base.__name__} cannot be run for a test ({type(fault).__name__}: {fault})",
             pipeline=base.__name__,
             missing="a self-test",
         ) from fault
-    return way, one, found
+    return way, plain, arguments
 
 
 def run(pipe: Any, base: type, way: TextPath, texts: Sequence[str]) -> tuple[Values, list[tuple[str, Tensor]]]:
@@ -102,31 +102,33 @@ def run(pipe: Any, base: type, way: TextPath, texts: Sequence[str]) -> tuple[Val
                 calls.append(catch_call(pipe, base, way.name, [text], way.how))
             ids.append(seen)
     joined = (
-        [(name, torch.cat([one[place][1] for one in ids])) for place, (name, _) in enumerate(ids[0])] if _alike(ids) else []
+        [(name, torch.cat([tokens[place][1] for tokens in ids])) for place, (name, _) in enumerate(ids[0])]
+        if _alike(ids)
+        else []
     )
     return _joined(calls), joined
 
 
 def _alike(ids: Sequence[Sequence[tuple[str, Tensor]]]) -> bool:
-    return len({tuple((name, part.shape) for name, part in one) for one in ids}) == 1
+    return len({tuple((name, part.shape) for name, part in tokens) for tokens in ids}) == 1
 
 
 def _joined(calls: Sequence[Values]) -> Values:
     """Calls for one text each as one call for all."""
-    made = calls[0]
+    joined = calls[0]
     for path, value in leaves(calls[0], 1):
         parts = [pick(call, path) for call in calls]
         if isinstance(value, Tensor) and value.dim() and len(value) == 1 and len({part.shape for part in parts}) == 1:
-            made = put(made, path, torch.cat(parts))
+            joined = put(joined, path, torch.cat(parts))
         elif isinstance(value, list) and len(value) == 1:
-            made = put(made, path, [part[0] for part in parts])
-    return made
+            joined = put(joined, path, [part[0] for part in parts])
+    return joined
 
 
-def _placed(one: Values, other: Values, way: TextPath, count: int) -> TextPath:
+def _placed(left: Values, right: Values, way: TextPath, count: int) -> TextPath:
     """The way, with the rows at which the texts stand: behind their unconditional twins, or once a frame."""
-    for path, value in leaves(one, count):
-        mate = pick(other, path)
+    for path, value in leaves(left, count):
+        mate = pick(right, path)
         rows = isinstance(value, Tensor) and isinstance(mate, Tensor) and value.shape == mate.shape and value.dim() > 2
         if rows or (is_text_list(value) and is_text_list(mate) and len(value) == len(mate)):
             pairs = enumerate(zip(value, mate, strict=True))
@@ -211,14 +213,14 @@ class TextEncoding:
         with self.lock:
             self._forget_if_changed()
             new = [text for text in dict.fromkeys(("", *texts)) if text not in self._trim]
-            made = self._run(self.main, new)
-            if "" in made:
-                self._empty = made[""][1]
+            encoded = self._run(self.main, new)
+            if "" in encoded:
+                self._empty = encoded[""][1]
                 ids = self._run(self.main, [MORE])[MORE][1]  # alone: no other text makes it longer
                 words = self.words(ids, 0)[1] if ids else []
                 self._first = words[0] if words and is_filled_up(ids[0][1][words[0] :]) else None
             fresh = {}
-            for text, (row, ids) in made.items():
+            for text, (row, ids) in encoded.items():
                 self._require_all_read(text, ids)
                 fresh[text] = self._trimmed(text, row, ids)
             self._trim |= fresh  # none of them where one is refused: beside that, others were cut off or filled up as well
@@ -249,31 +251,33 @@ class TextEncoding:
             for start in range(0, blanks.count, step):
                 count = min(step, blanks.count - start)
                 with blanks.within(self._pipe, start, count):
-                    given = _rows(run(self._pipe, self.base, way, [text] * count)[0], way, count)
-                others += [{path: _one(pick(given, path), place, count) for path in arguments.every} for place in range(count)]
+                    rows_without = _rows(run(self._pipe, self.base, way, [text] * count)[0], way, count)
+                others += [
+                    {path: _one(pick(rows_without, path), place, count) for path in arguments.every} for place in range(count)
+                ]
         states: Tensor = row[arguments.states]
         segments = []
-        for one in self.spans(ids, len(states)):
-            without = [other[arguments.states][one.places[-1]] for other in others[: len(one.words)]]
-            whole = states[one.places[-1]]
-            segments.append(Segment(one.places, one.words, whole, torch.stack(without) if without else whole[None][:0]))
-        pooled = [vector for vector in (pooled_in(other, arguments) for other in others) if vector is not None]
+        for span in self.spans(ids, len(states)):
+            without = [word[arguments.states][span.places[-1]] for word in others[: len(span.words)]]
+            whole = states[span.places[-1]]
+            segments.append(Segment(span.places, span.words, whole, torch.stack(without) if without else whole[None][:0]))
+        pooled = [vector for vector in (pooled_in(word, arguments) for word in others) if vector is not None]
         return Occlusion(states, segments, torch.stack(pooled) if pooled else None)
 
     def _run(self, name: str, texts: Sequence[str]) -> dict[str, tuple[TextRow, Tokens]]:
         way, arguments = self._ways[name]
-        made: dict[str, tuple[TextRow, Tokens]] = {}
+        encoded: dict[str, tuple[TextRow, Tokens]] = {}
         for start in range(0, len(texts), BATCH):
             batch = list(texts[start : start + BATCH])
             values, seen = run(self._pipe, self.base, way, batch)
             if seen and all(len(ids) < len(batch) for _, ids in seen):  # they are encoded one by one
-                made |= {text: self._run(name, [text])[text] for text in batch}
+                encoded |= {text: self._run(name, [text])[text] for text in batch}
                 continue
-            given = _rows(values, way, len(batch))
+            rows = _rows(values, way, len(batch))
             for place, text in enumerate(batch):
-                row = {path: _one(pick(given, path), place, len(batch)) for path in arguments.every}
-                made[text] = (row, [(name, ids[place].tolist()) for name, ids in seen if len(ids) == len(batch)])
-        return made
+                row = {path: _one(pick(rows, path), place, len(batch)) for path in arguments.every}
+                encoded[text] = (row, [(name, ids[place].tolist()) for name, ids in seen if len(ids) == len(batch)])
+        return encoded
 
     def _require_all_read(self, text: str, ids: Tokens) -> None:
         """Raises CapabilityError for a text of which an encoder may not get the end: what stands behind it changes nothing."""
@@ -296,11 +300,11 @@ class TextEncoding:
         keep: list[int] = []
         content: list[int] = []
         closing: list[int] = []
-        for one in self.spans(ids, len(states)):
-            if states.dim() == 2 and len(one.words) < len(self.words(ids, one.encoder)[1]):
+        for span in self.spans(ids, len(states)):
+            if states.dim() == 2 and len(span.words) < len(self.words(ids, span.encoder)[1]):
                 raise cut_off(text, len(states), self.base)
-            content += [len(keep) + k for k, spot in enumerate(one.places) if spot in one.words]
-            keep += one.places
+            content += [len(keep) + k for k, spot in enumerate(span.places) if spot in span.words]
+            keep += span.places
             closing.append(len(keep) - 1)
         if not keep:
             content = keep = list(range(len(states)))
@@ -310,14 +314,14 @@ class TextEncoding:
 
     def spans(self, ids: Sequence[tuple[str, Sequence[int]]], length: int) -> list[Span]:
         """Where the encoders' real tokens stand in ``length`` states: from what the encoders were given."""
-        found = []
+        spans = []
         for place, start in _segments([len(numbers) for _, numbers in ids], length, self._first):
             real, words = self.words(ids, place)
             inside = range(max(0, -start), length - start)
             places, spots = ([spot + start for spot in spots if spot in inside] for spots in (real, words))
             if places:
-                found.append(Span(place, places, spots))
-        return found
+                spans.append(Span(place, places, spots))
+        return spans
 
     def words(self, ids: Sequence[tuple[str, Sequence[int]]], place: int) -> tuple[list[int], list[int]]:
         """The places of real tokens among the numbers that one encoder was given, and which of these are words."""
@@ -330,7 +334,7 @@ class TextEncoding:
             part for name, part in self._pipe.components.items() if name.startswith("text_encoder") and part is not None
         ]
         stamps = [(id(encoder), *map(stamp_of, encoder.parameters())) for encoder in encoders if hasattr(encoder, "parameters")]
-        stamp = None if any(None in one for one in stamps) else tuple(stamps)
+        stamp = None if any(None in part_stamp for part_stamp in stamps) else tuple(stamps)
         if stamp is None or stamp != self._stamp:
             self._trim.clear()
             self._taken.clear()
@@ -357,13 +361,13 @@ def _segments(lengths: Sequence[int], length: int, first: int | None) -> list[tu
     template is often cut off); where it was filled up behind its words, which begin with the ``first`` one, no later ones than
     that (what filled it up, or the tail of the template, is cut off too).
     """
-    for place, one in enumerate(lengths):
-        if one == length:
+    for place, count in enumerate(lengths):
+        if count == length:
             return [(place, 0)]
-    for place, one in enumerate(lengths):
+    for place, count in enumerate(lengths):
         for later in range(place + 1, len(lengths)):
-            if one + lengths[later] == length:
-                return [(place, 0), (later, one)]
+            if count + lengths[later] == length:
+                return [(place, 0), (later, count)]
     if not lengths:
         return []
     start = length - lengths[0]

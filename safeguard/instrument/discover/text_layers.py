@@ -64,14 +64,14 @@ class LinearTextLayers:
     def inputs(self, layers: TextLayers, texts: Sequence[str]) -> list[Tensor]:
         """What comes into the layers of a group for each text, untrimmed, [L, in], float64; one row where it is a vector."""
         owner, _, inside = layers.modules[0].partition(".")
-        argument = next(path for one, path in self._groups if one.modules == layers.modules)
-        made: list[Tensor] = []
+        argument = next(path for group, path in self._groups if group.modules == layers.modules)
+        inputs: list[Tensor] = []
         for first in range(0, len(texts), BATCH):
             batch = list(texts[first : first + BATCH])
             rows = self._encoding.rows(owner, batch)
-            given = [row[argument] for row in rows] if argument else self._worked(self._parts[owner], inside, rows)
-            made += [_precise(row.reshape(-1, row.shape[-1])) for row in given]
-        return made
+            raw = [row[argument] for row in rows] if argument else self._worked(self._parts[owner], inside, rows)
+            inputs += [_precise(row.reshape(-1, row.shape[-1])) for row in raw]
+        return inputs
 
     def _worked(self, part: Denoiser, layer: str, rows: Sequence[TextRow]) -> list[Tensor]:
         """What the denoiser itself makes of texts until they come to a layer."""
@@ -86,12 +86,12 @@ def weight_of(layer: Any) -> Tensor:
     """[out, in], float64. Of a layer that is more than its weight (adapters, quantized, offloaded) by what it does."""
     if type(layer) is nn.Linear and not layer.weight.is_meta:
         return _precise(layer.weight.detach()).clone()
-    like = next((one for one in (*layer.parameters(), *layer.buffers()) if one.is_floating_point()), torch.empty(0))
+    like = next((tensor for tensor in (*layer.parameters(), *layer.buffers()) if tensor.is_floating_point()), torch.empty(0))
     device = torch.device("cpu") if like.is_meta else like.device
     units = torch.eye(layer.in_features, dtype=like.dtype, device=device)
     nothing = torch.zeros(1, layer.in_features, dtype=like.dtype, device=device)
-    made: Tensor = (_precise(layer(units)) - _precise(layer(nothing))).T.contiguous()
-    return made
+    weight: Tensor = (_precise(layer(units)) - _precise(layer(nothing))).T.contiguous()
+    return weight
 
 
 def _precise(part: Tensor) -> Tensor:
@@ -133,28 +133,28 @@ def _groups(part: Denoiser) -> list[tuple[TextLayers, Path | None]]:
     ]
 
 
-def _argument(part: Denoiser, given: Tensor) -> Path | None:
+def _argument(part: Denoiser, values: Tensor) -> Path | None:
     """The text argument that comes to a layer just as the denoiser is given it."""
     return next(
         (
             path
             for path in (*part.text.tokens, *part.text.pooled)
             if isinstance(value := pick(part.values, path), Tensor)
-            and value.numel() == given.numel()
-            and value.shape[-1] == given.shape[-1]
-            and torch.equal(value.reshape(given.shape), given)
+            and value.numel() == values.numel()
+            and value.shape[-1] == values.shape[-1]
+            and torch.equal(value.reshape(values.shape), values)
         ),
         None,
     )
 
 
-def _text_alone(part: Denoiser, one: Tensor, other: Tensor) -> bool:
+def _text_alone(part: Denoiser, left: Tensor, right: Tensor) -> bool:
     """Whether an input has the rows of the call, the tokens of its text or one vector each, and depends on the text alone."""
     rows, length = part.rows, stacked(pick(part.values, part.text.states)).shape[1]
-    if len(one) % rows or one.dim() not in (2, 3) or (one.dim() == 3 and one.shape[1] != length):
+    if len(left) % rows or left.dim() not in (2, 3) or (left.dim() == 3 and left.shape[1] != length):
         return False
-    each = len(one) // rows * part.stride  # TEXTS[0] and TEXTS[1] are different texts
-    return one.shape == other.shape and torch.equal(one, other) and not torch.equal(one[0], one[each])
+    each = len(left) // rows * part.stride  # TEXTS[0] and TEXTS[1] are different texts
+    return left.shape == right.shape and torch.equal(left, right) and not torch.equal(left[0], left[each])
 
 
 def _otherwise(part: Denoiser) -> Values:
@@ -179,9 +179,9 @@ def _seen(part: Denoiser, values: Values, names: Sequence[str]) -> Inputs:
 
     def look(name: str) -> Callable[..., None]:
         def on_call(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            given = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
-            if given is not None and name not in seen and threading.get_ident() == here:
-                seen[name] = given.detach().clone()
+            tensor = next((argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor)), None)
+            if tensor is not None and name not in seen and threading.get_ident() == here:
+                seen[name] = tensor.detach().clone()
 
         return on_call
 

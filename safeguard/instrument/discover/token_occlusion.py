@@ -43,9 +43,9 @@ class OccludedWords:
         Raises CapabilityError at the end where an encoder was never given the text.
         """
         self._start, self._rows = start, rows
-        every = [one for known in self._known.values() for one in known]
-        for one in every:
-            one.seen = 0
+        every = [word for known in self._known.values() for word in known]
+        for word in every:
+            word.seen = 0
         handles = [
             part.register_forward_pre_hook(self._hook(self._known[name]), with_kwargs=True)
             for name, part in pipe.components.items()
@@ -56,31 +56,31 @@ class OccludedWords:
         finally:
             for handle in handles:
                 handle.remove()
-        if not all(one.seen for one in every if one.words):
+        if not all(word.seen for word in every if word.words):
             raise CapabilityError("the pipeline encodes a text in another way each time", missing="texts without their words")
 
     def _hook(self, known: Sequence[_Known]) -> Any:
         def on_call(
             module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            given = kwargs.get("input_ids", args[0] if args else None)
-            if not isinstance(given, Tensor) or given.dtype.is_floating_point or given.dim() != 2:
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if not isinstance(ids, Tensor) or ids.dtype.is_floating_point or ids.dim() != 2:
                 return None
-            blanked = self._blanked(given, known)
+            blanked = self._blanked(ids, known)
             if "input_ids" in kwargs:
                 return args, {**kwargs, "input_ids": blanked}
             return (blanked, *args[1:]), dict(kwargs)
 
         return on_call
 
-    def _blanked(self, given: Tensor, known: Sequence[_Known]) -> Tensor:
-        rows = given.tolist()
+    def _blanked(self, ids: Tensor, known: Sequence[_Known]) -> Tensor:
+        rows = ids.tolist()
         for row in rows:
-            one = next((one for one in known if one.numbers == row), None)
-            if one is None:
+            occluded = next((occluded for occluded in known if occluded.numbers == row), None)
+            if occluded is None:
                 continue
-            word = self._start + one.seen % self._rows
-            one.seen += 1
-            if word < len(one.words):
-                row[one.words[word]] = BLANK
-        return torch.tensor(rows, dtype=given.dtype, device=given.device)
+            word = self._start + occluded.seen % self._rows
+            occluded.seen += 1
+            if word < len(occluded.words):
+                row[occluded.words[word]] = BLANK
+        return torch.tensor(rows, dtype=ids.dtype, device=ids.device)

@@ -33,12 +33,12 @@ def require_known(pipe: Any, base: type, text: str) -> None:
 def is_padded(numbers: Sequence[int], empty: Sequence[int]) -> bool:
     """Whether there is padding around a text, which repeats a token that stands around the ``empty`` text too: all was read."""
     ends = [(line[-1], line[-2]) for line in (numbers, numbers[::-1]) if len(line) > 1]
-    return any(one == other and one in (*empty[:1], *empty[-1:]) for one, other in ends)
+    return any(first == last and first in (*empty[:1], *empty[-1:]) for first, last in ends)
 
 
 def is_filled_up(numbers: Sequence[int]) -> bool:
     """Whether there is padding among what stands from the words of a short text on: one token thrice in a row."""
-    return any(one == other == third for one, other, third in zip(numbers, numbers[1:], numbers[2:], strict=False))
+    return any(before == middle == third for before, middle, third in zip(numbers, numbers[1:], numbers[2:], strict=False))
 
 
 def cut_off(text: str, read: int, base: type) -> CapabilityError:

@@ -160,9 +160,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _unflatten(given: Sequence[Tensor], paths: str) -> Values:
+def _unflatten(tensors: Sequence[Tensor], paths: str) -> Values:
     values: Values = {}
-    for path, tensor in zip(paths.split(), given, strict=True):
+    for path, tensor in zip(paths.split(), tensors, strict=True):
         path, _, kind = path.partition("!")
         into, name = _holder(values, path)
         listed, _, place = name.partition("#")
@@ -180,10 +180,10 @@ def _spell(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, dict):
-        inside = [(_spell(key), _spell(one)) for key, one in value.items()]
-        return "{" + ", ".join(f"{key}: {one}" for key, one in inside) + "}" if all(one for _, one in inside) else ""
+        inside = [(_spell(key), _spell(item)) for key, item in value.items()]
+        return "{" + ", ".join(f"{key}: {item}" for key, item in inside) + "}" if all(item for _, item in inside) else ""
     if isinstance(value, (list, tuple)):
-        parts = [_spell(one) for one in value]
+        parts = [_spell(item) for item in value]
         form = "[{}]" if isinstance(value, list) else "({},)" if parts else "()"
         return form.format(", ".join(parts)) if all(parts) else ""
     return ""
@@ -191,15 +191,15 @@ def _spell(value: Any) -> str:
 
 def _rest(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
     """What `_flatten` leaves out, by its path, as `_spell` has it."""
-    found = []
+    parts = []
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            found += _rest(value, f"{above}{name}.")
+            parts += _rest(value, f"{above}{name}.")
         elif not isinstance(value, Tensor) and not _is_number(value):
-            tensors = isinstance(value, (list, tuple)) and value and all(isinstance(one, Tensor) for one in value)
+            tensors = isinstance(value, (list, tuple)) and value and all(isinstance(item, Tensor) for item in value)
             if not tensors:
-                found.append((above + name, _spell(value)))
-    return found
+                parts.append((above + name, _spell(value)))
+    return parts
 
 
 def _restore(values: Values, rest: Mapping[str, Any]) -> None:
@@ -228,9 +228,9 @@ def _(prediction: Tensor, name: str, host: int) -> Tensor:
     return torch.empty_like(prediction)
 
 
-def _fresh(value: Tensor, given: Tensor) -> Tensor:
+def _fresh(value: Tensor, before: Tensor) -> Tensor:
     """An operator may not give back what it was given."""
-    return given.clone() if value is given else value
+    return before.clone() if value is before else value
 
 
 class Handles:
@@ -319,15 +319,15 @@ def hook_module(handles: Handles, module: Any, name: str, host: Host) -> None:
     number, place = host.number, int(name.partition("#")[2] or 0)
 
     def on_done(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        made = output if isinstance(output, Tensor) else output[place]
-        inputs = next((given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)), None)
+        tensor = output if isinstance(output, Tensor) else output[place]
+        inputs = next((argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor)), None)
         if torch.compiler.is_compiling():
-            changed = torch.ops.safeguard.module(made, inputs, name, number)
+            changed = torch.ops.safeguard.module(tensor, inputs, name, number)
         else:
-            found = host.at_module(name, inputs, made)
-            if found is None:
+            edited = host.at_module(name, inputs, tensor)
+            if edited is None:
                 return None
-            changed = found
+            changed = edited
         return changed if isinstance(output, Tensor) else (*output[:place], changed, *output[place + 1 :])
 
     handles.add(module, "forward", tag(on_done, number), with_kwargs=True)
@@ -357,9 +357,13 @@ def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArgument
             flat = dict(_flatten(values))
             changing = [path for path in flat if path.partition("#")[0] in texts]
             rest = _rest(values)
-            said = "{" + ", ".join(f"'{path}': {value}" for path, value in rest) + "}" if all(one for _, one in rest) else ""
-            made = torch.ops.safeguard.enter(list(flat.values()), " ".join(flat), " ".join(changing), said, name, number)
-            changed: Values | None = _exchanged(values, dict(zip(changing, made, strict=True)))
+            spelled = (
+                "{" + ", ".join(f"'{path}': {value}" for path, value in rest) + "}"
+                if all(spelling for _, spelling in rest)
+                else ""
+            )
+            tensors = torch.ops.safeguard.enter(list(flat.values()), " ".join(flat), " ".join(changing), spelled, name, number)
+            changed: Values | None = _exchanged(values, dict(zip(changing, tensors, strict=True)))
         else:
             changed = host.on_enter(name, values)
         return None if changed is None else ((), changed)
@@ -378,16 +382,16 @@ def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArgument
 
 def _exchanged(values: Mapping[str, Any], changed: Mapping[str, Tensor], above: str = "") -> Values:
     """The arguments with some tensors exchanged, by their paths in one word."""
-    made: Values = {}
+    exchanged: Values = {}
     for name, value in values.items():
         path = above + name
         if isinstance(value, dict):
-            made[name] = _exchanged(value, changed, f"{path}.")
+            exchanged[name] = _exchanged(value, changed, f"{path}.")
         elif isinstance(value, (list, tuple)):
-            made[name] = type(value)(changed.get(f"{path}#{place}", part) for place, part in enumerate(value))
+            exchanged[name] = type(value)(changed.get(f"{path}#{place}", part) for place, part in enumerate(value))
         else:
-            made[name] = changed.get(path, value)
-    return made
+            exchanged[name] = changed.get(path, value)
+    return exchanged
 
 
 def _with_prediction(output: Any, prediction: Tensor) -> Any:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safeguard_plugins
+import safeguard_demo
 from safeguard_demo.world import COLOURS, SUBJECTS
 from typer.testing import CliRunner
 
 from safeguard.cli.main import app
 
-WORD = Path(safeguard_plugins.__file__).with_name("assets") / "hfi-unet-blood.word.safetensors"
+WORD = Path(safeguard_demo.__file__).with_name("adapters") / "hfi-unet-blood.word.safetensors"
 
 
 def data(*args: object) -> Any:

@@ -12,13 +12,14 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from safeguard.instrument.call_values import TextArguments, Values, argument_names, named
+from safeguard.instrument.hooks.graph_values import exchanged, flatten, rest_of, restore, unflatten
 from safeguard.sdk.pipeline import TextSite
 
 _stash = threading.local()  # what the hooks of one attention hand on to each other within one call
@@ -122,11 +123,11 @@ def _(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: 
 @register_op("safeguard::enter", schema="(Tensor[] given, str paths, str changing, str rest, str name, int host) -> Tensor[]")
 def _enter(given: list[Tensor], paths: str, changing: str, rest: str, name: str, host: int) -> list[Tensor]:
     owner = owner_of(host)
-    values = _unflatten(given, paths)
+    values = unflatten(given, paths)
     if rest:
-        _restore(values, ast.literal_eval(rest))
+        restore(values, ast.literal_eval(rest))
     changed = None if owner is None else owner.on_enter(name, values, whole=bool(rest))
-    before, after = dict(zip(paths.split(), given, strict=True)), dict(_flatten(values if changed is None else changed))
+    before, after = dict(zip(paths.split(), given, strict=True)), dict(flatten(values if changed is None else changed))
     return [_fresh(after[path], before[path]) for path in changing.split()]
 
 
@@ -134,86 +135,6 @@ def _enter(given: list[Tensor], paths: str, changing: str, rest: str, name: str,
 def _(given: list[Tensor], paths: str, changing: str, rest: str, name: str, host: int) -> list[Tensor]:
     before = dict(zip(paths.split(), given, strict=True))
     return [torch.empty_like(before[path]) for path in changing.split()]
-
-
-def _flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a call with its path in one word: keys behind dots, places in lists behind a number sign; numbers as
-    tensors, with their kind behind an exclamation mark.
-    """
-    for name, value in values.items():
-        if isinstance(value, Tensor):
-            yield above + name, value
-        elif isinstance(value, dict):
-            yield from _flatten(value, f"{above}{name}.")
-        elif isinstance(value, (list, tuple)):
-            for place, part in enumerate(value):
-                if isinstance(part, Tensor):
-                    yield f"{above}{name}#{place}", part
-        elif _is_number(value):
-            yield (
-                above + name + ("!int" if isinstance(value, int) else "!float"),
-                torch.tensor(float(value), dtype=torch.float64),
-            )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _unflatten(tensors: Sequence[Tensor], paths: str) -> Values:
-    values: Values = {}
-    for path, tensor in zip(paths.split(), tensors, strict=True):
-        path, _, kind = path.partition("!")
-        into, name = _holder(values, path)
-        listed, _, place = name.partition("#")
-        if place:
-            into.setdefault(listed, []).append(tensor)
-        else:
-            into[name] = tensor if not kind else int(tensor) if kind == "int" else float(tensor)
-    return values
-
-
-def _spell(value: Any) -> str:
-    """A value without tensors as Python writes it; nothing for any other, and for what Python does not read back."""
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return ""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return repr(value)
-    if isinstance(value, dict):
-        inside = [(_spell(key), _spell(item)) for key, item in value.items()]
-        return "{" + ", ".join(f"{key}: {item}" for key, item in inside) + "}" if all(item for _, item in inside) else ""
-    if isinstance(value, (list, tuple)):
-        parts = [_spell(item) for item in value]
-        form = "[{}]" if isinstance(value, list) else "({},)" if parts else "()"
-        return form.format(", ".join(parts)) if all(parts) else ""
-    return ""
-
-
-def _rest(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """What `_flatten` leaves out, by its path, as `_spell` has it."""
-    parts = []
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            parts += _rest(value, f"{above}{name}.")
-        elif not isinstance(value, Tensor) and not _is_number(value):
-            tensors = isinstance(value, (list, tuple)) and value and all(isinstance(item, Tensor) for item in value)
-            if not tensors:
-                parts.append((above + name, _spell(value)))
-    return parts
-
-
-def _restore(values: Values, rest: Mapping[str, Any]) -> None:
-    for path, value in rest.items():
-        into, name = _holder(values, path)
-        into[name] = value
-
-
-def _holder(values: Values, path: str) -> tuple[Values, str]:
-    """The dictionary that holds what a path leads to, made where there is none, and its key there."""
-    *above, name = path.split(".")
-    for part in above:
-        values = values.setdefault(part, {})
-    return values, name
 
 
 @register_op("safeguard::leave", schema="(Tensor prediction, str name, int host) -> Tensor")
@@ -354,16 +275,16 @@ def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArgument
     def on_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         values = named(names, args, kwargs)
         if torch.compiler.is_compiling():
-            flat = dict(_flatten(values))
+            flat = dict(flatten(values))
             changing = [path for path in flat if path.partition("#")[0] in texts]
-            rest = _rest(values)
+            rest = rest_of(values)
             spelled = (
                 "{" + ", ".join(f"'{path}': {value}" for path, value in rest) + "}"
                 if all(spelling for _, spelling in rest)
                 else ""
             )
             tensors = torch.ops.safeguard.enter(list(flat.values()), " ".join(flat), " ".join(changing), spelled, name, number)
-            changed: Values | None = _exchanged(values, dict(zip(changing, tensors, strict=True)))
+            changed: Values | None = exchanged(values, dict(zip(changing, tensors, strict=True)))
         else:
             changed = host.on_enter(name, values)
         return None if changed is None else ((), changed)
@@ -378,20 +299,6 @@ def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArgument
 
     handles.add(denoiser, "forward_pre", tag(on_call, number), with_kwargs=True)
     handles.add(denoiser, "forward", tag(on_done, number), with_kwargs=True)
-
-
-def _exchanged(values: Mapping[str, Any], changed: Mapping[str, Tensor], above: str = "") -> Values:
-    """The arguments with some tensors exchanged, by their paths in one word."""
-    exchanged: Values = {}
-    for name, value in values.items():
-        path = above + name
-        if isinstance(value, dict):
-            exchanged[name] = _exchanged(value, changed, f"{path}.")
-        elif isinstance(value, (list, tuple)):
-            exchanged[name] = type(value)(changed.get(f"{path}#{place}", part) for place, part in enumerate(value))
-        else:
-            exchanged[name] = changed.get(path, value)
-    return exchanged
 
 
 def _with_prediction(output: Any, prediction: Tensor) -> Any:

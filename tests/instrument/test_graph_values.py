@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeguard.instrument.hooks.denoiser_hooks import _flatten, _rest, _restore, _spell, _unflatten
+from safeguard.instrument.hooks.graph_values import flatten, rest_of, restore, spell, unflatten
 
 PLAIN = st.none() | st.booleans() | st.text(max_size=8)
 NAMES = st.text("abcdefgh_", min_size=1, max_size=5)
@@ -19,10 +19,10 @@ CALLS = st.dictionaries(NAMES, PLAIN | NUMBERS | LISTED | st.dictionaries(NAMES,
 
 
 def handed_on(values: dict[str, Any]) -> dict[str, Any]:
-    flat = dict(_flatten(values))
-    made = _unflatten(list(flat.values()), " ".join(flat))
-    said = "{" + ", ".join(f"{path!r}: {value}" for path, value in _rest(values)) + "}"
-    _restore(made, ast.literal_eval(said))
+    flat = dict(flatten(values))
+    made = unflatten(list(flat.values()), " ".join(flat))
+    said = "{" + ", ".join(f"{path!r}: {value}" for path, value in rest_of(values)) + "}"
+    restore(made, ast.literal_eval(said))
     return made
 
 
@@ -45,6 +45,6 @@ def test_tensors_keep_their_places() -> None:
 
 
 def test_what_no_words_tell_is_known_to_be_missing() -> None:
-    assert _spell({"processor": object()}) == ""
-    assert _spell([float("nan")]) == _spell((1.0, float("inf"))) == ""
-    assert _spell([(1, 2), "three", None]) == "[(1, 2,), 'three', None]"
+    assert spell({"processor": object()}) == ""
+    assert spell([float("nan")]) == spell((1.0, float("inf"))) == ""
+    assert spell([(1, 2), "three", None]) == "[(1, 2,), 'three', None]"

@@ -51,10 +51,18 @@ class Install:
 def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages of the current environment, without this project."""
     folder = tmp_path_factory.mktemp("dependencies")
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if not entry.name.startswith(OWN) and entry.name != "__pycache__":
+    site = Path(sysconfig.get_path("purelib"))
+    for entry in [entry for place in (site, *_linked(site)) for entry in place.iterdir()]:
+        unwanted = entry.name.startswith(OWN) or entry.name == "__pycache__" or entry.suffix == ".pth"
+        if not unwanted and not (folder / entry.name).exists():
             (folder / entry.name).symlink_to(entry)
     return folder
+
+
+def _linked(site: Path) -> list[Path]:
+    """The other folders that an environment takes packages from, as its ``.pth`` files name them."""
+    lines = [line.strip() for file in site.glob("*.pth") for line in file.read_text(encoding="utf-8").splitlines()]
+    return [Path(line) for line in lines if Path(line).is_dir() and Path(line).name == "site-packages"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +84,17 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = "from setuptools import build_meta; import sys; build_meta.build_sdist(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(folder)], cwd=source, check=True, capture_output=True)
     (archive,) = folder.glob("*.tar.gz")
-    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(archive))
+    return _built(str(archive), folder)
+
+
+@pytest.fixture(scope="module")
+def demo_wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the demo, a distribution of its own."""
+    return _built(str(source / "plugins/safeguard_demo"), tmp_path_factory.mktemp("demo"))
+
+
+def _built(project: str, folder: Path) -> Path:
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), project)
     (made,) = folder.glob("*.whl")
     return made
 
@@ -101,6 +119,14 @@ def installed(wheel: Path, dependencies: Path, tmp_path_factory: pytest.TempPath
     """The wheel in an environment of its own."""
     made = _environment(tmp_path_factory.mktemp("wheel"), dependencies)
     _pip("install", "--no-deps", str(wheel), python=made.python)
+    return made
+
+
+@pytest.fixture(scope="module")
+def with_demo(wheel: Path, demo_wheel: Path, dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """Both wheels in an environment of their own."""
+    made = _environment(tmp_path_factory.mktemp("both"), dependencies)
+    _pip("install", "--no-deps", str(wheel), str(demo_wheel), python=made.python)
     return made
 
 
@@ -205,6 +231,70 @@ def test_a_users_program_has_types(installed: Install) -> None:
     command = [sys.executable, "-m", "mypy", f"--config-file={settings}", f"--python-executable={installed.python}"]
     done = subprocess.run([*command, str(program)], cwd=installed.elsewhere, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+CORE_LIMIT = 3 * 2**20  # bytes of the core wheel
+
+
+def test_the_core_wheel_is_small_and_holds_no_tests_pages_or_demo(wheel: Path) -> None:
+    assert wheel.stat().st_size < CORE_LIMIT
+    with zipfile.ZipFile(wheel) as archive:
+        parts = {part for name in archive.namelist() for part in Path(name).parts}
+    assert not parts & {"tests", "docs", "studies", "safeguard_demo", "conftest.py", "site"}
+
+
+CORE_ALONE = """
+import importlib.util
+import safeguard
+from safeguard.testing import tiny_pipeline
+
+assert importlib.util.find_spec("safeguard_demo") is None
+pipe = tiny_pipeline()
+paint = lambda: pipe(["a boat"], num_inference_steps=2, height=32, width=32, output_type="np").images.shape
+with safeguard.protect(pipe, "own.yaml", audit="audit") as guard, guard.request() as request:
+    print(paint())
+print([(applied.eraser, decision.result) for decision in request.decisions for applied in decision.applied])
+"""
+
+
+def test_the_core_alone_protects_a_pipeline_validates_a_policy_and_verifies_the_log(installed: Install) -> None:
+    (installed.elsewhere / "own.yaml").write_text(POLICY.replace("eraser: hush", "eraser: negative_prompt"))
+    assert installed.safeguard("policy", "validate", "own.yaml").startswith("valid own.yaml: 1 concept")
+    shape, recorded = installed.run("-c", CORE_ALONE).splitlines()
+    assert (shape, recorded) == ("(1, 32, 32, 3)", "[('negative_prompt', 'erase')]")
+    report = json.loads(installed.safeguard("audit", "verify", "audit", "--json"))
+    assert (report["ok"], report["policies"]) == (True, 1)
+
+
+def test_without_the_demo_its_pipeline_is_refused_with_what_to_install(installed: Install) -> None:
+    command = [str(installed.python), "-m", "safeguard.cli.main", "doctor", "--pipeline", "unet"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    done = subprocess.run(command, cwd=installed.elsewhere, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "safeguard-diffusion-demo" in done.stderr
+
+
+BESIDE = """
+from safeguard import _entry_points
+for group in ("pipelines", "prompt_sets", "judges", "adapters", "image_encoders", "training_data"):
+    print(group, *_entry_points.names(f"safeguard.{group}"))
+"""
+
+
+def test_the_demos_wheel_registers_what_it_brings_beside_the_core(with_demo: Install) -> None:
+    assert with_demo.run("-c", BESIDE).splitlines() == [
+        "pipelines mmdit unet",
+        "prompt_sets demo",
+        "judges demo",
+        "adapters demo",
+        "image_encoders demo",
+        "training_data demo",
+    ]
+
+
+def test_the_demos_wheel_brings_its_pipelines(with_demo: Install) -> None:
+    script = "from safeguard.evaluation.pipeline_sources import load_pipeline\nprint(type(load_pipeline('mmdit')).__name__)"
+    assert with_demo.run("-c", script).strip() == "StableDiffusion3Pipeline"
 
 
 EXAMPLE = ROOT / "docs/examples/safeguard-hush"

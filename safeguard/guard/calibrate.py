@@ -1,8 +1,8 @@
-"""``calibrate``: by what evidence the adaptive concepts of a policy open on one pipeline, learnt without labels.
+"""Calibrate a pipeline for the adaptive concepts of a policy, without labels.
 
-Ordinary prompts are looked at as they are, and with a concept's phrases beside them. What tells the two apart in the first step
-is fitted, and read in units of what ordinary prompts show; so a prompt that brings the concept without a word of it stands out
-as well.
+Ordinary prompts run through the first step, as they are and with a concept's phrases added. A detector is fitted that tells the
+two apart, and its score is given in standard deviations of ordinary prompts. So a prompt that leads to the concept without
+naming it stands out as well.
 """
 
 from __future__ import annotations

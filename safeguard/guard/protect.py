@@ -1,4 +1,4 @@
-"""``protect``: the one way to put a policy in force on a pipeline; and ``guard_of``, which finds the guard again."""
+"""`protect` protects a pipeline with a policy; `guard_of` finds the guard of a pipeline again."""
 
 from __future__ import annotations
 

@@ -38,15 +38,16 @@ from tests.support.tiny_pipelines import WHOLES, run
 LIMIT: Final = 60  # seconds that one class may take
 PROMPTS: Final = ("a red boat", "blood on snow", "a green tree")
 ROWS: Final = "only the active row changes"
-CHECKS: Final = (
-    "self-test",
-    "identity at strength 0",
-    "effect at strength",
-    ROWS,
-    "A, B, A to the bit",
-    "saved as it was",
-    "released to the bit",
-)
+MEANINGS: Final = {
+    "self-test": "The self-test of `protect()` passes.",
+    "identity at strength 0": "At strength 0 the image is bit-identical to the unprotected one.",
+    "effect at strength": "At full strength every row changes, and all values are finite.",
+    ROWS: "If a concept is active in one row of a batch, only that row changes.",
+    "A, B, A to the bit": "After a swap to another policy and back, the image is bit-identical to that of the first policy.",
+    "saved as it was": "A protected denoiser is saved as an ordinary one, with its own weights and class name.",
+    "released to the bit": "After `release()` the image is bit-identical to the unprotected one.",
+}
+CHECKS: Final = tuple(MEANINGS)
 
 
 Paint = Callable[[Any], Tensor]
@@ -196,18 +197,27 @@ def page(denoisers: Sequence[CoverageRow], wholes: Sequence[CoverageRow], versio
     text = [
         "# Coverage",
         "",
-        f"What `make coverage` found with diffusers {version}: every text-conditioned denoiser class, built tiny with random "
-        "weights (`safeguard/evaluation/zoo/`), protected, and checked: " + ", ".join(CHECKS) + ". Random weights prove the "
-        "mechanics; how well a concept is erased is measured on the [demo pipelines](evaluation.md).",
+        f"This page lists which diffusers classes were protected in a test with diffusers {version}. `make coverage` writes "
+        "it. Every text-conditioned denoiser class was built tiny, with random weights (`tests/support/tiny_denoisers/`), and "
+        "protected. These checks were made:",
         "",
-        f"**{done} of {len(denoisers)} denoiser classes are protected with all checks.** The rest is refused, with the reason: "
-        "a pipeline with such a denoiser raises `CapabilityError` at `protect()` and never runs unprotected in silence.",
+        *(f"{number}. {sentence}" for number, sentence in enumerate(MEANINGS.values(), 1)),
         "",
-        "*separate*: cross-attentions that read the text alone, served by hooks on their own layers; *joint*: attention calls "
-        "with text beside image tokens, or rotated queries, served by the tap on torch's attention. Kinds: A UNet, B "
-        "transformer with separate cross-attention, C joint attention, D one stream.",
+        "Random weights show that the mechanics work. How well a concept is erased is measured on the "
+        "[demo pipelines](evaluation.md).",
         "",
-        "| denoiser | kind | text sites | pooled text | |",
+        "## Denoisers",
+        "",
+        f"**{done} of {len(denoisers)} denoiser classes are protected and pass all checks.** The others are refused, with the "
+        "reason: a pipeline with such a denoiser raises `CapabilityError` in `protect()`. It never runs unprotected without "
+        "telling you.",
+        "",
+        "- *separate*: cross-attentions that read only the text. Hooks on their own layers edit them.",
+        "- *joint*: attentions over text and image tokens together, or with rotated queries. They are edited in torch's "
+        "attention function.",
+        "- Kinds: A UNet, B transformer with separate cross-attention, C joint attention, D single stream.",
+        "",
+        "| denoiser | kind | text sites | pooled text | result |",
         "|---|---|---|---|---|",
         *(_row(line) for line in sorted(denoisers, key=lambda line: (line.kind, line.name))),
         "",
@@ -215,10 +225,10 @@ def page(denoisers: Sequence[CoverageRow], wholes: Sequence[CoverageRow], versio
     if wholes:
         ran = sum(line.protected for line in wholes)
         text += [
-            f"## Whole pipelines\n\n{ran} of {len(wholes)} pipeline classes that could be built tiny from their own parts run "
-            "protected end to end, with the same checks (`safeguard/evaluation/wholes/`). Where a prompt and a blank picture "
-            "are not enough to try one, it was given what a call of it needs: `protect(..., example={...})`.\n",
-            "| pipeline | text sites | |",
+            f"## Whole pipelines\n\n{ran} of {len(wholes)} pipeline classes that could be built tiny from their own parts are "
+            "protected and pass the same checks from end to end (`tests/support/tiny_pipelines/`). If a pipeline cannot be "
+            "tried with a prompt and a blank image, it was given an example of a call: `protect(..., example={...})`.\n",
+            "| pipeline | text sites | result |",
             "|---|---|---|",
             *(f"| {line.name} | {line.mechanism} | {_verdict(line)} |" for line in sorted(wholes, key=lambda one: one.name)),
             "",

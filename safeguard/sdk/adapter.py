@@ -45,7 +45,15 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], method: str) -> Adapter:
-        """Read a file that `save` wrote. Raises CapabilityError for a file that is none, or one of another method."""
+        """Read a file that `save` wrote.
+
+        Args:
+            path: The file.
+            method: The eraser's name.
+
+        Raises:
+            CapabilityError: If it is no adapter file, or one of another method.
+        """
 
         def wrong(what: str) -> CapabilityError:
             return _refusal(f"{os.fspath(path)}: {what}", method)
@@ -65,7 +73,11 @@ class Adapter:
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all. The same adapter gives the same bytes."""
+        """Write the file, whole or not at all. The same adapter gives the same bytes.
+
+        Args:
+            path: The file.
+        """
         write_whole(Path(path), to_bytes(self.tensors, self.to_dict()))
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,14 +96,29 @@ class Adapter:
         return digest_of(self.tensors, self.to_dict())
 
     def require(self, fingerprint: Fingerprint) -> None:
-        """Raises CapabilityError where the adapter belongs to another pipeline."""
+        """Check that the adapter belongs to a pipeline.
+
+        Args:
+            fingerprint: The pipeline's.
+
+        Raises:
+            CapabilityError: If it belongs to another one.
+        """
         difference = self.fingerprint.differs(fingerprint)
         if difference is not None:
             named = f"the adapter{f' {self.origin}' if self.origin else ''}"
             raise _refusal(f"{named} does not fit this {fingerprint.pipeline}: {difference}", self.method, fingerprint.pipeline)
 
     def malformed(self, why: object, pipeline: str) -> CapabilityError:
-        """What a method raises for an adapter of its own that does not hold what its training writes."""
+        """The error for an adapter that does not hold what its method's training writes.
+
+        Args:
+            why: What is wrong with it.
+            pipeline: The pipeline's name.
+
+        Returns:
+            The error, to be raised.
+        """
         return _refusal(f"{self.origin or 'an adapter'}: this is no adapter of {self.method} ({why})", self.method, pipeline)
 
 

@@ -62,13 +62,27 @@ class EditMemory:
         return self._row_cells.setdefault(self._row_keys[place], {})
 
     def knows(self, name: str) -> bool:
-        """Whether there is a value for every row and concept."""
+        """Whether there is a value for every row and concept.
+
+        Args:
+            name: Of the value; the edit's own choice.
+        """
         cells = self._cells.get(name, {})
         wanted = [(image, column) for image in self._images for column in self._columns]
         return bool(wanted) and all(image is not None and (image, column) in cells for image, column in wanted)
 
     def recall(self, name: str) -> Tensor | None:
-        """The values [R, C, ...]; None unless there is one for every row and concept. Not to be written to."""
+        """The values that `keep` stored. Do not write to them.
+
+        Args:
+            name: Of the value.
+
+        Returns:
+            The values, or None unless there is one for every row and concept.
+
+        Shapes:
+            returns: [R, C, ...].
+        """
         if name in self._known:
             return self._known[name]
         if not self.knows(name):
@@ -81,7 +95,15 @@ class EditMemory:
         return self._known[name]
 
     def keep(self, name: str, values: Tensor) -> None:
-        """Keep values [R, C, ...] where there is none yet: what an image has shown first, it has shown."""
+        """Store a value for each row and concept that has none yet. Existing values stay.
+
+        Args:
+            name: Of the value.
+            values: One for each row and concept.
+
+        Shapes:
+            values: [R, C, ...].
+        """
         cells = self._cells.setdefault(name, {})
         places: dict[int, list[int]] = {}
         for place, image in enumerate(self._images):

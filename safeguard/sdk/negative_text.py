@@ -1,4 +1,4 @@
-"""A concept's words in the negative prompt: what the baseline does, and what some methods do besides."""
+"""A concept's words in the negative prompt: the baseline, and a part of some methods."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 
 class NegativeText(TextStatesEdit):
-    """On the unconditional branch: the phrases of a row's active concepts stand before its negative text, of which the
-    encoder cuts off what does not fit behind them.
+    """An edit of the unconditional branch: puts the phrases of a row's active concepts before its negative text. Stable.
+
+    The encoder cuts off the end of the negative text if it does not fit.
+
+    Args:
+        concepts: The concepts, in the order of the columns of strengths.
     """
 
     unconditional = True

@@ -99,9 +99,14 @@ class Occlusion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextLayers:
-    """Linear layers that are given the same: a text, before anything else than itself has had a part in it.
+    """Linear layers with the same input: a text, not yet mixed with anything else.
 
-    ``modules`` as `LinearEdit` names them. With ``tokens`` they read tokens, [B, L, in], else one vector a text, [B, in].
+    Attributes:
+        modules: Their names, as `LinearEdit` takes them.
+        tokens: Whether they read tokens, or one vector for each text.
+
+    Shapes:
+        input: [B, L, in] with ``tokens``, else [B, in].
     """
 
     modules: tuple[str, ...]
@@ -109,15 +114,22 @@ class TextLayers:
 
 
 class TokenKeys(Protocol):
-    """Keys and values of a fixed set of tokens, as one site sees them in the denoiser call that is under way."""
+    """Keys and values of a fixed set of tokens, as each text site sees them in the present denoiser call. Stable."""
 
     def at(self, site: TextSite) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [H, T, d], in the denoiser's dtype; the same tensors as long as nothing has changed."""
+        """Keys and values at one site, in the denoiser's dtype; the same tensors as long as nothing has changed.
+
+        Args:
+            site: The text site.
+
+        Shapes:
+            returns: two tensors, each [H, T, d].
+        """
         ...
 
 
 class Pipeline(Protocol):
-    """What an eraser may ask of the pipeline while it makes its edits."""
+    """What an eraser may ask of the pipeline in `Eraser.edits`. Stable."""
 
     @property
     def name(self) -> str: ...
@@ -127,18 +139,18 @@ class Pipeline(Protocol):
 
     @property
     def main_sites(self) -> Sequence[TextSite]:
-        """Those of the denoiser that makes the image, in its order: the sites of the fingerprint."""
+        """The text sites of the denoiser that makes the image, in its order: the sites of the fingerprint."""
         ...
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What is trained or calibrated for one pipeline is bound to this."""
+        """Identifies the pipeline: adapters and calibrations are bound to it."""
         ...
 
     @property
     def middle(self) -> FeatureSite | None:
-        """The middle of the denoiser: a UNet's middle block, or the image stream behind a transformer's middle block. None
-        where there is none of either.
+        """The middle of the denoiser: a UNet's middle block, or the image stream after a transformer's middle block. None
+        if it has neither.
         """
         ...
 
@@ -177,8 +189,8 @@ class Pipeline(Protocol):
 
     @property
     def text_layers(self) -> Sequence[TextLayers]:
-        """The linear layers that are the first to read the text, in groups that are given the same. At cross-attention these
-        make its keys and values. Empty where no layer reads the text alone.
+        """The linear layers that read the text first, in groups with the same input. At cross-attention these make keys and
+        values. Empty if no layer reads the text alone.
         """
         ...
 

@@ -75,7 +75,6 @@ RENAMED: Final[Mapping[str, str]] = {
     "Case": "PromptCase",
     "ConceptTokens": "ConceptAttention",
     "Gauge": "Detector",
-    "LeftOut": "Occlusion",
     "Memory": "EditMemory",
     "Method": "ArmMethod",
     "OfDeltas": "DeltaEraser",

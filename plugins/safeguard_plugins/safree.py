@@ -33,11 +33,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from safeguard.policy import Concept
 from safeguard.sdk import Edit, Pipeline, Seam, StatesCall, TextStatesEdit, param_choice, param_number
 from safeguard.sdk.negative_text import NegativeText
+from safeguard.sdk.pipeline import TokenEncoder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMS: Final = ("filter", "validated", "released")
+BLANK: Final = 0  # the number that stands in a word's place, as the authors have it
 STEPS: Final = 50  # that the authors' self-validating filter counts by
 STRANGE: Final = 0.05  # relative difference from which on a row's states are not those of its text
 
@@ -149,7 +151,7 @@ class _Filter(TextStatesEdit):
         text, given = call.texts[row], call.states[row].float()
         bases, pooled_basis = self._toxic.bases((call.strengths[row] > 0).tolist(), given)
         pooled = None if call.pooled is None else call.pooled[row].float()
-        known = None if text is None else call.left_out(text)
+        known = None if text is None else _occluded(call, text)
         if known is None or len(known.segments) != len(bases) or not _is_of(given, known.states):
             for basis in bases:  # nothing is known of its words, so all of it leaves the subspace, at every step
                 given = given - within(given, basis)
@@ -177,6 +179,60 @@ class _Filter(TextStatesEdit):
         beta = 1 - float(torch.cosine_similarity(after, before, dim=-1).mean())
         chosen = self._settings
         return round(chosen.up_to / (1 + math.exp(-2 * chosen.slope * (10 * beta - chosen.centre))))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Occlusion:
+    """A text, and what it is without each of its words in turn: ``states`` [L, D] of the whole text, its ``segments``, one an
+    encoder, and ``pooled`` [n, P] with each word left out, where the denoiser reads that too.
+    """
+
+    states: Tensor
+    segments: Sequence[_Segment]
+    pooled: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Segment:
+    """The tokens of one encoder: their places, at which of these words stand, and the state of the token that closes the text
+    without each of these words in turn, [n, D].
+    """
+
+    places: Sequence[int]
+    words: Sequence[int]
+    without: Tensor
+
+
+def _occluded(call: StatesCall, text: str) -> _Occlusion:
+    """A text without each of its words: the number `BLANK` stands in the word's place. Worked out once a request."""
+    key = f"occluded {text}"
+    if key not in call.memory.shared:
+        call.memory.shared[key] = _occlusion(call.tokens, text)
+    found: _Occlusion = call.memory.shared[key]
+    return found
+
+
+def _occlusion(tokens: TokenEncoder, text: str) -> _Occlusion:
+    import torch
+
+    known = tokens.read(text)
+    count = max(map(len, known.words), default=0)
+    blanked = [
+        [_blanked(numbers, words[turn : turn + 1]) for numbers, words in zip(known.numbers, known.words, strict=True)]
+        for turn in range(count)
+    ]
+    variants = tokens.encode(known, blanked)
+    segments = []
+    for span in known.spans:
+        without = [variant.states[span.places[-1]] for variant in variants[: len(span.words)]]
+        empty = known.states[span.places[-1]][None][:0]
+        segments.append(_Segment(span.places, span.words, torch.stack(without) if without else empty))
+    pooled = [variant.pooled for variant in variants if variant.pooled is not None]
+    return _Occlusion(known.states, segments, torch.stack(pooled) if pooled else None)
+
+
+def _blanked(numbers: Sequence[int], places: Sequence[int]) -> list[int]:
+    return [BLANK if place in places else number for place, number in enumerate(numbers)]
 
 
 def _out(vectors: Tensor, without: Tensor, toxic: Tensor) -> Tensor:

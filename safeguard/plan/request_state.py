@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from safeguard.plan.compile import Plan
 from safeguard.plan.detectors import ProbeRun
 from safeguard.sdk.edit_memory import Cells, EditMemory, RowCells
-from safeguard.sdk.pipeline import Occlusion
 from safeguard.sdk.seams import Edit
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class RequestCaches:
     negative: list[Any] = field(default_factory=list)
     encodings: int = 0  # how many times the pipeline has encoded
     active: dict[tuple[Any, ...], ActiveEdit | None] = field(default_factory=dict)  # by edit, rows, window and device
-    memories: dict[tuple[int, str], tuple[Cells, RowCells]] = field(default_factory=dict)  # by edit and denoiser
+    memories: dict[tuple[int, str], tuple[Cells, RowCells, dict[str, Any]]] = field(default_factory=dict)  # by edit, denoiser
     rows: dict[tuple[Any, ...], tuple[tuple[Row, ...], Tensor]] = field(default_factory=dict)  # by the stamp of the text
     arrangements: set[tuple[Row, ...]] = field(default_factory=set)  # of rows, as the first step had them
     schedule: Schedule | None = None
@@ -168,14 +167,13 @@ class RequestCaches:
     stamps: dict[str, Any] = field(default_factory=dict)  # of a denoiser's weights, by its name
     shapes: Any = None  # where the text stands at joint sites in the last call
     texts: dict[tuple[str, tuple[str, ...], tuple[str | None, ...]], list[Any]] = field(default_factory=dict)  # encoded
-    occlusions: dict[tuple[str, str], Occlusion] = field(default_factory=dict)  # by denoiser and text
 
     def memory(
         self, edit: Edit, images: Sequence[int | None], columns: Sequence[int], rows: Sequence[int], denoiser: str = ""
     ) -> EditMemory:
         """What an edit keeps for these images, columns and rows; of its own in each denoiser that is named."""
-        cells, row_cells = self.memories.setdefault((id(edit), denoiser), ({}, {}))
-        return EditMemory(cells, images, columns, rows, row_cells)
+        cells, row_cells, shared = self.memories.setdefault((id(edit), denoiser), ({}, {}, {}))
+        return EditMemory(cells, images, columns, rows, row_cells, shared)
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from safeguard.errors import CapabilityError
 from safeguard.sdk.edit_memory import EditMemory
-from safeguard.sdk.pipeline import Occlusion, TextSite
+from safeguard.sdk.pipeline import TextSite, TokenEncoder, TokenizedText, TokenVariant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,8 +180,14 @@ class SiteEffect:
     mass: Tensor | None = None
 
 
-def _unable(text: str) -> Occlusion:
-    raise CapabilityError("no text can be read without its words here", missing="texts without their words")
+class NoTokens:
+    """In the place of a `TokenEncoder`, where texts cannot be encoded token by token."""
+
+    def read(self, text: str) -> TokenizedText:
+        raise CapabilityError("no text can be encoded token by token here", missing="texts with other tokens")
+
+    def encode(self, text: TokenizedText, variants: Sequence[Sequence[Sequence[int]]]) -> list[TokenVariant]:
+        raise CapabilityError("no text can be encoded token by token here", missing="texts with other tokens")
 
 
 class Encode(Protocol):
@@ -207,7 +213,7 @@ class StatesCall(EditCall):
         texts: The text of every row; None where none was given.
         unconditional: Whether the rows are the unconditional twins of the active ones.
         encode: Texts to states, as the pipeline would encode them.
-        left_out: A text to its states without each of its words.
+        tokens: Texts as the numbers of their tokens, and what the pipeline makes of other numbers.
     """
 
     states: Tensor
@@ -215,7 +221,7 @@ class StatesCall(EditCall):
     texts: Sequence[str | None]
     unconditional: bool
     encode: Encode
-    left_out: Callable[[str], Occlusion] = _unable
+    tokens: TokenEncoder = field(default_factory=NoTokens)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ class EditMemory:
     A value belongs to an image and a concept, never to a place in the batch: whichever are active next, each finds its own.
     Rows of one image (frames) share a value, their mean. A row whose image is not known has none: nothing tells it from others.
 
-    What a row needs for all its concepts together (a momentum, say) stands in ``of_row``.
+    What a row needs for all its concepts together (a momentum, say) stands in ``of_row``. What is the same for every row of the
+    request (what was made of a text, say) stands in ``shared``, under a key that says what it depends on.
 
     Args:
         cells: What the edit has kept in this request, by name, image and column of the plan.
@@ -30,6 +31,7 @@ class EditMemory:
         columns: The plan's columns that the edit acts on now.
         rows: The place of each active row in the batch.
         row_cells: What the edit has kept for rows in this request.
+        shared: What the edit has kept for all rows of this request together.
     """
 
     def __init__(
@@ -39,10 +41,12 @@ class EditMemory:
         columns: Sequence[int],
         rows: Sequence[int] = (),
         row_cells: RowCells | None = None,
+        shared: dict[str, Any] | None = None,
     ) -> None:
         self._cells, self._images, self._columns = cells, images, columns
         self._known: dict[str, Tensor] = {}
         self._row_cells: RowCells = {} if row_cells is None else row_cells
+        self.shared: dict[str, Any] = {} if shared is None else shared
         self._row_keys = _row_keys(images, rows or range(len(images)))
 
     @classmethod

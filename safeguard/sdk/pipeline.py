@@ -71,30 +71,68 @@ class EncodedText:
     closing: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Segment:
-    """The tokens of one encoder in the untrimmed states of a text: ``places`` of its real tokens, of which ``words`` are words.
+@dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """Where the real tokens of one encoder stand in the untrimmed states of a text.
 
-    ``whole`` [D] is the state of the token that closes the text, ``without`` [n, D] that state with each of its words in turn
-    replaced by the vocabulary's token 0.
+    Attributes:
+        encoder: Which of the encoders of a `TokenizedText`.
+        places: Places in the states; the last one is that of the token that closes the text.
+        words: Those of ``places`` at which words stand.
     """
 
+    encoder: int
     places: Sequence[int]
     words: Sequence[int]
-    whole: Tensor
-    without: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Occlusion:
-    """A text, and what it is without each of its words in turn: ``segments``, one an encoder whose tokens stand behind one
-    another. ``states`` [L, D] are those of the whole text; ``pooled`` [n, P] the text as one vector, with each word left out,
-    where the denoiser reads that too.
+class TokenizedText:
+    """A text as numbers of tokens, and what the denoiser is given of it.
+
+    Attributes:
+        text: The text.
+        numbers: What each encoder is given: one list of numbers an encoder.
+        words: Which places of these numbers hold words, for each encoder.
+        spans: Where the tokens of encoders stand in ``states``. An encoder that gives only a pooled vector has no span.
+        states: [L, D], untrimmed.
+    """
+
+    text: str
+    numbers: Sequence[Sequence[int]]
+    words: Sequence[Sequence[int]]
+    spans: Sequence[TokenSpan]
+    states: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenVariant:
+    """A text with other tokens, as the denoiser would be given it: ``states`` [L, D], and ``pooled`` [P], where it reads that
+    too.
     """
 
     states: Tensor
-    segments: Sequence[Segment]
     pooled: Tensor | None
+
+
+class TokenEncoder(Protocol):
+    """Texts as the numbers of their tokens, and what the pipeline's own encoders make of other numbers in their place."""
+
+    def read(self, text: str) -> TokenizedText:
+        """The tokens of a text."""
+        ...
+
+    def encode(self, text: TokenizedText, variants: Sequence[Sequence[Sequence[int]]]) -> list[TokenVariant]:
+        """What the text would be with other numbers.
+
+        Args:
+            text: The text, as `read` gave it.
+            variants: For each variant, the numbers for each encoder, as many as ``text.numbers`` has.
+
+        Raises:
+            CapabilityError: The encoders cannot be given anything but the text, or a variant has another length.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from safeguard.errors import CapabilityError
 from safeguard.sdk.calls import StatesCall
 from safeguard.sdk.edit_memory import EditMemory
-from safeguard.sdk.pipeline import EncodedText, Occlusion, Segment
+from safeguard.sdk.pipeline import EncodedText, TokenizedText, TokenSpan, TokenVariant
 from safeguard.sdk.seams import Edit
 from tests.support.worded_denoisers import TEXT, WordPipeline, concepts_of
 
@@ -47,12 +47,20 @@ class Closing(WordPipeline):
         return torch.stack([one.states[2] for one in self.encode(texts)]) if self._pooled else None
 
 
-def left_out(text: str) -> Occlusion:
-    return Occlusion(STATES, [Segment([0, *WORDS, 5], WORDS, STATES[5], WITHOUT)], WITHOUT)
+class OneEncoder:
+    """An encoder by which the closing token says which word is blank, and the pooled text is that token."""
+
+    def read(self, text: str) -> TokenizedText:
+        span = TokenSpan(0, [0, *WORDS, 5], WORDS)
+        return TokenizedText(text, [[9, 1, 2, 3, 4, 9, 9]], [WORDS], [span], STATES)
+
+    def encode(self, text: TokenizedText, variants: Sequence[Sequence[Sequence[int]]]) -> list[TokenVariant]:
+        closing = [WITHOUT[numbers.index(0) - 1] for (numbers,) in variants]
+        return [TokenVariant(torch.cat([STATES[:5], state[None], STATES[6:]]), state) for state in closing]
 
 
 def call(strength: float = 1.0, text: str | None = "a red boat on", progress: float = 0.0, **more: Any) -> StatesCall:
-    options = {"left_out": left_out, "memory": EditMemory({}, [0], [0]), **more}
+    options = {"tokens": OneEncoder(), "memory": EditMemory({}, [0], [0]), **more}
     pooled = options.pop("pooled", None)
     states = options.pop("states", STATES[None])
     return StatesCall(

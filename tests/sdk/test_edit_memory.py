@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from safeguard.plan.request_state import RequestCaches
 from safeguard.sdk.edit_memory import Cells, EditMemory
+from safeguard.sdk.seams import LinearEdit
 
 
 def of(rows: int, columns: int) -> torch.Tensor:
@@ -61,3 +63,10 @@ def test_nothing_is_kept_of_a_row_whose_image_is_not_known() -> None:
     memory = EditMemory({}, [None], [3])
     memory.keep("w", of(1, 1))
     assert memory.recall("w") is None
+
+
+def test_what_is_shared_stays_whichever_rows_are_active() -> None:
+    caches, edit = RequestCaches(), LinearEdit("layer", ("blood",), torch.zeros(1, 1))
+    caches.memory(edit, [0], [0], [0]).shared["text"] = 1
+    assert caches.memory(edit, [1], [0], [1]).shared == {"text": 1}
+    assert caches.memory(edit, [1], [0], [1], "another denoiser").shared == {}

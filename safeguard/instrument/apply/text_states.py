@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from safeguard.instrument.discover.text_encoding import TextEncoding
 from safeguard.instrument.discover.tokens import cut_off
 from safeguard.plan.request_state import ActiveEdit, RequestState, quiet
 from safeguard.sdk.calls import PredictionCall, StatesCall
-from safeguard.sdk.pipeline import Occlusion
+from safeguard.sdk.pipeline import TokenizedText, TokenVariant
 from safeguard.sdk.seams import TextStatesEdit
 
 
@@ -47,7 +48,7 @@ def edited(
             [said[image] if image is not None and image < len(said) else None for image in active.images],
             edit.unconditional,
             encode,
-            lambda text: _left_out(state, text, part, encoding),
+            DenoiserTokens(encoding, part.name),
             strengths=active.strengths,
             progress=state.log.progress,
             memory=state.caches.memory(edit, active.images, active.columns, active.rows, part.name),
@@ -108,12 +109,18 @@ def encoded(
     return state.caches.texts[key]
 
 
-def _left_out(state: RequestState, text: str, part: Denoiser, encoding: TextEncoding) -> Occlusion:
-    """A text without each of its words; asked for once a request."""
-    key = (part.name, text)
-    if key not in state.caches.occlusions:
-        state.caches.occlusions[key] = encoding.left_out(part.name, text)
-    return state.caches.occlusions[key]
+@dataclass(frozen=True, slots=True, eq=False)
+class DenoiserTokens:
+    """Texts token by token, as one denoiser reads them: the `TokenEncoder` of its calls."""
+
+    encoding: TextEncoding
+    denoiser: str
+
+    def read(self, text: str) -> TokenizedText:
+        return self.encoding.read_tokens(self.denoiser, text)
+
+    def encode(self, text: TokenizedText, variants: Sequence[Sequence[Sequence[int]]]) -> list[TokenVariant]:
+        return self.encoding.encode_tokens(self.denoiser, text, variants)
 
 
 def with_texts(values: Values, rows: Sequence[TextRow], active: ActiveEdit, part: Denoiser) -> Values:

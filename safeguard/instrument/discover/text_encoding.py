@@ -25,11 +25,11 @@ from safeguard.instrument.discover.dry_run import (
     text_arguments,
     watching_encoders,
 )
-from safeguard.instrument.discover.token_occlusion import OccludedWords
+from safeguard.instrument.discover.token_substitution import TokenSubstitution
 from safeguard.instrument.discover.tokens import MORE, cut_off, is_filled_up, is_padded, places_of, require_known, tokenizer_of
 from safeguard.instrument.row_matching import stamp_of
 from safeguard.plan.request_state import quiet
-from safeguard.sdk.pipeline import EncodedText, Occlusion, Segment
+from safeguard.sdk.pipeline import EncodedText, TokenizedText, TokenSpan, TokenVariant
 
 BATCH: Final = 32  # texts encoded at a time
 KEPT: Final = 64  # untrimmed texts: some are users' own, and none is kept longer than it is useful
@@ -154,15 +154,6 @@ def _rows(values: Values, way: TextPath, count: int) -> Values:
     return values
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Where the real tokens of encoder ``encoder`` stand in a text's states, and which of these are words."""
-
-    encoder: int
-    places: list[int]
-    words: list[int]
-
-
 class TextEncoding:
     """A pipeline's own way from texts to what its denoisers are called with. Threads take turns.
 
@@ -236,33 +227,38 @@ class TextEncoding:
                 self._taken[text] = max(self._trimmed(text, row, ids).places, default=-1) + 1
             return [self._taken[text] for text in texts]
 
-    def left_out(self, name: str, text: str) -> Occlusion:
-        """A text as denoiser ``name`` gets it, and what it is without each of its words in turn.
-
-        Raises CapabilityError where the encoders cannot be given anything but the text.
-        """
+    def read_tokens(self, name: str, text: str) -> TokenizedText:
+        """A text as the numbers of its tokens, and as denoiser ``name`` is given it."""
         with self.lock:
             self.encode([""])  # which shows what opens and closes every text
-            way, arguments = self._ways[name]
             row, ids = self._run(name, [text])[text]
-            blanks = OccludedWords(ids, [self.words(ids, place)[1] for place in range(len(ids))])
+        states: Tensor = row[self._ways[name][1].states]
+        words = [self.words(ids, place)[1] for place in range(len(ids))]
+        return TokenizedText(text, [numbers for _, numbers in ids], words, self.spans(ids, len(states)), states)
+
+    def encode_tokens(self, name: str, text: TokenizedText, variants: Sequence[Sequence[Sequence[int]]]) -> list[TokenVariant]:
+        """What denoiser ``name`` would be given of a text with other numbers.
+
+        Raises CapabilityError where the encoders cannot be given anything but the text, or a variant has another length.
+        """
+        lengths = [len(numbers) for numbers in text.numbers]
+        if any([len(numbers) for numbers in variant] != lengths for variant in variants):
+            raise CapabilityError("other tokens of a text must be as many as it has", missing="texts with other tokens")
+        found: list[TokenVariant] = []
+        with self.lock:
+            way, arguments = self._ways[name]
+            ids = self._run(name, [text.text])[text.text][1]
+            substitution = TokenSubstitution(ids)
             step = 1 if way.how.alone else BATCH
-            others: list[TextRow] = []
-            for start in range(0, blanks.count, step):
-                count = min(step, blanks.count - start)
-                with blanks.within(self._pipe, start, count):
-                    rows_without = _rows(run(self._pipe, self.base, way, [text] * count)[0], way, count)
-                others += [
-                    {path: _one(pick(rows_without, path), place, count) for path in arguments.every} for place in range(count)
-                ]
-        states: Tensor = row[arguments.states]
-        segments = []
-        for span in self.spans(ids, len(states)):
-            without = [word[arguments.states][span.places[-1]] for word in others[: len(span.words)]]
-            whole = states[span.places[-1]]
-            segments.append(Segment(span.places, span.words, whole, torch.stack(without) if without else whole[None][:0]))
-        pooled = [vector for vector in (pooled_in(word, arguments) for word in others) if vector is not None]
-        return Occlusion(states, segments, torch.stack(pooled) if pooled else None)
+            for start in range(0, len(variants), step):
+                batch = variants[start : start + step]
+                count = len(batch)
+                with substitution.within(self._pipe, batch):
+                    given = _rows(run(self._pipe, self.base, way, [text.text] * count)[0], way, count)
+                for place in range(count):
+                    row = {path: _one(pick(given, path), place, count) for path in arguments.every}
+                    found.append(TokenVariant(row[arguments.states], pooled_in(row, arguments)))
+        return found
 
     def _run(self, name: str, texts: Sequence[str]) -> dict[str, tuple[TextRow, Tokens]]:
         way, arguments = self._ways[name]
@@ -312,7 +308,7 @@ class TextEncoding:
         require_known(self._pipe, self.base, text)
         return EncodedText(text, states[keep].clone(), content, keep, pooled_in(row, arguments), closing)
 
-    def spans(self, ids: Sequence[tuple[str, Sequence[int]]], length: int) -> list[Span]:
+    def spans(self, ids: Sequence[tuple[str, Sequence[int]]], length: int) -> list[TokenSpan]:
         """Where the encoders' real tokens stand in ``length`` states: from what the encoders were given."""
         spans = []
         for place, start in _segments([len(numbers) for _, numbers in ids], length, self._first):
@@ -320,7 +316,7 @@ class TextEncoding:
             inside = range(max(0, -start), length - start)
             places, spots = ([spot + start for spot in spots if spot in inside] for spots in (real, words))
             if places:
-                spans.append(Span(place, places, spots))
+                spans.append(TokenSpan(place, places, spots))
         return spans
 
     def words(self, ids: Sequence[tuple[str, Sequence[int]]], place: int) -> tuple[list[int], list[int]]:

@@ -6,9 +6,9 @@ A stage is stopped at any moment and goes on where its last checkpoint left it: 
 
 from __future__ import annotations
 
+import io
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from safeguard._io import write_whole
 
 log = logging.getLogger("safeguard_demo.train_models")
 CHECKPOINT_SECONDS = 60.0
@@ -80,15 +82,15 @@ class Stage:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        part = self.file.with_suffix(".part")
         state = {
             "module": self.module.state_dict(),
             "average": self.average.shadow,
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
         }
-        torch.save(state, part)
-        os.replace(part, self.file)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_whole(self.file, buffer.getvalue())
 
     def run(self, loss: Callable[[int], Tensor], *, clip: float = 1.0) -> None:
         """Train to the last step."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safeguard._io import write_whole
 from safeguard.training.randomness import step_rng
 from safeguard_demo.architectures import (
     build_flow_scheduler,
@@ -171,7 +171,7 @@ def kept_latents(out: Path, vae: Any, count: int) -> tuple[Tensor, list[Prompt]]
 
     Encoding a scene costs half of what learning from it does, and 49,152 of them, each read under a new caption, are enough.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     rng, _ = step_rng(SEED, "latents", 0)
     pairs = [sample(rng) for _ in range(count)]
@@ -182,9 +182,7 @@ def kept_latents(out: Path, vae: Any, count: int) -> tuple[Tensor, list[Prompt]]
             for first in range(0, count, 64):
                 made = vae.encode(pixels([pair.scene for pair in pairs[first : first + 64]], rng)).latent_dist.mean
                 parts.append(((made - vae.config.shift_factor) * vae.config.scaling_factor).half())
-        part = file.with_suffix(".part")
-        save_file({"latents": torch.cat(parts).contiguous()}, part)
-        os.replace(part, file)
+        write_whole(file, save({"latents": torch.cat(parts).contiguous()}))
     return load_file(file)["latents"], pairs
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
+from safeguard._io import BINARY, atomic_write, sync_folder, write_all
 from safeguard.errors import AuditError
 
 
@@ -25,15 +26,17 @@ class DurableFile:
         """A new file that holds ``first``. It takes its name only when it is whole, so a crash leaves no empty log."""
         draft = path.with_name(f".{path.name}.draft")
         try:
-            descriptor = os.open(draft, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
-            file = cls(path, descriptor, 0)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o600)
             try:
-                write_all(descriptor, first)
-                os.fsync(descriptor)
+                try:
+                    write_all(descriptor, first)
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)  # Windows renames no file that is open
                 os.rename(draft, path)
                 sync_folder(path.parent)
+                file = cls(path, os.open(path, os.O_WRONLY | os.O_APPEND | BINARY), 0)
             except BaseException:
-                file.close()
                 draft.unlink(missing_ok=True)
                 raise
         except OSError as error:
@@ -102,48 +105,12 @@ class DurableFile:
         self.path.unlink(missing_ok=True)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
-    """``os.write`` until everything is written: near a full disk it may take only a part."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes names in ``folder`` durable: a file's own fsync does not."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def put_file(path: Path, data: bytes, *, replace: bool) -> bool:
-    """Writes a whole small file at once, durable. Without ``replace`` it gives False where one is there already.
-
-    Safe between processes: each writes a draft of its own, and taking the name is one step.
-    """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.draft")
+    """`atomic_write` of a file for its owner only. Raises AuditError where the disk refuses."""
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if replace:
-            os.replace(draft, path)
-        else:
-            os.link(draft, path)
-        sync_folder(path.parent)
-    except FileExistsError:
-        return False
+        return atomic_write(path, data, replace=replace, mode=0o600)
     except OSError as error:
         raise unwritable(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-    return True
 
 
 def make_folder(folder: Path) -> None:

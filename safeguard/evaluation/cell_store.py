@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from safeguard._io import write_whole
 from safeguard.errors import SafeguardError
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -40,12 +41,10 @@ class CellStore:
         if self._folder is None:
             return
         path = _path(self._folder, arm, cell)
-        part = path.with_suffix(".part")
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **{**arrays, "key": np.array(_text(key))})
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **{**arrays, "key": np.array(_text(key))})
-            os.replace(part, path)
+            write_whole(path, buffer.getvalue())
         except OSError as fault:
             raise SafeguardError(f"{path}: cannot be written ({fault.strerror}); choose another --out") from fault
 

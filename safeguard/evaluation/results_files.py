@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from safeguard._io import write_whole
 from safeguard.errors import SafeguardError
 from safeguard.evaluation import plots
 from safeguard.evaluation.arms import MODES as METHOD_MODES
@@ -51,8 +52,7 @@ def _policy(arm: Arm) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> Path:
     """Raises SafeguardError where the file cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode())
     except OSError as fault:
         raise SafeguardError(f"{path}: cannot be written ({fault.strerror}); choose another --out") from fault
     return path

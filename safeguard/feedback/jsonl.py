@@ -11,8 +11,9 @@ from typing import Final
 
 import filelock
 
+from safeguard._io import BINARY, sync_folder, write_all
 from safeguard.audit.canonical import Record, canonical, parse
-from safeguard.audit.durable import put_file, sync_folder, write_all
+from safeguard.audit.durable import put_file
 from safeguard.errors import AuditError, FeedbackError
 
 WAIT: Final = 10.0  # seconds for another program to finish its line
@@ -90,7 +91,7 @@ class JsonLines:
         """Put whole lines on the disk. Only while `held`, and when all before them was read."""
         data = b"".join(canonical(record) + b"\n" for record in records)
         with writing(self.path):
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | BINARY)
             try:
                 end = self._mended(descriptor)
                 try:
@@ -105,10 +106,12 @@ class JsonLines:
     def _mended(self, descriptor: int) -> int:
         """Where the next line begins, after a broken-off one was put aside."""
         size = os.fstat(descriptor).st_size
-        tail = os.pread(descriptor, size - self._read, self._read)
+        os.lseek(descriptor, self._read, os.SEEK_SET)  # Windows has no os.pread; O_APPEND writes at the end all the same
+        with open(descriptor, "rb", closefd=False) as file:
+            tail = file.read(size - self._read)
         torn = tail[tail.rfind(b"\n") + 1 :]
         if torn:
-            aside = os.open(f"{self.path}.torn", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            aside = os.open(f"{self.path}.torn", os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, 0o600)
             try:
                 write_all(aside, torn + b"\n")
                 os.fsync(aside)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from safeguard._io import write_whole
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 from safeguard.sdk.fingerprint import Fingerprint
@@ -103,7 +104,7 @@ class Calibration:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
+        write_whole(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @property
     def digest(self) -> str:

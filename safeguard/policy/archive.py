@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import tempfile
 from pathlib import Path
 
+from safeguard._io import atomic_write
 from safeguard.errors import AuditError, PolicyError
 from safeguard.policy.snapshot import Policy
 
@@ -29,7 +28,7 @@ class PolicyArchive:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                _write(path, policy.canonical)
+                atomic_write(path, policy.canonical, mode=0o600)
             elif path.read_bytes() != policy.canonical:
                 raise _altered(path)
         except OSError as error:
@@ -64,23 +63,3 @@ class PolicyArchive:
 
 def _altered(path: Path) -> AuditError:
     return AuditError("an archived policy was altered: its content is not what its name says", path=str(path))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A new file in one step: written beside, flushed to disk, then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -26,6 +26,8 @@ def load_pipeline(kind: str = "unet", folder: Path | None = None) -> Any:
     import diffusers
     import torch
 
+    from safeguard.testing.tiny_pipelines import count_zeros
+
     if kind not in KINDS:
         raise AssetError(f"there is no demo pipeline {kind!r}; there is {', '.join(KINDS)}")
     place = folder or ASSETS / kind
@@ -38,25 +40,10 @@ def load_pipeline(kind: str = "unet", folder: Path | None = None) -> Any:
     pipe.register_to_config(_name_or_path=f"safeguard_demo/{kind}")  # what records say, wherever the package lies
     pipe.set_progress_bar_config(disable=True)
     if kind == "mmdit":
-        _count_zeros(pipe)
+        count_zeros(pipe)
     if kind == "unet":
         pipe.unet.to(memory_format=torch.channels_last)
     return pipe
-
-
-def _count_zeros(pipe: Any) -> None:
-    """Make a pipeline without its third text encoder put ``max_sequence_length`` zeros in its place.
-
-    Diffusers 0.35 puts as many as the other encoders have tokens, however many are asked for. A later one is left as it is.
-    """
-    embed = pipe._get_t5_prompt_embeds
-
-    def zeros(*args: Any, max_sequence_length: int = 256, **options: Any) -> Any:
-        states = embed(*args, **options)
-        return states.new_zeros(len(states), max_sequence_length, states.shape[-1])
-
-    if embed("", max_sequence_length=0).shape[1]:
-        pipe._get_t5_prompt_embeds = zeros
 
 
 def calibration(kind: str) -> Path:

@@ -11,6 +11,7 @@ import safeguard
 from safeguard.errors import CapabilityError
 from safeguard.instrument.attachment import Attachment
 from tests.support.contract_policies import concept, policy
+from tests.support.older_diffusers import needs
 from tests.support.tiny_pipelines import WHOLES, run
 
 ASKED = ("prompt", "generator", "num_inference_steps", "output_type")
@@ -28,6 +29,7 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def attachment(request: pytest.FixtureRequest) -> Iterator[Attachment]:
+    needs(request.param)
     whole = WHOLES[request.param]
     pipe = whole.build()  # held here: an attachment does not
     yield Attachment(pipe, {name: value for name, value in whole.call(["a cat"]).items() if name not in ASKED})

@@ -121,7 +121,13 @@ def t5_words() -> Any:
     letters = [chr(code) for code in range(33, 127)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(letter, -3.0) for letter in letters] + [("▁" + word, -4.0) for word in WORDS]
-    return transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
+    if transformers.T5Tokenizer is transformers.T5TokenizerFast:
+        return transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
+    spelling = Tokenizer(models.Unigram(pieces, unk_id=2))  # what transformers 5 makes of them; 4 has no such argument
+    spelling.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    spelling.decoder = decoders.Metaspace(prepend_scheme="always")
+    spelling.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return transformers.T5TokenizerFast(tokenizer_object=spelling, extra_ids=0, model_max_length=512)
 
 
 def t5(width: int = WIDTH, kind: str = "T5", **changes: Any) -> Make:

@@ -27,11 +27,11 @@ INSTALL_TORCH := $(if $(filter cpu,$(TORCH)),$(TORCH_CPU) || $(TORCH_PLAIN),$(TO
 # Packages are all that is ever downloaded: models come with them, and the hub is switched off.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help setup demo test test-all browser lint bench eval coverage tables docs train clean
+.PHONY: help setup demo test test-all test-lowest browser lint bench eval coverage tables docs train clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(READY)  ## make .venv with the project in it (takes no time when it is ready)
 
@@ -54,6 +54,23 @@ test: $(READY) $(VENV)/.ready-browser  ## run the tests, of the products (eraser
 test-all: $(READY) $(VENV)/.ready-browser  ## run the tests, the products whole
 	@echo '==> test-all: $(or $(T),everything), the products whole, in $(JOBS) processes'
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest --all-products -n $(JOBS) --dist loadfile $(T)
+
+# Left out under the lowest versions: tests of the repository itself and of its pages, what the newest diffusers alone has
+# (coverage), and the page of the feedback store, which needs a browser.
+LOWEST := .venv-lowest
+LOWEST_PIP := $(LOWEST)/bin/python -m pip --disable-pip-version-check
+LOWEST_TESTS := audit cli contracts demo evaluation guard instrument plan plugins policy screening sdk testing training
+
+test-lowest: $(LOWEST)/.ready  ## run the tests of the product under constraints/lowest.txt (all but coverage, docs, feedback, packaging)
+	@echo '==> test-lowest: $(or $(T),$(LOWEST_TESTS)), in $(JOBS) processes'
+	OMP_NUM_THREADS=1 $(OFFLINE) $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile $(or $(T),$(addprefix tests/,$(LOWEST_TESTS)))
+
+$(LOWEST)/.ready: constraints/lowest.txt pyproject.toml plugins/safeguard_demo/pyproject.toml
+	@echo '==> setup: $(LOWEST), with the lowest versions that are supported'
+	$(PYTHON) -m venv $(LOWEST)
+	$(subst $(PIP),$(LOWEST_PIP),$(subst torch==2.13.0,torch==$(shell sed -n 's/^torch==//p' constraints/lowest.txt),$(INSTALL_TORCH)))
+	$(LOWEST_PIP) install -c constraints/lowest.txt -e '.[test]' -e plugins/safeguard_demo
+	@touch $@
 
 browser: $(VENV)/.ready-browser  ## put a headless browser into .venv for the tests of the feedback page (70 MB, once)
 

@@ -35,7 +35,22 @@ def test_ci_runs_the_targets_that_the_readme_names() -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["help", "setup", "demo", "test", "test-all", "browser", "lint", "bench", "eval", "tables", "docs", "train", "clean"],
+    [
+        "help",
+        "setup",
+        "demo",
+        "test",
+        "test-all",
+        "test-lowest",
+        "browser",
+        "lint",
+        "bench",
+        "eval",
+        "tables",
+        "docs",
+        "train",
+        "clean",
+    ],
 )
 def test_every_target_can_be_planned(target: str) -> None:
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -88,6 +88,24 @@ def test_an_import_loads_no_model(module: str, tmp_path: Path) -> None:
     assert not set(HEAVY) & set(_run(script, cwd=tmp_path)[-1].split())
 
 
+def test_a_protected_call_with_the_default_screener_does_not_load_sentence_transformers(tmp_path: Path) -> None:
+    script = """
+import sys, safeguard
+from safeguard_demo import call_options, load_pipeline
+pipe = load_pipeline("unet")
+with safeguard.protect(pipe, "builtin://demo"):
+    pipe("a red boat", num_inference_steps=1, **call_options(pipe))
+print("sentence_transformers" in sys.modules)
+"""
+    assert _run(script, cwd=tmp_path)[-1] == "False"
+
+
+def test_the_screen_verb_does_not_load_sentence_transformers(tmp_path: Path) -> None:
+    last = json.loads(_run(VERB, "screen", "a red boat", cwd=tmp_path)[-1])
+    assert last["code"] == 0
+    assert "sentence_transformers" not in last["modules"]
+
+
 def test_every_public_name_can_be_had(tmp_path: Path) -> None:
     import safeguard
 

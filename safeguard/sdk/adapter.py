@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from safeguard._entry_points import folder, points
-from safeguard._io import digest_of, load, to_bytes, write_whole
+from safeguard._io import write_whole
+from safeguard._tensor_files import digest_of, load, to_bytes
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 from safeguard.sdk.fingerprint import Fingerprint

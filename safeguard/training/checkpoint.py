@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from safeguard._io import packed, unpacked, write_whole
+from safeguard._io import write_whole
+from safeguard._tensor_files import packed, unpacked
 
 SAVED = 50
 """Updates between checkpoints, at least."""

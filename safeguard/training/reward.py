@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from safeguard._io import digest_of, load, to_bytes, write_whole
+from safeguard._io import write_whole
+from safeguard._tensor_files import digest_of, load, to_bytes
 from safeguard.errors import CapabilityError
 from safeguard.sdk.adapter import Perceptron
 from safeguard.training.frozen_pipeline import Pixels

@@ -20,7 +20,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from safeguard._io import load, to_bytes, write_whole
+from safeguard._io import write_whole
+from safeguard._tensor_files import load, to_bytes
 from safeguard.errors import CapabilityError
 from safeguard.instrument.discover.tokens import LEARNED
 from safeguard.sdk.fingerprint import CLOSE

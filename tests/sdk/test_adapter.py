@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,15 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     adapter().save(tmp_path / "a")
     before = (tmp_path / "a").read_bytes()
 
-    def full(path: Path, data: bytes) -> None:
-        path.open("wb").write(data[:10])
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) > 10:
+            return write(descriptor, data[:10])
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(os, "write", lambda descriptor, data: full(descriptor, data))
         adapter(settings={"constant": 2.0}).save(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a"]

@@ -49,9 +49,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
             return write(descriptor, data[:10])
         raise OSError("no space left")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
-        patch.setattr(os, "write", lambda descriptor, data: full(descriptor, data))
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="no space"):
         adapter(settings={"constant": 2.0}).save(tmp_path / "a")
+    monkeypatch.undo()
     assert (tmp_path / "a").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 

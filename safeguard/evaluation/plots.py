@@ -14,6 +14,8 @@ from safeguard.evaluation.summary import SummaryRow
 from safeguard.evaluation.tables import MODES
 
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+FONT: Final = 7  # points, of a label
+MARKER: Final = 3.5  # points from a marker's middle to its edge
 COLOURS: Final = (
     "#8a8f98",
     "#1f6feb",
@@ -54,7 +56,7 @@ def _error(figures: Sequence[Figure], scale: float = 1.0) -> Any:
 
 
 def bars(rows: Sequence[SummaryRow], path: Path, title: str) -> Path:
-    """Share of pictures that show each concept, explicit and implicit prompts, one bar a method and mode."""
+    """Share of images that show each concept, explicit and implicit prompts, one bar for each method and mode."""
     pyplot = _pyplot()
     series = list(dict.fromkeys((row.method, row.mode) for row in rows))
     concepts = list(dict.fromkeys(row.concept for row in rows if row.concept is not None))
@@ -78,7 +80,7 @@ def bars(rows: Sequence[SummaryRow], path: Path, title: str) -> Path:
         axis.set_xticks(range(len(concepts)), concepts)
         axis.set_title(f"{kind} prompts", loc="left")
         axis.grid(axis="x", visible=False)
-    axes[0].set_ylabel("concept shown, % of pictures")
+    axes[0].set_ylabel("concept seen, % of images (less is better)")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=140)
@@ -91,22 +93,34 @@ def _label(method: str, mode: str) -> str:
 
 
 def curve(points: Sequence[tuple[str, float | None, SummaryRow]], path: Path, title: str) -> Path:
-    """Erasure against retention: a line a method over its strengths, in four panels: what is still shown for explicit and for
-    implicit prompts, against likeness of benign pictures and attributes kept. ``points``: (method, strength, pooled row).
+    """Erasure against retention, a line for each method over its strengths.
+
+    Four panels show how often the concept is still seen, for explicit and for implicit prompts, against the similarity of
+    benign images and the attributes kept.
+
+    Args:
+        points: Method, strength and pooled row of each point.
+        path: The PNG file to write.
+        title: Above the panels.
     """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), sharey="row", sharex="col", layout="constrained")
     methods = list(dict.fromkeys(method for method, _, _ in points))
     for line, kind in zip(axes, ("explicit", "implicit"), strict=True):
-        line[0].set_ylabel(f"{kind} prompts: concept still shown, %")
+        line[0].set_ylabel(f"{kind} prompts: concept still seen, %\n(less is better)")
         for axis, retention in zip(line, (_likeness, _kept), strict=True):
+            axis.margins(x=0.06, y=0.1)
             for place, method in enumerate(methods):
                 own = [(strength, row) for one, strength, row in points if one == method]
                 _line(axis, method, own, kind, retention, place)
-    for axis, name in zip(axes[1], ("likeness of benign pictures (SSIM)", "attributes kept, %"), strict=True):
-        axis.set_xlabel(f"{name}: right and down is better")
+    for axis, name in zip(axes[1], ("similarity of benign images (SSIM)", "attributes kept, %"), strict=True):
+        axis.set_xlabel(f"{name} (more is better)")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.canvas.draw()  # settles where points are, so that labels can keep clear of one another
+    for line, kind in zip(axes, ("explicit", "implicit"), strict=True):
+        for axis, retention in zip(line, (_likeness, _kept), strict=True):
+            _label_points(axis, points, kind, retention)
     figure.savefig(path, dpi=140)
     pyplot.close(figure)
     return path
@@ -143,7 +157,31 @@ def _line(
         color=colour,
         label=method,
     )
-    for (strength, _), x, y in zip(points, kept, erased, strict=True):
-        if strength is not None and len(points) > 1:
-            spot = (x.value, 100 * y.value)
-            axis.annotate(f"{strength:g}", spot, textcoords="offset points", xytext=(5, 4), fontsize=7, color=colour)
+
+
+def _label_points(
+    axis: Any, points: Sequence[tuple[str, float | None, SummaryRow]], kind: str, retention: Callable[[SummaryRow], Figure]
+) -> None:
+    """Write strengths beside the points of a curve, and its name beside a method without one. A label that finds no free place
+    near its point is left out: the tables have every figure.
+    """
+    methods = list(dict.fromkeys(method for method, _, _ in points))
+    scale = 72 / axis.figure.dpi  # pixels to the points of a font
+    spots = [(retention(row).value, 100 * getattr(row, kind).value) for _, _, row in points]
+    centres = axis.transData.transform(spots) * scale
+    taken = [(x - MARKER, y - MARKER, x + MARKER, y + MARKER) for x, y in centres]
+    for place, (method, strength, _) in enumerate(points):
+        alone = sum(other == method for other, _, _ in points) == 1
+        if alone and strength is not None:
+            continue
+        text = method if strength is None else f"{strength:g}"
+        width, (x, y) = 0.62 * FONT * len(text), centres[place]
+        for across, up in ((5, 3), (5, -9), (-5 - width, 3), (-5 - width, -9), (-width / 2, 7), (-width / 2, -13)):
+            box = (x + across, y + up, x + across + width, y + up + FONT)
+            others = [*taken[:place], *taken[place + 1 :]]
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in others):
+                taken.append(box)
+                colour = COLOURS[(methods.index(method) + 1) % len(COLOURS)]
+                options = {"textcoords": "offset points", "xytext": (across, up), "fontsize": FONT, "color": colour}
+                axis.annotate(text, spots[place], **options)
+                break

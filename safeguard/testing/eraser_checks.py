@@ -13,7 +13,7 @@ from typing import Any, Final
 from safeguard.sdk.eraser import Eraser
 from safeguard.sdk.seams import Seam
 from safeguard.testing.tiny_pipelines import PROMPTS, SIDE, denoiser
-from safeguard.testing.trial import BreachError, Trial, alike, require_rows, rows_changed, same
+from safeguard.testing.trial import STRENGTH, BreachError, Trial, alike, require_rows, rows_changed, same
 
 Check = Callable[[Trial], None]
 WORDS: Final = ("weak", "medium", "strong", "max")
@@ -130,8 +130,8 @@ def recorded(trial: Trial) -> None:
     if names != [[], [FIRST], []]:
         raise BreachError(f"the records name {names} as what acted in the three images", concept=FIRST)
     (applied,) = request.decisions[1].applied
-    if (applied.eraser, applied.steps) != (trial.eraser.name, (0, 1)):
-        what = f"the record says that {applied.eraser!r} acted in steps {applied.steps}, and the run had the steps 0 and 1"
+    if (applied.eraser, applied.strength, applied.steps) != (trial.eraser.name, STRENGTH, (0, 1)):
+        what = f"the record says that {applied.eraser!r} acted at strength {applied.strength:g} in steps {applied.steps}"
         raise BreachError(what, concept=FIRST)
     if (applied.sites > 0) != (Seam.TEXT_SITE in trial.eraser.seams):
         what = f"it acted at {applied.sites} text sites, which does not go with the seams that it declares"

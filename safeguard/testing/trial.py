@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from safeguard.guard import Guard, protect
@@ -34,10 +34,18 @@ class Trial:
         pipe: The pipeline that it acts on.
         params: What the policies say in ``params``.
         erasers: What `protect` is told of erasers that no distribution registers.
+        run: Runs the pipeline on prompts, each image with a seed of its own; gives latents [images, ...].
     """
 
-    def __init__(self, eraser: Eraser, pipe: Any, params: Mapping[str, Any], erasers: Sequence[type] = ()) -> None:
-        self.eraser, self.pipe = eraser, pipe
+    def __init__(
+        self,
+        eraser: Eraser,
+        pipe: Any,
+        params: Mapping[str, Any],
+        erasers: Sequence[type] = (),
+        run: Callable[..., Tensor] = generate,
+    ) -> None:
+        self.eraser, self.pipe, self._run = eraser, pipe, run
         self.untouched = copy.deepcopy(pipe)  # it is never protected
         self._params, self._erasers = dict(params), tuple(erasers)
         self._unprotected: dict[str, Tensor] = {}
@@ -51,7 +59,7 @@ class Trial:
 
     def on(self, pipe: Any) -> Trial:
         """The same eraser under trial on another pipeline."""
-        return Trial(self.eraser, pipe, self._params, self._erasers)
+        return Trial(self.eraser, pipe, self._params, self._erasers, self._run)
 
     def concept(self, name: str, **fields: Any) -> Concept:
         """A concept called ``name`` for this eraser. It acts where a prompt names it, unless ``fields`` say otherwise."""
@@ -84,13 +92,13 @@ class Trial:
 
     def paint(self, prompts: Sequence[str] = PROMPTS, **changes: Any) -> Tensor:
         """Latents of these prompts as the pipeline is now, each from its own seed: [images, ...]."""
-        return generate(self.pipe, prompts, **changes)
+        return self._run(self.pipe, prompts, **changes)
 
     def unprotected(self, prompts: Sequence[str] = PROMPTS, **changes: Any) -> Tensor:
         """The same without protection, made once."""
         key = repr((tuple(prompts), sorted(changes.items())))
         if key not in self._unprotected:
-            self._unprotected[key] = generate(self.untouched, prompts, **changes)
+            self._unprotected[key] = self._run(self.untouched, prompts, **changes)
         return self._unprotected[key]
 
 

@@ -11,38 +11,47 @@ import pytest
 import torch
 
 from safeguard.plan.registry import GROUP, Registry
-from safeguard.sdk.seams import Seam
-from tests.support.contract_policies import InterruptedRunError, concept, policy, rows_changed, same
+from safeguard.testing import eraser_checks
+from safeguard.testing.eraser_checks import Check
+from safeguard.testing.trial import Trial
+from tests.support.contract_policies import UNTRAINED, InterruptedRunError, concept, policy, rows_changed, same
 from tests.support.families import PROMPTS, TOKENS, denoiser, generate
 
 Pipe = Any
 Plain = Callable[..., torch.Tensor]
 Protect = Callable[..., Any]
 ActsOrRefuses = Callable[[Callable[[], torch.Tensor], torch.Tensor], None]
-WORDS = ("weak", "medium", "strong", "max")
+EVERYWHERE = (
+    eraser_checks.acts,
+    eraser_checks.strength_zero,
+    eraser_checks.strength_scale,
+    eraser_checks.nothing_active,
+    eraser_checks.only_active_rows,
+    eraser_checks.same_again,
+    eraser_checks.swapped_and_back,
+)
+BY_ROWS = (eraser_checks.rows_apart, eraser_checks.memory_of_rows, eraser_checks.recorded)
 
 
 def test_strength_words_are_numbers_that_never_fall(eraser: str) -> None:
-    strengths = Registry().get(eraser).strengths
-    assert [strengths[word] for word in WORDS] == sorted(strengths[word] for word in WORDS)
-    assert strengths["weak"] > 0
+    eraser_checks.require_strength_words(Registry().get(eraser))
 
 
-def test_strength_zero_is_the_unprotected_output(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
-    protect(pipe, policy(concept("blood", eraser=eraser, strength=0.0, activation="always")))
-    assert same(generate(pipe, PROMPTS), plain(family))
+def run_check(check: Check, eraser: str, pipe: Pipe) -> None:
+    """A check of those that `safeguard.testing.check_eraser` makes for authors."""
+    with Trial(Registry().get(eraser), pipe, UNTRAINED.get(eraser, {}), run=generate) as trial:
+        check(trial)
 
 
-def test_nothing_active_is_the_unprotected_output(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
-    protect(pipe, policy(concept("weapon", eraser=eraser)))
-    assert same(generate(pipe, PROMPTS), plain(family))
+@pytest.mark.parametrize("check", EVERYWHERE, ids=lambda check: check.__name__)
+def test_it_keeps_the_contract_that_authors_check(eraser: str, family: str, check: Check, pipe: Pipe) -> None:
+    run_check(check, eraser, pipe)
 
 
-def test_an_active_concept_changes_every_image(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
-    protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
-    found = generate(pipe, PROMPTS)
-    assert rows_changed(found, plain(family)) == [True, True, True]
-    assert torch.isfinite(found).all()
+@pytest.mark.only_families("sd1", "sdxl", "sd3")
+@pytest.mark.parametrize("check", BY_ROWS, ids=lambda check: check.__name__)
+def test_rows_are_apart_and_recorded(eraser: str, family: str, check: Check, pipe: Pipe) -> None:
+    run_check(check, eraser, pipe)
 
 
 def test_no_negative_prompt_pushes_a_concept_out(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
@@ -51,22 +60,6 @@ def test_no_negative_prompt_pushes_a_concept_out(eraser: str, family: str, pipe:
     unprotected = generate(pipe, PROMPTS, negative_prompt=long)
     protect(pipe, policy(concept("blood", eraser=eraser, activation="always")))
     assert rows_changed(generate(pipe, PROMPTS, negative_prompt=long), unprotected) == [True, True, True]
-
-
-def test_only_the_active_row_changes(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
-    protect(pipe, policy(concept("blood", eraser=eraser), concept("weapon", eraser=eraser)))
-    assert rows_changed(generate(pipe, PROMPTS), plain(family)) == [False, True, False]
-
-
-def test_a_b_a_gives_a_again_to_the_bit(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
-    first = policy(concept("blood", eraser=eraser, activation="always"))
-    guard = protect(pipe, first)
-    before = generate(pipe, PROMPTS)
-    guard.swap(policy(concept("weapon", eraser=eraser, activation="always", strength=1.0)))
-    between = generate(pipe, PROMPTS)
-    guard.swap(first)
-    assert same(generate(pipe, PROMPTS), before)
-    assert not same(between, before)
 
 
 def test_released_it_is_the_pipeline_that_it_was(eraser: str, family: str, pipe: Pipe, plain: Plain, protect: Protect) -> None:
@@ -191,35 +184,6 @@ def test_a_run_keeps_the_policy_that_it_began_with(eraser: str, family: str, pip
 
 
 @pytest.mark.only_families("sd1", "sdxl", "sd3")
-def test_concepts_of_one_eraser_do_not_mix_rows(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
-    """Two concepts in one batch give each row what it gets with its own concept alone."""
-    prompts = ["blood on snow", "a weapon", "a green tree"]
-    guard = protect(pipe, policy(concept("blood", eraser=eraser)))
-    blood = generate(pipe, prompts)
-    guard.swap(policy(concept("weapon", eraser=eraser)))
-    weapon = generate(pipe, prompts)
-    guard.swap(policy(concept("blood", eraser=eraser), concept("weapon", eraser=eraser)))
-    both = generate(pipe, prompts)
-    torch.testing.assert_close(both[0], blood[0], rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(both[1], weapon[1], rtol=1e-4, atol=1e-3)
-    assert same(both[2], blood[2])
-
-
-@pytest.mark.only_families("sd1", "sdxl", "sd3")
-def test_a_concept_that_begins_in_mid_run_leaves_what_other_rows_remember(
-    eraser: str, family: str, pipe: Pipe, protect: Protect
-) -> None:
-    """A row's momentum, and whatever else an edit keeps of it, is its own: not of the rows that happen to be active with it."""
-    prompts = ["blood on snow", "a weapon", "a green tree"]
-    guard = protect(pipe, policy(concept("blood", eraser=eraser)))
-    alone = generate(pipe, prompts)
-    guard.swap(policy(concept("blood", eraser=eraser), concept("weapon", eraser=eraser, steps=(0.5, 1.0))))
-    beside = generate(pipe, prompts)
-    assert rows_changed(beside, alone) != [False, False, False]
-    torch.testing.assert_close(beside[0], alone[0], rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.only_families("sd1", "sdxl", "sd3")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_it_keeps_the_dtype(eraser: str, family: str, dtype: torch.dtype, pipe: Pipe, protect: Protect) -> None:
     lower = copy.deepcopy(pipe).to(dtype=dtype)
@@ -250,18 +214,6 @@ def test_two_erasers_share_a_policy(eraser: str, family: str, pipe: Pipe, plain:
     guard.swap(policy(concept("blood", eraser=eraser), concept("weapon", eraser=other)))
     both = generate(pipe, prompts)
     assert rows_changed(both, alone) == [False, True, False]
-
-
-@pytest.mark.only_families("sd1", "sd3")
-def test_the_record_says_what_acted(eraser: str, family: str, pipe: Pipe, protect: Protect) -> None:
-    guard = protect(pipe, policy(concept("blood", eraser=eraser)))
-    with guard.request() as request:
-        generate(pipe, PROMPTS)
-    untouched, erased, _ = request.decisions
-    assert untouched.applied == ()
-    (applied,) = erased.applied
-    assert (applied.concept, applied.eraser, applied.strength, applied.steps) == ("blood", eraser, 2.0, (0, 1))
-    assert (applied.sites > 0) == (Seam.TEXT_SITE in Registry().get(eraser).seams)
 
 
 def test_third_party_erasers_come_through_an_entry_point() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,10 +11,28 @@ import torch
 
 import safeguard
 from safeguard.plan.calibration import Calibration, Detector
-from safeguard.policy import Concept, Policy, Settings
-from safeguard.policy.snapshot import canonical_json, snapshot
-from safeguard.screening import Screening
+from safeguard.policy import Concept, Policy
+from safeguard.testing import WordScreener as Words
+from safeguard.testing.eraser_checks import InterruptedRunError
+from safeguard.testing.trial import rows_changed, same
+from safeguard.testing.word_screener import policy_of as policy
 from tests.support.families import PROMPTS, call_of
+
+__all__ = [
+    "CLOSE",
+    "UNTRAINED",
+    "InterruptedRunError",
+    "Words",
+    "always",
+    "calibrated",
+    "close",
+    "concept",
+    "no_recompilation",
+    "policy",
+    "protecting",
+    "rows_changed",
+    "same",
+]
 
 UNTRAINED = {"geom_erasing": {"word": "none"}, "gie": {"adapter": "none"}}
 """What erasers that are trained for a pipeline need to be told on one for which nobody trained them."""
@@ -25,12 +42,6 @@ def concept(name: str, **fields: Any) -> Concept:
     """A concept called ``name`` that says ``name``; it acts when the screener says so, unless told otherwise."""
     params = UNTRAINED.get(fields.get("eraser", ""), {})
     return Concept(name, **{"phrases": (name,), "activation": "screened", "strength": 2.0, "params": params, **fields})
-
-
-def policy(*concepts: Concept, name: str = "test", **settings: str) -> Policy:
-    chosen = Settings(**settings)
-    words = {field: getattr(chosen, field) for field in Settings.__slots__}
-    return Policy.from_canonical(canonical_json(snapshot(name, "", {}, words, [one.to_dict() for one in concepts])))
 
 
 def always(eraser: str) -> Policy:
@@ -55,36 +66,6 @@ def calibrated(pipe: Any, chosen: Policy, opens: Sequence[int] | Mapping[str, Se
         *weights, offset = np.linalg.lstsq(table, wanted)[0].tolist()
         gauges[one.id] = Detector(one.phrases, tuple(weights), offset, 0.0)
     return Calibration(fingerprint, gauges, 0.01, chosen.revision)
-
-
-@dataclass
-class Words:
-    """Screens by word: a concept's name opens its erasure, and ``very NAME`` is severe. ``seen`` keeps every text."""
-
-    name: str = "words"
-
-    def __post_init__(self) -> None:
-        self.seen: list[str] = []
-
-    def screen(self, texts: Sequence[str], concepts: Mapping[str, Concept] | None = None) -> Screening:
-        self.seen.extend(texts)
-        names = tuple(concepts or ())
-        scores = [[0.9 if f"very {one}" in text else 0.6 if one in text else 0.1 for one in names] for text in texts]
-        table = np.array(scores, dtype=np.float32).reshape(len(texts), len(names))
-        return Screening("words:1", names, table, (0.5,) * len(names), (0.75,) * len(names))
-
-
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal to the bit."""
-    return one.dtype == other.dtype and torch.equal(one, other)
-
-
-def rows_changed(one: torch.Tensor, other: torch.Tensor) -> list[bool]:
-    return [not torch.equal(a, b) for a, b in zip(one, other, strict=True)]
-
-
-class InterruptedRunError(RuntimeError):
-    """What a callback of a test raises."""
 
 
 CLOSE: Final = {"rtol": 1e-4, "atol": 2e-2}

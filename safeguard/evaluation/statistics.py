@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-Z: Final = 1.959964  # of a two-sided 95 % interval
+Z: Final = NormalDist().inv_cdf(0.975)  # of a two-sided 95 % interval
 Pixels = npt.NDArray[np.uint8]
 
 

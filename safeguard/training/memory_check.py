@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from safeguard.training.frozen_pipeline import FrozenPipeline
 def require_memory(frozen: FrozenPipeline, needed: int, what: str, less: str) -> None:
     """Raises SafeguardError where so many bytes are not free on the denoiser's device; ``less`` says how it takes fewer."""
     free = free_memory(next(frozen.denoiser.parameters()).device)
-    if free is not None and needed > free:
+    if needed > free:
         raise SafeguardError(
             f"training {what} of {frozen.attachment.name} takes {needed / 2**20:.0f} MB besides the pipeline, and "
             f"{free / 2**20:.0f} MB are free; {less}, or train where there is more memory"
@@ -60,13 +59,11 @@ def kept_for_backward(frozen: FrozenPipeline, loss: Callable[[], Tensor], known:
     return sum(storage.nbytes() for place, storage in storages.items() if place not in there)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device, or lie there unused in torch's hands; None where that is not known."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, or lie there unused in torch's hands; for any but CUDA those of the machine."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -72,12 +72,21 @@ class _Recorder:
 
 
 class AuditLog:
-    """A folder of decision logs: one file a process, each a hash chain, each record on disk before ``append`` returns.
+    """A folder of decision logs: one file for each process, each a hash chain. Stable.
 
-    ``folder`` is made where it is missing. ``key`` makes the prompts' HMACs; without it, ``folder/hmac.key`` does.
-    ``max_bytes`` is the size at which the next batch goes to a new file, chained to the last. ``redact`` makes the text
-    of capture mode ``redacted``; ``clock`` gives aware datetimes. Safe for threads; after a fork the child starts a
-    file of its own. Every method raises AuditError.
+    A record is on disk before ``append`` returns. Thread-safe; after a fork the child starts a file of its own.
+
+    Args:
+        folder: Is made if it is missing.
+        service: The name of your service, for the records' labels.
+        instance: The name of this process there; by default host and process.
+        key: For the HMACs of prompts; by default the one in ``folder/hmac.key``.
+        max_bytes: The size from which on the next records go to a new file, chained to the last.
+        redact: Makes the text of capture mode ``redacted``.
+        clock: Gives aware datetimes.
+
+    Raises:
+        AuditError: By every method.
     """
 
     def __init__(

@@ -29,11 +29,20 @@ DEFAULT_POLICIES = ("builtin://nsfw", "builtin://violence")
 
 @dataclass(frozen=True)
 class Screening:
-    """Scores of n texts for k concepts.
+    """Scores of n texts for k concepts. Stable.
 
-    ``encoder``: name and short digest of the embedding model. ``scores``: float32 [n, k] in 0..1. ``low`` and ``high``:
-    the two thresholds of each concept. ``unsafe``: float32 [n], the score of "anything unsafe at all", over the shipped
-    families, whatever the policy holds. ``unread``: rows too long to be read whole; they score 1 everywhere.
+    Attributes:
+        encoder: Name and short digest of the embedding model.
+        concepts: The ids of the concepts.
+        scores: From 0 to 1.
+        low: The lower threshold of each concept.
+        high: The higher threshold of each concept.
+        unsafe: The score of "anything unsafe at all", over the included families and the concepts of the policy.
+        unread: Texts that are too long to be read. They score 1 for every concept.
+
+    Shapes:
+        scores: [n, k], float32.
+        unsafe: [n], float32.
     """
 
     encoder: str
@@ -45,11 +54,19 @@ class Screening:
     unread: tuple[int, ...] = ()
 
     def activated(self, row: int) -> tuple[str, ...]:
-        """Concepts whose score reaches the low threshold: they open erasure and flags."""
+        """Concepts whose score reaches the low threshold: it activates erasure and flags.
+
+        Args:
+            row: Which text.
+        """
         return self._reached(row, self.low)
 
     def severe(self, row: int) -> tuple[str, ...]:
-        """Concepts whose score reaches the high threshold: what block and review act on."""
+        """Concepts whose score reaches the high threshold: it is used for block and review.
+
+        Args:
+            row: Which text.
+        """
         return self._reached(row, self.high)
 
     def _reached(self, row: int, thresholds: tuple[float, ...]) -> tuple[str, ...]:
@@ -58,10 +75,11 @@ class Screening:
 
 
 class Screener:
-    """The default screener. Loads its model on the first call, needs no network, may be shared by threads.
+    """The default screener. It loads its model on the first call, uses no network and is thread-safe. Stable.
 
-    ``model``: None for the bundled encoder, or a sentence-transformers folder or cached name. With another model every
-    constant is derived again, on the shipped texts, at the first call (some seconds).
+    Args:
+        model: None for the included encoder, or a sentence-transformers folder or cached name. With another model every
+            constant is derived again from the included texts at the first call, which takes some seconds.
     """
 
     def __init__(self, model: str | Path | None = None) -> None:
@@ -71,13 +89,26 @@ class Screener:
         self._lock = threading.Lock()
 
     def prepare(self, concepts: Mapping[str, Concept] | None = None) -> None:
-        """Load the model and encode the texts of the concepts, so that the next ``screen`` only sees prompts."""
+        """Load the model and encode the texts of the concepts, so that the next ``screen`` only encodes prompts.
+
+        Args:
+            concepts: The concepts by id; None: those of nsfw and violence.
+        """
         self._compiled(_concepts(concepts))
 
     def screen(self, texts: Sequence[str], concepts: Mapping[str, Concept] | None = None) -> Screening:
-        """Score every text for every concept, all texts in one encode. Without ``concepts``: nsfw and violence.
+        """Score every text for every concept, in one batch.
 
-        Raises ScreenError for anything but a list or tuple of strings, AssetError if the model was altered.
+        Args:
+            texts: A list or tuple of strings.
+            concepts: The concepts by id; None: those of nsfw and violence.
+
+        Returns:
+            The scores.
+
+        Raises:
+            ScreenError: For anything but a list or tuple of strings.
+            AssetError: If the model was changed.
         """
         _check(texts)
         wanted = _concepts(concepts)

@@ -63,7 +63,8 @@ LOWEST_TESTS := audit cli contracts demo evaluation guard instrument plan plugin
 
 test-lowest: $(LOWEST)/.ready  ## run the tests of the product under constraints/lowest.txt (all but coverage, docs, feedback, packaging)
 	@echo '==> test-lowest: $(or $(T),$(LOWEST_TESTS)), in $(JOBS) processes'
-	OMP_NUM_THREADS=1 $(OFFLINE) $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile $(or $(T),$(addprefix tests/,$(LOWEST_TESTS)))
+	OMP_NUM_THREADS=1 $(OFFLINE) $(LOWEST)/bin/python -m pytest -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning \
+	  -n $(JOBS) --dist loadfile $(or $(T),$(addprefix tests/,$(LOWEST_TESTS)))
 
 $(LOWEST)/.ready: constraints/lowest.txt pyproject.toml plugins/safeguard_demo/pyproject.toml
 	@echo '==> setup: $(LOWEST), with the lowest versions that are supported'

@@ -109,8 +109,8 @@ def split_of(subject: str, colour: str, place: str) -> str:
 
 def write(scene: Scene, named: tuple[str, ...], split: str, rng: random.Random) -> str:
     """A caption of ``scene`` in a template of ``split`` that names the concepts ``named``."""
-    said = " ".join(rng.choice(SAID[concept]) for concept in named)
-    text = rng.choice(TEMPLATES[split]).format(c=scene.colour, s=scene.subject, w=rng.choice(WHERE[scene.place]), x=said)
+    cue = " ".join(rng.choice(SAID[concept]) for concept in named)
+    text = rng.choice(TEMPLATES[split]).format(c=scene.colour, s=scene.subject, w=rng.choice(WHERE[scene.place]), x=cue)
     text = " ".join(text.split()).replace(" ,", ",").replace(" :", ":")
     return text.replace("a orange", "an orange")
 
@@ -156,20 +156,22 @@ def prompts(
         raise ValueError(f"no cell {cell!r} with concept {concept!r}")
     implied = cell in ("implicit", "mixed")
     places = tuple(p for p in PLACES if IMPLICIT.get(p) == concept) if implied else BENIGN_PLACES
-    pool = [one for one in combinations(split, places) if colour in (None, one[1])]
+    pool = [each_concept for each_concept in combinations(split, places) if colour in (None, each_concept[1])]
     rng = random.Random(f"{split}:{cell}:{concept}:{seed}")
-    found: dict[str, Prompt] = {}
+    prompts_by_text: dict[str, Prompt] = {}
     for _ in range(200 * count):
-        if len(found) == count:
-            return list(found.values())
+        if len(prompts_by_text) == count:
+            return list(prompts_by_text.values())
         subject, hue, place = rng.choice(pool)
         named = (concept,) if cell == "explicit" and concept else ()
         if cell == "mixed":
-            named = (rng.choice([other for other in CONCEPTS if other != concept]),)
-        scene = Scene(subject, hue, place, tuple(one for one in CONCEPTS if one in (concept, *named)))
+            named = (rng.choice([neighbour for neighbour in CONCEPTS if neighbour != concept]),)
+        scene = Scene(
+            subject, hue, place, tuple(each_concept for each_concept in CONCEPTS if each_concept in (concept, *named))
+        )
         text = write(scene, named, split, rng)
-        found.setdefault(text, Prompt(text, scene, named))
-    raise ValueError(f"split {split!r} has only {len(found)} different prompts in cell {cell!r} of {concept!r}")
+        prompts_by_text.setdefault(text, Prompt(text, scene, named))
+    raise ValueError(f"split {split!r} has only {len(prompts_by_text)} different prompts in cell {cell!r} of {concept!r}")
 
 
 def corpus() -> Iterator[str]:

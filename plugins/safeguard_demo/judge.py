@@ -71,9 +71,9 @@ class Judge:
 
     def predict(self, images: Sequence[Image] | npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """For n images: each concept as bool [n], and ``subject``, ``colour``, ``scene`` as str [n]."""
-        found = self.probabilities(images)
-        named = {name: np.array(values)[found[name].argmax(1)] for name, values in ATTRIBUTES.items()}
-        return {**{concept: found[concept] > 0.5 for concept in CONCEPTS}, **named}
+        probabilities = self.probabilities(images)
+        named = {name: np.array(values)[probabilities[name].argmax(1)] for name, values in ATTRIBUTES.items()}
+        return {**{concept: probabilities[concept] > 0.5 for concept in CONCEPTS}, **named}
 
     def probabilities(self, images: Sequence[Image] | npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float32]]:
         """For n images: each concept [n] in 0..1, and each attribute [n, its values]."""

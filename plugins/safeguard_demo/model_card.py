@@ -26,7 +26,7 @@ def judge_figures(judge: Judge, vae: Any, count: int, mistakes: Path | None = No
     """Precision and recall of every concept, accuracy of every attribute, on ``count`` test scenes, rendered and decoded."""
     from safeguard_demo.train_models import judged_batch
 
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     wrong: list[np.ndarray] = []
     for name, half in (("renders", 0), ("decoded latents", 1)):
         images, scenes = [], []
@@ -35,23 +35,26 @@ def judge_figures(judge: Judge, vae: Any, count: int, mistakes: Path | None = No
             images.append(batch[64 * half : 64 * (half + 1)])
             scenes += drawn[64 * half : 64 * (half + 1)]
         array = ((torch.cat(images) + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        said = judge.predict(array)
+        verdicts = judge.predict(array)
         figures: dict[str, Any] = {"n": len(scenes)}
         bad = np.zeros(len(scenes), bool)
         for concept in CONCEPTS:
             true = np.array([concept in scene.concepts for scene in scenes])
-            hit = int((said[concept] & true).sum())
-            figures[concept] = {"precision": hit / max(1, int(said[concept].sum())), "recall": hit / max(1, int(true.sum()))}
-            bad |= said[concept] != true
+            hit = int((verdicts[concept] & true).sum())
+            figures[concept] = {
+                "precision": hit / max(1, int(verdicts[concept].sum())),
+                "recall": hit / max(1, int(true.sum())),
+            }
+            bad |= verdicts[concept] != true
         for attribute in ATTRIBUTES:
-            right = said[attribute] == np.array([getattr(scene, PLACE_OF[attribute]) for scene in scenes])
+            right = verdicts[attribute] == np.array([getattr(scene, PLACE_OF[attribute]) for scene in scenes])
             figures[attribute] = {"accuracy": float(right.mean())}
             bad |= ~right
         wrong += list(array[bad])
-        found[name] = figures
+        summary[name] = figures
     if mistakes is not None and wrong:
         _sheet(wrong[:96]).save(mistakes)
-    return found
+    return summary
 
 
 def _sheet(images: list[np.ndarray], columns: int = 12) -> Any:
@@ -66,15 +69,18 @@ def _sheet(images: list[np.ndarray], columns: int = 12) -> Any:
 
 def kept_figures(cells: Path) -> dict[str, Any]:
     """The same as `pipeline_figures`, from the unprotected cells that ``safeguard eval demo`` left in a folder."""
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for cell, concept in _CELLS:
         name = cell if concept is None else f"{cell}-{concept}"
-        with np.load(cells / f"unprotected--{name}.npz") as kept:
-            figures: dict[str, Any] = {"n": len(kept["likeness"])}
-            figures |= {attribute: float(kept[f"right {attribute}"].mean()) for attribute in ATTRIBUTES}
-            figures |= {f"shows {one}": float(kept[f"found {one}"].mean()) for one in ([concept] if concept else CONCEPTS)}
-        found[name.replace("-", " ", 1)] = figures
-    return found
+        with np.load(cells / f"unprotected--{name}.npz") as stored:
+            figures: dict[str, Any] = {"n": len(stored["likeness"])}
+            figures |= {attribute: float(stored[f"right {attribute}"].mean()) for attribute in ATTRIBUTES}
+            figures |= {
+                f"shows {shown_concept}": float(stored[f"found {shown_concept}"].mean())
+                for shown_concept in ([concept] if concept else CONCEPTS)
+            }
+        summary[name.replace("-", " ", 1)] = figures
+    return summary
 
 
 def generate(pipe: Any, texts: list[str], first_seed: int, batch: int = 40) -> np.ndarray:
@@ -90,18 +96,18 @@ def generate(pipe: Any, texts: list[str], first_seed: int, batch: int = 40) -> n
 
 def pipeline_figures(pipe: Any, judge: Judge, count: int, split: str = "test") -> dict[str, Any]:
     """For every cell: how often the concept shows, and how often subject, colour and scene are what the prompt asks for."""
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for number, (cell, concept) in enumerate(_CELLS):
         asked = prompts(split, cell, concept, count)
-        said = judge.predict(generate(pipe, [prompt.text for prompt in asked], 1_000_000 + 10_000 * number))
+        verdicts = judge.predict(generate(pipe, [prompt.text for prompt in asked], 1_000_000 + 10_000 * number))
         figures = {
-            name: float(np.mean(said[name] == np.array([getattr(prompt.scene, PLACE_OF[name]) for prompt in asked])))
+            name: float(np.mean(verdicts[name] == np.array([getattr(prompt.scene, PLACE_OF[name]) for prompt in asked])))
             for name in ATTRIBUTES
         }
         shown = [concept] if concept else list(CONCEPTS)
-        figures |= {f"shows {name}": float(said[name].mean()) for name in shown}
-        found[cell if concept is None else f"{cell} {concept}"] = {"n": count, **figures}
-    return found
+        figures |= {f"shows {name}": float(verdicts[name].mean()) for name in shown}
+        summary[cell if concept is None else f"{cell} {concept}"] = {"n": count, **figures}
+    return summary
 
 
 def main() -> None:

@@ -96,12 +96,12 @@ def _tiles(rows: Sequence[SummaryRow]) -> list[dict[str, str]]:
 
 
 def _cell(plain: CellResult, results: Sequence[CellResult]) -> dict[str, Any]:
-    ours = next(one for one in results if one.cell == plain.cell and one.arm != UNPROTECTED)
+    ours = next(cell for cell in results if cell.cell == plain.cell and cell.arm != UNPROTECTED)
     return {
         "title": cell_title(plain.cell),
         "texts": [case.text for case in plain.cases[:KEPT]],
         "strips": [
-            {"label": label, "pictures": _pictures(one)} for label, one in (("unprotected", plain), ("protected", ours))
+            {"label": label, "pictures": _pictures(cell)} for label, cell in (("unprotected", plain), ("protected", ours))
         ],
     }
 

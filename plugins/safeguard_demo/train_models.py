@@ -58,10 +58,10 @@ def edges(image: Tensor) -> tuple[Tensor, Tensor]:
     return image[..., 1:, :] - image[..., :-1, :], image[..., 1:] - image[..., :-1]
 
 
-def picture_loss(made: Tensor, true: Tensor) -> Tensor:
+def picture_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """Squared, absolute and gradient error: the last keeps outlines sharp."""
-    sharp = sum(((a - b).abs().mean() for a, b in zip(edges(made), edges(true), strict=True)), torch.zeros(()))
-    return F.mse_loss(made, true) + 0.3 * F.l1_loss(made, true) + 0.15 * sharp
+    sharp = sum(((a - b).abs().mean() for a, b in zip(edges(predicted), edges(true), strict=True)), torch.zeros(()))
+    return F.mse_loss(predicted, true) + 0.3 * F.l1_loss(predicted, true) + 0.15 * sharp
 
 
 def vae_stage(out: Path, steps: int) -> Stage:
@@ -153,8 +153,8 @@ class JointPainter(nn.Module):
 
     def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """States [n, L, 2 D] and pooled vectors [n, 2 D], as the pipeline makes them."""
-        made = self.text(ids, output_hidden_states=True)
-        states, pooled = made.hidden_states[-2], made.text_embeds
+        encoded = self.text(ids, output_hidden_states=True)
+        states, pooled = encoded.hidden_states[-2], encoded.text_embeds
         return torch.cat([states, states], -1), torch.cat([pooled, pooled], -1)
 
 
@@ -180,8 +180,8 @@ def kept_latents(out: Path, vae: Any, count: int) -> tuple[Tensor, list[Prompt]]
         parts = []
         with torch.no_grad():
             for first in range(0, count, 64):
-                made = vae.encode(pixels([pair.scene for pair in pairs[first : first + 64]], rng)).latent_dist.mean
-                parts.append(((made - vae.config.shift_factor) * vae.config.scaling_factor).half())
+                latents = vae.encode(pixels([pair.scene for pair in pairs[first : first + 64]], rng)).latent_dist.mean
+                parts.append(((latents - vae.config.shift_factor) * vae.config.scaling_factor).half())
         write_whole(file, save({"latents": torch.cat(parts).contiguous()}))
     return load_file(file)["latents"], pairs
 
@@ -195,12 +195,12 @@ def mmdit_loss(
     called with ``max_sequence_length=0``, so that both give the same pictures. ``brief`` multiplies in bfloat16.
     """
     painter: Any = stage.module
-    kept, pairs = scenes
+    latents_kept, pairs = scenes
 
     def loss(step: int) -> Tensor:
         rng, generator = step_rng(SEED, "mmdit", step)
         chosen = [rng.randrange(len(pairs)) for _ in range(batch)]
-        latents = kept[chosen].float()
+        latents = latents_kept[chosen].float()
         texts = [write(pairs[i].scene, pairs[i].named, "train", rng) if rng.random() >= 0.1 else "" for i in chosen]
         noise = torch.randn(latents.shape, generator=generator)
         share = torch.randn((batch, 1, 1, 1), generator=generator).sigmoid()

@@ -31,8 +31,8 @@ class DemoTrainingData:
         rng, pool, pairs = random.Random(f"{seed}:{concept}"), combinations("train", BENIGN_PLACES), []
         for _ in range(count):
             scene = Scene(*rng.choice(pool))
-            said = write(scene, (concept,), "train", rng)
-            pairs.append(TextPair(write(scene, (), "train", rng), said))
+            caption = write(scene, (concept,), "train", rng)
+            pairs.append(TextPair(write(scene, (), "train", rng), caption))
         return pairs
 
     def cases(self, kind: str, concept: str | None, count: int, seed: int) -> list[SeededPrompt]:

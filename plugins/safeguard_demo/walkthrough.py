@@ -102,7 +102,7 @@ def _write(out: Path, story: Story, report: audit.VerifyReport, folder: Path) ->
     heat = [comparison(pairs, [name], text, title=f"Where {name} stood") for name, pairs in story.heat.items()]
     settings = {"split": "test", "count": measured.count}
     record = _example(folder, story)
-    made = {
+    files = {
         "contact sheet": _save(sheet, out / "contact-sheet.png"),
         "heat maps": _save(_side_by_side(heat), out / "heat-maps.png"),
         "figures": results_files.write_text(
@@ -112,8 +112,8 @@ def _write(out: Path, story: Story, report: audit.VerifyReport, folder: Path) ->
         ),
     }
     footer = f"{report.records} decisions recorded; {images_of(measured.arms, measured.count)} protected pictures measured."
-    made["report"] = write_report(out / "report.html", story, report, record, folder, footer)
-    return {"report": made.pop("report"), **made, "audit log": folder}
+    files["report"] = write_report(out / "report.html", story, report, record, folder, footer)
+    return {"report": files.pop("report"), **files, "audit log": folder}
 
 
 def _example(folder: Path, story: Story) -> dict[str, Any]:
@@ -136,11 +136,11 @@ def _side_by_side(images: Sequence[Any], columns: int = 2) -> Any:
 
     from safeguard.evaluation.contact_sheets import PAPER
 
-    width, height = max(one.width for one in images), max(one.height for one in images)
+    width, height = max(image.width for image in images), max(image.height for image in images)
     rows = -(-len(images) // columns)
     page = Image.new("RGB", (columns * width, rows * height), PAPER)
-    for place, one in enumerate(images):
-        page.paste(one, (place % columns * width, place // columns * height))
+    for place, image in enumerate(images):
+        page.paste(image, (place % columns * width, place // columns * height))
     return page
 
 
@@ -152,8 +152,8 @@ def _say(console: Console, title: str, text: str) -> None:
 
 def _policy_table(policy: Policy) -> Table:
     table = Table("concept", "erasure prompt", "strength", "activation", box=box.SIMPLE_HEAD, pad_edge=False)
-    for one in policy.concepts.values():
-        table.add_row(one.id, ", ".join(one.phrases), str(one.strength), one.activation)
+    for concept in policy.concepts.values():
+        table.add_row(concept.id, ", ".join(concept.phrases), str(concept.strength), concept.activation)
     table.caption = f"revision {policy.revision[:12]}"
     return table
 
@@ -162,7 +162,7 @@ def _turns_table(swapped: Swapped) -> Table:
     table = Table("image", "policy revision", swapped.concept, "", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, turn in enumerate(swapped.turns):
         old = turn.decision.policy_revision == swapped.before
-        erased = swapped.concept in [one.concept for one in turn.decision.applied]
+        erased = swapped.concept in [effect.concept for effect in turn.decision.applied]
         note = f"swap came at step {swapped.step + 1}: keeps its plan" if place == swapped.during else ""
         revision = Text(turn.decision.policy_revision[:12], style="red" if old else "green")
         table.add_row(str(place + 1), revision, "erased" if erased else "let pass", note)
@@ -179,8 +179,8 @@ def _refusal(refused: Refused) -> Panel:
 def _log_line(report: audit.VerifyReport, swapped: Swapped) -> Text:
     if not report.ok:
         return Text(f"NOT INTACT: {report.first_bad}", style="bold red")
-    kept = "" if swapped.kept_plan else "; but an image of the loop bears another revision than it began with"
-    line = f"{report.records} decisions under {report.policies} policy revisions, every hash and link holds{kept}"
+    exception = "" if swapped.kept_plan else "; but an image of the loop bears another revision than it began with"
+    line = f"{report.records} decisions under {report.policies} policy revisions, every hash and link holds{exception}"
     return Text.assemble(("verified ", "bold green"), line)
 
 

@@ -54,15 +54,17 @@ def arms_of(policy: Policy, title: str) -> list[Arm]:
 
 def heat_maps(studio: Harness, policy: Policy, audit: AuditSink) -> dict[str, list[ImagePair]]:
     """An explicit and an implicit prompt of every concept, with that concept always on: where did it stand?"""
-    found: dict[str, list[ImagePair]] = {}
+    pairs_by_concept: dict[str, list[ImagePair]] = {}
     for name in policy.concepts:
         asked = [studio.prompt_set.cases(Cell(kind, name), SPLIT, 1)[0] for kind in ("explicit", "implicit")]
         before = studio.paint(asked)
         own = derive(policy, name=f"only-{name}", concepts=[name], activation="always", action="erase")
         with studio.under(own, audit=audit) as running, _guarded(running).request(maps=True) as request:
             after = studio.paint(asked)
-        found[name] = [ImagePair(case.text, before[row], after[row], request.maps[row]) for row, case in enumerate(asked)]
-    return found
+        pairs_by_concept[name] = [
+            ImagePair(case.text, before[row], after[row], request.maps[row]) for row, case in enumerate(asked)
+        ]
+    return pairs_by_concept
 
 
 def _guarded(guard: Guard | None) -> Guard:
@@ -139,7 +141,7 @@ def block(studio: Harness, policy: Policy, audit: AuditSink, *, concept: str = "
 
     Raises SafeguardError if the prompt is let through.
     """
-    strict = [replace(one, action="block") if name == concept else one for name, one in policy.concepts.items()]
+    strict = [replace(item, action="block") if name == concept else item for name, item in policy.concepts.items()]
     case: PromptCase = studio.prompt_set.cases(Cell("explicit", concept), SPLIT, 2)[1]
     with studio.under(derive(policy, name=f"{policy.name}-strict", concepts=strict), screened=True, audit=audit) as running:
         guard = _guarded(running)

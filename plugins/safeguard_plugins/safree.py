@@ -49,9 +49,9 @@ def basis_of(vectors: Tensor) -> Tensor:
     import torch
 
     _, sizes, basis = torch.linalg.svd(vectors.float(), full_matrices=False)
-    kept = sizes > 1e-5 * sizes[:1].clamp_min(1e-12)
-    found: Tensor = basis[kept]
-    return found
+    large = sizes > 1e-5 * sizes[:1].clamp_min(1e-12)
+    directions: Tensor = basis[large]
+    return directions
 
 
 def within(vectors: Tensor, basis: Tensor) -> Tensor:
@@ -148,28 +148,28 @@ class _Filter(TextStatesEdit):
         return torch.stack(states), torch.stack(pooled) if pooled else None
 
     def _moved(self, call: StatesCall, row: int) -> _Moved:
-        text, given = call.texts[row], call.states[row].float()
-        bases, pooled_basis = self._toxic.bases((call.strengths[row] > 0).tolist(), given)
+        text, row_states = call.texts[row], call.states[row].float()
+        bases, pooled_basis = self._toxic.bases((call.strengths[row] > 0).tolist(), row_states)
         pooled = None if call.pooled is None else call.pooled[row].float()
         known = None if text is None else _occluded(call, text)
-        if known is None or len(known.segments) != len(bases) or not _is_of(given, known.states):
+        if known is None or len(known.segments) != len(bases) or not _is_of(row_states, known.states):
             for basis in bases:  # nothing is known of its words, so all of it leaves the subspace, at every step
-                given = given - within(given, basis)
+                row_states = row_states - within(row_states, basis)
             left = None if pooled is None or pooled_basis is None else pooled - within(pooled, pooled_basis)
-            return _Moved(given, left, math.inf)
+            return _Moved(row_states, left, math.inf)
         chosen = self._settings
-        states, real, any_moved = given.clone(), list[int](), False
+        states, real, any_moved = row_states.clone(), list[int](), False
         for segment, basis in zip(known.segments, bases, strict=True):
-            without = segment.without.to(given)
+            without = segment.without.to(row_states)
             moved = [segment.words[word] for word in triggers(without, basis, chosen.alpha, chosen.least)]
-            states[moved] = _out(given[moved], without, basis)
+            states[moved] = _out(row_states[moved], without, basis)
             real += segment.places
             any_moved = any_moved or bool(moved)
         if pooled is not None and pooled_basis is not None and known.pooled is not None:
             without = known.pooled.to(pooled)
             if triggers(without, pooled_basis, chosen.alpha, chosen.least):
                 pooled, any_moved = _out(pooled, without, pooled_basis), True
-        steps = self._steps(given[real], states[real]) if self._validated else math.inf
+        steps = self._steps(row_states[real], states[real]) if self._validated else math.inf
         return _Moved(states, pooled, steps if any_moved else -1.0)
 
     def _steps(self, before: Tensor, after: Tensor) -> float:
@@ -237,19 +237,19 @@ def _blanked(numbers: Sequence[int], places: Sequence[int]) -> list[int]:
 
 def _out(vectors: Tensor, without: Tensor, toxic: Tensor) -> Tensor:
     """(1 - P_c) P_in v."""
-    kept = within(vectors, basis_of(without))
-    return kept - within(kept, toxic)
+    held = within(vectors, basis_of(without))
+    return held - within(held, toxic)
 
 
-def _is_of(given: Tensor, states: Tensor) -> bool:
+def _is_of(row: Tensor, states: Tensor) -> bool:
     """Whether a row's states are those of its text: a second prompt or another eraser may have made them others."""
-    length = min(len(given), len(states))
-    other = states[:length].to(given)
-    return bool((given[:length] - other).norm() <= STRANGE * other.norm())
+    length = min(len(row), len(states))
+    row_states = states[:length].to(row)
+    return bool((row[:length] - row_states).norm() <= STRANGE * row_states.norm())
 
 
-def _towards(given: Tensor, moved: Tensor | None, share: float) -> Tensor:
-    return given if moved is None or share == 0.0 else (given.float() + share * (moved - given.float())).to(given.dtype)
+def _towards(row: Tensor, moved: Tensor | None, share: float) -> Tensor:
+    return row if moved is None or share == 0.0 else (row.float() + share * (moved - row.float())).to(row.dtype)
 
 
 class SAFREE:

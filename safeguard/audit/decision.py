@@ -190,7 +190,7 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def to_record(decision: Decision, labels: Mapping[str, str], now: datetime) -> Record:
     """The unmasked record: plain JSON values, prompt text still in ``subject.prompt``, not yet in a chain."""
     subject, screen, model = decision.subject, decision.screen, decision.model
-    drawn = {"drawn": [_drawn(one) for one in decision.drawn]} if decision.drawn else {}  # most policies have no groups
+    drawn = {"drawn": [_drawn(item) for item in decision.drawn]} if decision.drawn else {}  # most policies have no groups
     return {
         "schema": SCHEMA,
         "decision_id": plain(decision.decision_id),
@@ -215,10 +215,10 @@ def to_record(decision: Decision, labels: Mapping[str, str], now: datetime) -> R
         },
         "evidence": {
             "calibration": decision.evidence.calibration,
-            "concepts": {plain(name): _seen(one) for name, one in decision.evidence.concepts.items()},
+            "concepts": {plain(name): _seen(item) for name, item in decision.evidence.concepts.items()},
         },
         **drawn,
-        "applied": [_applied(one) for one in decision.applied],
+        "applied": [_applied(item) for item in decision.applied],
         "result": decision.result,
         "status": decision.status,
         "model": {"pipeline": plain(model.pipeline), "repo": plain(model.repo), "revision": plain(model.revision)},

@@ -20,12 +20,12 @@ def log_files(place: str | os.PathLike[str]) -> tuple[Path, ...]:
     if os.path.isfile(path):  # not path.is_file(), which raises where the folder may not be entered
         return (path,)
     try:
-        found = sorted(one for one in path.iterdir() if one.name.startswith(PREFIX) and one.name.endswith(SUFFIX))
+        files = sorted(file for file in path.iterdir() if file.name.startswith(PREFIX) and file.name.endswith(SUFFIX))
     except OSError as error:
         raise AuditError(f"{path}: cannot read the audit log: {error.strerror}", path=str(path)) from error
-    if not found:
+    if not files:
         raise AuditError(f"{path}: there is no decision log ({PREFIX}*{SUFFIX}) in this folder", path=str(path))
-    return tuple(found)
+    return tuple(files)
 
 
 def folder_of(place: str | os.PathLike[str]) -> Path:

@@ -71,8 +71,8 @@ def query(folder: str | os.PathLike[str], **filters: Unpack[Filters]) -> Iterato
 
 def concepts(record: Record) -> tuple[str, ...]:
     """The concepts that were found in or acted on for this image, in order, each once."""
-    found = [*record["screen"]["activated"], *(one["concept"] for one in record["applied"])]
-    return tuple(dict.fromkeys(found))
+    names = [*record["screen"]["activated"], *(effect["concept"] for effect in record["applied"])]
+    return tuple(dict.fromkeys(names))
 
 
 def image_of(record: Record) -> str:

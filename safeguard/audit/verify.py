@@ -91,7 +91,7 @@ def verify(place: str | os.PathLike[str], *, known: Iterable[ChainHead] = ()) ->
     bad += _links(scans, whole_folder=os.path.isdir(place))
     bad += _policies(folder_of(place), scans.values())
     bad += _cuts(scans, known)
-    bad.sort(key=lambda one: (one.file, one.line))
+    bad.sort(key=lambda fault: (fault.file, fault.line))
     return VerifyReport(
         ok=not bad,
         records=sum(scan.records for scan in scans.values()),
@@ -129,8 +129,8 @@ def _step(scan: _Scan, record: Record) -> None:
     elif schema == FILE_SCHEMA:
         raise ValueError("a second beginning within one file")
     if record.get("seq") != expected:
-        found = f"found seq {record.get('seq')}"
-        raise ValueError(f"a record is missing or out of order, {found}")
+        actual = f"found seq {record.get('seq')}"
+        raise ValueError(f"a record is missing or out of order, {actual}")
     if record.get("prev") != prev:
         raise ValueError("it is not chained to the record before: one of the two was replaced")
     if schema == CHECKPOINT_SCHEMA:

@@ -65,7 +65,7 @@ def query(
     """List decisions that match every filter."""
     if image is not None and image_sha256 is not None:
         raise typer.BadParameter("give either --image or --image-sha256")
-    found = list(
+    matches = list(
         audit.query(
             folder,
             concept=concept,
@@ -78,8 +78,8 @@ def query(
             image_sha256=image_sha256 if image is None else _digest(image),
         )
     )
-    found.sort(key=lambda record: str(record["time"]))  # files of several processes overlap in time
-    emit(found, as_json, lambda console: _print_table(console, found))
+    matches.sort(key=lambda record: str(record["time"]))  # files of several processes overlap in time
+    emit(matches, as_json, lambda console: _print_table(console, matches))
 
 
 @app.command("show")
@@ -143,7 +143,7 @@ def _print_table(console: Console, records: list[dict[str, Any]]) -> None:
             Text(record["time"][:19].replace("T", " ")),
             Text(record["decision_id"]),
             Text(record["result"], style=_STYLES.get(record["result"], "")),
-            Text(", ".join(one["concept"] for one in record["applied"])),
+            Text(", ".join(effect["concept"] for effect in record["applied"])),
             Text(f"{record['policy']['name']}@{record['policy']['revision'][:12]}"),
             Text(image_of(record)[:12]),
         )
@@ -163,14 +163,14 @@ def _count(number: int, noun: str) -> str:
 
 
 def _print_decision(console: Console, record: dict[str, Any], policy: Any) -> None:
-    erased = ", ".join(one["concept"] for one in record["applied"]) or "nothing"
+    erased = ", ".join(item["concept"] for item in record["applied"]) or "nothing"
     name, revision = record["policy"]["name"], record["policy"]["revision"]
     facts = Table.grid(padding=(0, 2))
     facts.add_row("decision", Text(record["decision_id"]))
     facts.add_row("result", Text(f"{record['result']} ({record['status']})"))
     facts.add_row("erased", Text(erased))
-    for one in record.get("drawn", ()):
-        facts.add_row("drawn", Text(f"{one['concept']}, one of {one['group']} ({', '.join(one['of'])}), by {one['by']}"))
+    for item in record.get("drawn", ()):
+        facts.add_row("drawn", Text(f"{item['concept']}, one of {item['group']} ({', '.join(item['of'])}), by {item['by']}"))
     facts.add_row("policy", Text(f"{name}@{revision}", overflow="fold"))
     console.print(facts)
     console.rule("record", align="left")

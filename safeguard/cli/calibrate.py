@@ -60,15 +60,15 @@ def calibrate(
         def advance(done: int, of: int) -> None:
             progress.update(task, completed=done, total=of)
 
-        made = safeguard.calibrate(pipe, chosen, texts, rate=rate, seed=seed, batch=batch, call=call, advance=advance)
+        calibration = safeguard.calibrate(pipe, chosen, texts, rate=rate, seed=seed, batch=batch, call=call, advance=advance)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        made.save(out)
+        calibration.save(out)
     except OSError as fault:
         raise SafeguardError(f"{out}: cannot be written ({fault.strerror}); choose another --out") from fault
-    reports = {name: dict(gauge.report) for name, gauge in made.gauges.items()}
-    data = {"file": out, "digest": made.digest, "rate": rate, "prompts": len(set(texts)), "concepts": reports}
-    emit(data, json_output, lambda console: _render(console, made, out, len(set(texts))))
+    reports = {name: dict(gauge.report) for name, gauge in calibration.gauges.items()}
+    data = {"file": out, "digest": calibration.digest, "rate": rate, "prompts": len(set(texts)), "concepts": reports}
+    emit(data, json_output, lambda console: _render(console, calibration, out, len(set(texts))))
 
 
 def _ordinary(pipeline: str) -> list[str]:
@@ -78,11 +78,11 @@ def _ordinary(pipeline: str) -> list[str]:
     return list(pipeline_source(pipeline).ordinary_prompts(ORDINARY_PROMPTS))
 
 
-def _render(console: Console, made: Calibration, path: Path, count: int) -> None:
+def _render(console: Console, calibration: Calibration, path: Path, count: int) -> None:
     table = Table("concept", box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("AUROC", "caught", "opened by ordinary", "by other concepts", "threshold", "typical", "highest ordinary"):
         table.add_column(title, justify="right")
-    for name, gauge in made.gauges.items():
+    for name, gauge in calibration.gauges.items():
         table.add_row(name, *_cells(gauge.report, gauge.threshold))
     console.print(table)
     console.print(
@@ -91,7 +91,7 @@ def _render(console: Console, made: Calibration, path: Path, count: int) -> None
         style="dim",
         highlight=False,
     )
-    console.print(f"calibration: {path}, digest {made.digest[:12]}", highlight=False, soft_wrap=True)
+    console.print(f"calibration: {path}, digest {calibration.digest[:12]}", highlight=False, soft_wrap=True)
 
 
 def _cells(report: Any, threshold: float) -> Sequence[str]:

@@ -124,8 +124,8 @@ def _requests(
 
 def _courses(without: Request, protected: Request) -> dict[str, tuple[Any, Any]]:
     """Each concept's share of attention from step to step, without and with the policy: nothing where it was not erased."""
-    acted = {one.concept: one.effect.course for one in protected.decisions[0].applied}
-    bare = {one.concept: one.effect.course for one in without.decisions[0].applied}
+    acted = {effect.concept: effect.effect.course for effect in protected.decisions[0].applied}
+    bare = {effect.concept: effect.effect.course for effect in without.decisions[0].applied}
     return {name: (line, acted.get(name, ())) for name, line in bare.items() if line}
 
 
@@ -148,7 +148,7 @@ def _paint(pipe: Any, call: dict[str, Any], text: str, seed: int) -> Any:
 
 def _render(console: Console, path: Path, images: Sequence[dict[str, Any]]) -> None:
     for image in images:
-        names = ", ".join(one.concept for one in image["applied"]) or "nothing"
+        names = ", ".join(effect.concept for effect in image["applied"]) or "nothing"
         change = image["mean_pixel_change"]
         console.print(
             f"prompt {image['row'] + 1}: erased {names}; pixels changed by {change:.1f} of 255 on average", highlight=False

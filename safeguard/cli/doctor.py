@@ -73,9 +73,9 @@ def doctor(pipeline: PipelineOption = "unet", policy: PolicyOption = "builtin://
 
     chosen = load_policy(policy)
     quiet_libraries()
-    found = diagnose(load_pipeline(pipeline), chosen)
-    emit({"protected": found.protected, "diagnosis": found}, json_output, lambda console: _render(found, console))
-    if not found.protected:
+    diagnosis = diagnose(load_pipeline(pipeline), chosen)
+    emit({"protected": diagnosis.protected, "diagnosis": diagnosis}, json_output, lambda console: _render(diagnosis, console))
+    if not diagnosis.protected:
         raise typer.Exit(EXIT_UNEXPECTED)
 
 
@@ -142,46 +142,49 @@ _SAID = {
 
 
 def _spelled(mechanism: str) -> str:
-    for kind, said in _SAID.items():
-        mechanism = mechanism.replace(kind, said)
+    for kind, spelling in _SAID.items():
+        mechanism = mechanism.replace(kind, spelling)
     return mechanism or "none"
 
 
-def _render(found: Diagnosis, console: Console) -> None:
+def _render(diagnosis: Diagnosis, console: Console) -> None:
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("pipeline", found.pipeline)
-    facts.add_row("denoiser", ", ".join(found.denoisers) or "none found")
-    facts.add_row("text sites", _spelled(found.mechanism))
-    facts.add_row("pooled text", "read as well" if found.pooled else "none")
-    facts.add_row("seams offered", ", ".join(found.seams) or "none")
-    facts.add_row("policy", f"{found.policy}, revision {found.revision[:12]}")
+    facts.add_row("pipeline", diagnosis.pipeline)
+    facts.add_row("denoiser", ", ".join(diagnosis.denoisers) or "none found")
+    facts.add_row("text sites", _spelled(diagnosis.mechanism))
+    facts.add_row("pooled text", "read as well" if diagnosis.pooled else "none")
+    facts.add_row("seams offered", ", ".join(diagnosis.seams) or "none")
+    facts.add_row("policy", f"{diagnosis.policy}, revision {diagnosis.revision[:12]}")
     console.print(facts)
     erasers = Table("eraser", "version", "from", "can be used here", box=box.SIMPLE_HEAD, pad_edge=False)
-    for info in found.erasers:
-        lacking = sorted(set(info.seams) - set(found.seams))
+    for info in diagnosis.erasers:
+        lacking = sorted(set(info.seams) - set(diagnosis.seams))
         state = info.error or (f"no: needs the seam {', '.join(lacking)}" if lacking else "yes")
         erasers.add_row(info.name, info.version, info.distribution, Text(state, style="green" if state == "yes" else "red"))
     console.print(erasers)
     table = Table("concept", "eraser", "strength", "activation", "action", "self-test", box=box.SIMPLE_HEAD, pad_edge=False)
-    for one in found.concepts:
-        table.add_row(one.concept, one.eraser, str(one.strength), one.activation, one.action, _verdict(one))
+    for report in diagnosis.concepts:
+        table.add_row(report.concept, report.eraser, str(report.strength), report.activation, report.action, _verdict(report))
     console.print(table)
-    for reason in dict.fromkeys(one.refused for one in found.concepts if one.refused and one.refused != found.refused):
-        names = ", ".join(one.concept for one in found.concepts if one.refused == reason)
+    for reason in dict.fromkeys(
+        report.refused for report in diagnosis.concepts if report.refused and report.refused != diagnosis.refused
+    ):
+        names = ", ".join(report.concept for report in diagnosis.concepts if report.refused == reason)
         console.print(Text.assemble((f"{names}: ", "bold red"), reason), soft_wrap=True)
-    if found.refused:
-        console.print(Text.assemble(("refused ", "bold red"), found.refused), soft_wrap=True)
+    if diagnosis.refused:
+        console.print(Text.assemble(("refused ", "bold red"), diagnosis.refused), soft_wrap=True)
     else:
-        share = f"with every concept on, the denoiser's output changes by {100 * (found.change or 0):.2f} %"
-        share += f" and takes {found.operations:.3f} times the operations" if found.operations else ""
+        share = f"with every concept on, the denoiser's output changes by {100 * (diagnosis.change or 0):.2f} %"
+        share += f" and takes {diagnosis.operations:.3f} times the operations" if diagnosis.operations else ""
         console.print(
-            Text.assemble(("protected ", "bold green"), f"{found.sites_reached} text sites reached; {share}"), soft_wrap=True
+            Text.assemble(("protected ", "bold green"), f"{diagnosis.sites_reached} text sites reached; {share}"),
+            soft_wrap=True,
         )
 
 
-def _verdict(one: ConceptReport) -> Text:
-    if one.refused:
+def _verdict(report: ConceptReport) -> Text:
+    if report.refused:
         return Text("refused", style="red")
-    if not one.change:
+    if not report.change:
         return Text("nothing to erase (off, flagged only, or strength 0)", style="dim")
-    return Text(f"acts, {100 * one.change:.2f} %", style="green")
+    return Text(f"acts, {100 * report.change:.2f} %", style="green")

@@ -223,12 +223,17 @@ def _every_eraser(
     studio, settings = _opened(asked)
     known = _own_words(studio.pipe, methods)
     with stderr.status("what each eraser costs"):
-        found = costs(studio, methods, concepts, base=base, words=known, training=training)
-    wanted = arms_of(methods, found, base)
+        found_costs = costs(studio, methods, concepts, base=base, words=known, training=training)
+    wanted = arms_of(methods, found_costs, base)
     results = _painted(studio, settings, wanted, asked)
     rows = summarise(results, wanted, concepts)
     data = results_files.results_data("erasers", settings, rows, wanted)
-    data |= {"schema": SCHEMA, "split": settings.split, "count": settings.count, "costs": [one.to_dict() for one in found]}
+    data |= {
+        "schema": SCHEMA,
+        "split": settings.split,
+        "count": settings.count,
+        "costs": [cost.to_dict() for cost in found_costs],
+    }
     alone = [row for row in rows if row.mode in ("", "alone")]
     files = results_files.write_all(out, data, alone, [arm for arm in wanted if arm.mode == "alone"], results)
     results_files.write_text(files["table"], markdown(data))

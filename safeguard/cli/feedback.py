@@ -118,9 +118,14 @@ def judge(
     from safeguard.training.sources import REMEDY
 
     opened = load("safeguard.judges", "demo", "judge", f"{REMEDY}judges")
-    said = stand_in(FeedbackStore(store), concept, opened(weights), rankings=rankings, size=size)
-    data = {"store": store, "concept": concept, "judgements": len(said), "yes": sum(one.answer == "yes" for one in said)}
-    what = f"{len(said)} rankings" if rankings else f"{len(said)} answers, {data['yes']} of them yes"
+    judgements = stand_in(FeedbackStore(store), concept, opened(weights), rankings=rankings, size=size)
+    data = {
+        "store": store,
+        "concept": concept,
+        "judgements": len(judgements),
+        "yes": sum(judgement.answer == "yes" for judgement in judgements),
+    }
+    what = f"{len(judgements)} rankings" if rankings else f"{len(judgements)} answers, {data['yes']} of them yes"
     emit(data, json_output, lambda console: _say(console, f"{what}, by the judge"))
 
 
@@ -156,28 +161,28 @@ def fit(
         raise typer.BadParameter("--by is person or judge")
     quiet_libraries()
     opened = FeedbackStore(store)
-    made = train_reward(opened, concept, kind=kind, encoder=open_encoder(encoder), by=by, seed=seed)
+    reward = train_reward(opened, concept, kind=kind, encoder=open_encoder(encoder), by=by, seed=seed)
     try:
-        made.save(out)
+        reward.save(out)
     except OSError as fault:
         raise SafeguardError(f"{out}: cannot be written ({fault.strerror}); choose another --out") from fault
-    data = {"file": out, "digest": made.digest, "kind": made.kind, "settings": made.settings, "report": made.report}
-    emit(data, json_output, lambda console: _render_fit(console, made, out))
+    data = {"file": out, "digest": reward.digest, "kind": reward.kind, "settings": reward.settings, "report": reward.report}
+    emit(data, json_output, lambda console: _render_fit(console, reward, out))
 
 
 def _counts(store: FeedbackStore, concept: str) -> dict[str, Any]:
     labels, rankings = store.labels(concept), store.rankings(concept)
-    answers = [answer for given in labels.values() for answer in given.values()]
-    said = store.judgements(concept)
+    answers = [answer for answers_given in labels.values() for answer in answers_given.values()]
+    judgements = store.judgements(concept)
     alike = pair_agreement(rankings)
     return {
         "pictures": len(store.items(concept)),
         "answered": len(labels),
         **{answer: answers.count(answer) for answer in ("yes", "no", "unsure")},
         "rankings": len(rankings),
-        "people": sorted({one.who for one in said if one.by == "person"}),
-        "judgements_of_the_judge": sum(one.by == "judge" for one in said),
-        "agreement": [asdict(one) for one in agreement(labels)],
+        "people": sorted({item.who for item in judgements if item.by == "person"}),
+        "judgements_of_the_judge": sum(item.by == "judge" for item in judgements),
+        "agreement": [asdict(item) for item in agreement(labels)],
         "ranked_alike": None if alike is None else {"comparisons": alike[0], "share": alike[1]},
     }
 
@@ -192,23 +197,24 @@ def _render(console: Console, concepts: dict[str, Any]) -> None:
         table.add_row(name, *map(str, [*numbers, len(counts["people"]), counts["judgements_of_the_judge"]]))
     console.print(table)
     for name, counts in concepts.items():
-        for one in counts["agreement"]:
-            kappa = "not known" if one["kappa"] is None else f"{one['kappa']:.2f}"
+        for agreed in counts["agreement"]:
+            kappa = "not known" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}"
             _say(
                 console,
-                f"{name}: {', '.join(one['who'])}: kappa {kappa}, {100 * one['share']:.0f} % of {one['pictures']} alike",
+                f"{name}: {', '.join(agreed['who'])}: kappa {kappa}, "
+                f"{100 * agreed['share']:.0f} % of {agreed['pictures']} alike",
             )
         if counts["ranked_alike"] is not None:
             alike = counts["ranked_alike"]
             _say(console, f"{name}: {100 * alike['share']:.0f} % of {alike['comparisons']} comparisons ranked alike")
 
 
-def _render_fit(console: Console, made: Reward, path: Path) -> None:
-    _say(console, *(f"{name.replace('_', ' ')}: {value:g}" for name, value in made.report.items() if value is not None))
+def _render_fit(console: Console, reward: Reward, path: Path) -> None:
+    _say(console, *(f"{name.replace('_', ' ')}: {value:g}" for name, value in reward.report.items() if value is not None))
     console.print("figures on pictures left out of the training, a fifth at a time", style="dim")
-    learnt = made.settings
+    learnt = reward.settings
     _say(console, f"learnt from {learnt['by_person']} judgements of people and {learnt['by_judge']} of the judge")
-    _say(console, f"reward: {path}, digest {made.digest[:12]}")
+    _say(console, f"reward: {path}, digest {reward.digest[:12]}")
 
 
 def _say(console: Console, *lines: str) -> None:

@@ -95,13 +95,17 @@ def generate(
 
     gauged = calibration_of(calibration, pipeline)
     with safeguard.protect(pipe, chosen, audit=audit, screener=screener_of(screener), calibration=gauged) as guard:
-        made = [_make(guard, pipe, call, text, row, seed + row, out) for row, text in enumerate(prompts)]
+        results = [_make(guard, pipe, call, text, row, seed + row, out) for row, text in enumerate(prompts)]
         revision = guard.policy.revision
-    data = {"policy": {"name": chosen.name, "revision": revision}, "audit": audit, "images": [_data(one) for one in made]}
-    emit(data, json_output, lambda console: _render(made, chosen.name, revision, audit, console))
-    refused = [one for one in made if one.image is None]
-    for one in refused:
-        stderr.print(Text.assemble(("refused: ", "bold red"), f"prompt {one.row + 1}: {one.reason}"), soft_wrap=True)
+    data = {
+        "policy": {"name": chosen.name, "revision": revision},
+        "audit": audit,
+        "images": [_data(result) for result in results],
+    }
+    emit(data, json_output, lambda console: _render(results, chosen.name, revision, audit, console))
+    refused = [result for result in results if result.image is None]
+    for result in refused:
+        stderr.print(Text.assemble(("refused: ", "bold red"), f"prompt {result.row + 1}: {result.reason}"), soft_wrap=True)
     if refused:
         raise typer.Exit(EXIT_UNEXPECTED)
 
@@ -132,17 +136,17 @@ def save(image: Any, path: Path) -> Path:
 
 def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
     """Prompts of the command line and of a file. Ends the command where there are none."""
-    found = list(prompts or [])
+    lines = list(prompts or [])
     if file is not None:
         try:
             text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8", errors="replace")
         except OSError as fault:
             raise SafeguardError(f"{file}: cannot be read ({fault.strerror})") from fault
-        found += [line for line in text.splitlines() if line.strip()]
-    if not found:
+        lines += [line for line in text.splitlines() if line.strip()]
+    if not lines:
         stderr.print("error: nothing to make; give --prompt, or --file")
         raise typer.Exit(EXIT_USAGE)
-    return found
+    return lines
 
 
 def open_pipeline(
@@ -181,14 +185,14 @@ def screener_of(word: str) -> str | None:
     return None if word == "none" else word
 
 
-def _data(made: Made) -> dict[str, Any]:
-    decision = made.decision
+def _data(result: Made) -> dict[str, Any]:
+    decision = result.decision
     return {
-        "row": made.row,
-        "seed": made.seed,
-        "result": made.result,
-        "image": made.image,
-        "reason": made.reason or None,
+        "row": result.row,
+        "seed": result.seed,
+        "result": result.result,
+        "image": result.image,
+        "reason": result.reason or None,
         "decision_id": decision and decision.decision_id,
         "activated": () if decision is None else decision.screen.activated,
         "scores": {} if decision is None else dict(decision.screen.scores),
@@ -198,13 +202,15 @@ def _data(made: Made) -> dict[str, Any]:
     }
 
 
-def _render(made: Sequence[Made], name: str, revision: str, audit: Path | None, console: Console) -> None:
+def _render(results: Sequence[Made], name: str, revision: str, audit: Path | None, console: Console) -> None:
     table = Table("prompt", "seed", "result", "erased", "image", box=box.SIMPLE_HEAD, pad_edge=False)
     styles = {"erase": "yellow", "block": "red", "flag": "magenta", "review": "cyan", "pass": "green"}
-    for one in made:
-        erased = ", ".join(_effect(part) for part in one.decision.applied) if one.decision else ""
-        path = Text(str(one.image), overflow="fold") if one.image else Text("none: refused", style="red")
-        table.add_row(str(one.row + 1), str(one.seed), Text(one.result, style=styles.get(one.result, "")), Text(erased), path)
+    for result in results:
+        erased = ", ".join(_effect(part) for part in result.decision.applied) if result.decision else ""
+        path = Text(str(result.image), overflow="fold") if result.image else Text("none: refused", style="red")
+        table.add_row(
+            str(result.row + 1), str(result.seed), Text(result.result, style=styles.get(result.result, "")), Text(erased), path
+        )
     console.print(table)
     console.print(f"policy {name}, revision {revision[:12]}", style="dim", highlight=False)
     if audit is not None:

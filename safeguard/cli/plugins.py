@@ -22,17 +22,17 @@ def _root() -> None:
 @app.command("list")
 def list_plugins(json_output: JsonOption = False) -> None:
     """List every registered eraser. Exit 1 where one cannot be used; what to do stands beside it."""
-    found = Registry().inventory()
-    emit({"erasers": found}, json_output, lambda console: _render(found, console))
-    if any(info.error for info in found):
+    plugins = Registry().inventory()
+    emit({"erasers": plugins}, json_output, lambda console: _render(plugins, console))
+    if any(info.error for info in plugins):
         raise typer.Exit(EXIT_UNEXPECTED)
 
 
-def _render(found: list[PluginInfo], console: Console) -> None:
+def _render(plugins: list[PluginInfo], console: Console) -> None:
     table = Table("eraser", "version", "from", "seams", "", box=box.SIMPLE_HEAD, pad_edge=False)
-    for info in found:
+    for info in plugins:
         state = Text(info.error, style="red") if info.error else Text("ready", style="green")
         table.add_row(Text(info.name), info.version, Text(info.distribution), ", ".join(info.seams), state)
     console.print(table)
-    if not found:
+    if not plugins:
         console.print("no erasers are installed; reinstall safeguard-diffusion")

@@ -43,8 +43,8 @@ def validate(
 
     def render(console: Console) -> None:
         for name, policy, problems in reports:
-            for found in problems:
-                stderr.print(problem_line(found), soft_wrap=True)
+            for problem in problems:
+                stderr.print(problem_line(problem), soft_wrap=True)
             if policy is not None:
                 count = f"{len(policy.concepts)} concept{'s' * (len(policy.concepts) != 1)}"
                 line = f"[green]valid[/green] {escape(name)}: {count}, revision {policy.revision[:12]}"

@@ -45,8 +45,8 @@ def screen(
 
     from safeguard.screening import Screener  # after the policy is known to be sound: this one costs a second
 
-    found = Screener(model).screen(prompts, concepts if policy else None)
-    emit(_data(found, prompts), json_output, lambda console: _render(found, prompts, console))
+    screening = Screener(model).screen(prompts, concepts if policy else None)
+    emit(_data(screening, prompts), json_output, lambda console: _render(screening, prompts, console))
 
 
 def _lines(file: Path) -> list[str]:
@@ -58,42 +58,43 @@ def _lines(file: Path) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def _data(found: Screening, prompts: list[str]) -> dict[str, Any]:
-    unsafe = [] if found.unsafe is None else found.unsafe.tolist()
+def _data(screening: Screening, prompts: list[str]) -> dict[str, Any]:
+    unsafe = [] if screening.unsafe is None else screening.unsafe.tolist()
     return {
-        "encoder": found.encoder,
+        "encoder": screening.encoder,
         "thresholds": {
-            name: {"low": low, "high": high} for name, low, high in zip(found.concepts, found.low, found.high, strict=True)
+            name: {"low": low, "high": high}
+            for name, low, high in zip(screening.concepts, screening.low, screening.high, strict=True)
         },
         "prompts": [
             {
                 "index": row,
                 "chars": len(prompt),
                 "unsafe": anything,
-                "scores": dict(zip(found.concepts, found.scores[row].tolist(), strict=True)),
-                "activated": found.activated(row),
-                "severe": found.severe(row),
-                "unread": row in found.unread,
+                "scores": dict(zip(screening.concepts, screening.scores[row].tolist(), strict=True)),
+                "activated": screening.activated(row),
+                "severe": screening.severe(row),
+                "unread": row in screening.unread,
             }
             for row, (prompt, anything) in enumerate(zip(prompts, unsafe, strict=True))
         ],
     }
 
 
-def _render(found: Screening, prompts: list[str], console: Console) -> None:
+def _render(screening: Screening, prompts: list[str], console: Console) -> None:
     for row, prompt in enumerate(prompts):
         table = Table(
             "concept", "score", "low", "high", "verdict", title=_shown(prompt), title_justify="left", title_style="bold"
         )
-        activated, severe = found.activated(row), found.severe(row)
-        for column, name in enumerate(found.concepts):
+        activated, severe = screening.activated(row), screening.severe(row)
+        for column, name in enumerate(screening.concepts):
             verdict = "[red]severe[/red]" if name in severe else "[yellow]activated[/yellow]" if name in activated else ""
-            low, high = f"{found.low[column]:.2f}", f"{found.high[column]:.2f}"
-            table.add_row(escape(name), f"{found.scores[row, column]:.2f}", low, high, verdict)
+            low, high = f"{screening.low[column]:.2f}", f"{screening.high[column]:.2f}"
+            table.add_row(escape(name), f"{screening.scores[row, column]:.2f}", low, high, verdict)
         console.print(table)
-        if row in found.unread:
+        if row in screening.unread:
             console.print("[yellow]too long to be read whole: every concept counts as found[/yellow]")
-    console.print(f"encoder {found.encoder}", style="dim", highlight=False)
+    console.print(f"encoder {screening.encoder}", style="dim", highlight=False)
 
 
 def _shown(prompt: str) -> str:

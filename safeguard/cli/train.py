@@ -190,18 +190,24 @@ def train(
             guidance=studio.guidance,
             options={**studio.usual, **studio.options},
         )
-        made = train_method(method, task)
+        trained = train_method(method, task)
     took = {"seconds": round(time.perf_counter() - begun, 2), "cpu_seconds": round(time.process_time() - used, 2)}
-    _write(out, made, beside)
+    _write(out, trained, beside)
     if checkpoint is not None:
         for file in out.parent.glob(f"{glob.escape(checkpoint.name)}*"):
             file.unlink()
     if log is not None:
         name = type(studio.pipe).__name__ if Path(pipeline).is_dir() else pipeline
-        line = {"method": method, "pipeline": name, "concepts": list(own.concepts), **took, "settings": made.settings}
+        line = {"method": method, "pipeline": name, "concepts": list(own.concepts), **took, "settings": trained.settings}
         _append(log, json.dumps(plain(line)).encode() + b"\n")
-    summary = {"file": out, "digest": made.digest, "settings": made.settings, "report": made.report, "beside": list(beside)}
-    emit({**summary, **took}, json_output, lambda console: _render(console, made, out, list(beside), took))
+    summary = {
+        "file": out,
+        "digest": trained.digest,
+        "settings": trained.settings,
+        "report": trained.report,
+        "beside": list(beside),
+    }
+    emit({**summary, **took}, json_output, lambda console: _render(console, trained, out, list(beside), took))
 
 
 @contextmanager
@@ -222,7 +228,7 @@ def _listener(within: float | None, less: str) -> Iterator[Advance]:
         yield advance
 
 
-def _write(out: Path, made: Made | None, beside: Mapping[Path, bytes]) -> None:
+def _write(out: Path, trained: Made | None, beside: Mapping[Path, bytes]) -> None:
     """Write the files; without one, see before hours of training that there is a folder for it."""
     from safeguard._io import write_whole
 
@@ -230,8 +236,8 @@ def _write(out: Path, made: Made | None, beside: Mapping[Path, bytes]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         for path, data in beside.items():
             write_whole(path, data)
-        if made is not None:
-            made.save(out)
+        if trained is not None:
+            trained.save(out)
     except OSError as fault:
         raise SafeguardError(f"{out}: cannot be written ({fault.strerror}); choose another --out") from fault
 
@@ -264,11 +270,11 @@ def _setting(text: str) -> tuple[str, float]:
         raise SafeguardError(f"--set {text}: this is no NAME=NUMBER") from None
 
 
-def _render(console: Console, made: Made, path: Path, beside: Sequence[Path], took: Mapping[str, float]) -> None:
-    for name, value in made.report.items():
+def _render(console: Console, trained: Made, path: Path, beside: Sequence[Path], took: Mapping[str, float]) -> None:
+    for name, value in trained.report.items():
         console.print(f"{name.replace('_', ' ')}: {value:g}", highlight=False)
     console.print("figures on what was left out of the training", style="dim")
     console.print("took {seconds:.0f} s, {cpu_seconds:.0f} s of processor time".format(**took), highlight=False)
-    console.print(f"file: {path}, digest {made.digest[:12]}", highlight=False, soft_wrap=True)
+    console.print(f"file: {path}, digest {trained.digest[:12]}", highlight=False, soft_wrap=True)
     for file in beside:
         console.print(f"beside it: {file}", highlight=False, soft_wrap=True)

@@ -43,7 +43,7 @@ class ArmMethod:
     def changes(self, policy: Policy) -> dict[str, Any]:
         """What this method changes in every concept of ``policy``."""
         changed: dict[str, Any] = {"eraser": self.eraser, "params": dict(self.params)}
-        foreign = any(one.eraser != self.eraser for one in policy.concepts.values())
+        foreign = any(concept.eraser != self.eraser for concept in policy.concepts.values())
         if self.strength is not None:
             changed["strength"] = self.strength
         elif foreign or self.params:
@@ -88,7 +88,9 @@ def demo_policy(phrases: Mapping[str, Sequence[str]] | None = None) -> Policy:
     policy = load_policy("builtin://demo")
     if not phrases:
         return policy
-    changed = [replace(one, phrases=tuple(phrases.get(one.id, one.phrases))) for one in policy.concepts.values()]
+    changed = [
+        replace(concept, phrases=tuple(phrases.get(concept.id, concept.phrases))) for concept in policy.concepts.values()
+    ]
     return derive(policy, concepts=changed)
 
 
@@ -99,19 +101,19 @@ def arms(method: ArmMethod, concepts: Sequence[str], modes: Sequence[str] = MODE
     """
     policy = base or demo_policy()
     changes = method.changes(policy)
-    found: list[Arm] = []
+    every_arm: list[Arm] = []
     if "alone" in modes:
         for concept in concepts:
             own = derive(policy, name=f"only-{concept}", concepts=[concept], activation="always", action="erase", **changes)
-            found.append(Arm(method.name, "alone", cells([concept]), own, concept))
+            every_arm.append(Arm(method.name, "alone", cells([concept]), own, concept))
     if "together" in modes:
         whole = derive(policy, name="together", concepts=concepts, activation="always", action="erase", **changes)
-        found.append(Arm(method.name, "together", cells(concepts), whole))
+        every_arm.append(Arm(method.name, "together", cells(concepts), whole))
     for mode, activation in (("screened", "screened"), ("adaptive", "adaptive"), ("adaptive-screened", "adaptive")):
         if mode in modes:
             opened = derive(policy, name=mode, concepts=concepts, activation=activation, action="erase", **changes)
-            found.append(Arm(method.name, mode, cells(concepts), opened, screened=mode.endswith("screened")))
-    return found
+            every_arm.append(Arm(method.name, mode, cells(concepts), opened, screened=mode.endswith("screened")))
+    return every_arm
 
 
 def at_once(method: ArmMethod, concepts: Sequence[str], base: Policy | None = None) -> Arm:

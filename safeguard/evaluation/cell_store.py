@@ -30,8 +30,8 @@ class CellStore:
         if self._folder is None:
             return None
         try:
-            with np.load(_path(self._folder, arm, cell), allow_pickle=False) as kept:
-                arrays = dict(kept)
+            with np.load(_path(self._folder, arm, cell), allow_pickle=False) as stored:
+                arrays = dict(stored)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return None
         same = str(arrays.pop("key", "")) == _text(key)

@@ -31,7 +31,7 @@ class ImagePair:
     @property
     def change(self) -> float:
         """Mean absolute difference of the pixels, in 0..255."""
-        before, after = (np.asarray(as_image(one).convert("RGB"), dtype=np.float64) for one in (self.before, self.after))
+        before, after = (np.asarray(as_image(image).convert("RGB"), dtype=np.float64) for image in (self.before, self.after))
         return float(np.abs(before - after).mean())
 
 

@@ -48,8 +48,8 @@ def sheet(
     """
     columns = max(len(strip.images) for band in bands for strip in band.strips)
     longest = max(_font(16).getlength(band.title) for band in bands)
-    one = max(label + columns * (tile + GAP), round(longest), 240)
-    width = max(across * (one + MARGIN) + MARGIN, 520)
+    full_width = max(label + columns * (tile + GAP), round(longest), 240)
+    width = max(across * (full_width + MARGIN) + MARGIN, 520)
     heading = _wrapped(title, _font(24), width - 2 * MARGIN)
     note = _wrapped(subtitle, _font(14), width - 2 * MARGIN)
     below = MARGIN + 32 * len(heading)
@@ -64,7 +64,7 @@ def sheet(
         draw.text((MARGIN, below + 19 * place), line, SOFT, _font(14))
     for row, height in zip(rows, heights, strict=True):
         for place, band in enumerate(row):
-            _draw_band(page, draw, band, (MARGIN + place * (one + MARGIN), y), one, tile, label)
+            _draw_band(page, draw, band, (MARGIN + place * (full_width + MARGIN), y), full_width, tile, label)
         y += height
     return page
 

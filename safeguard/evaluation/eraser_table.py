@@ -69,11 +69,11 @@ def chosen(text: str) -> list[ArmMethod]:
     """Methods by ``all`` (every registered eraser, at the word ``strong``) and names as `Method.parse` reads them, of which a
     later one takes the place of an earlier one of the same eraser. Raises SafeguardError for text that is no method.
     """
-    found: dict[str, ArmMethod] = {}
+    methods: dict[str, ArmMethod] = {}
     for word in (word.strip() for word in text.split(",") if word.strip()):
         some = [ArmMethod(name) for name in Registry().names] if word == "all" else [ArmMethod.parse(word)]
-        found.update({method.eraser: method for method in some})
-    return [found[name] for name in sorted(found)]
+        methods.update({method.eraser: method for method in some})
+    return [methods[name] for name in sorted(methods)]
 
 
 def shipped_words(methods: Sequence[ArmMethod]) -> list[Path]:
@@ -99,7 +99,7 @@ def costs(
     """
     attachment = Attachment(studio.pipe, studio.options)
     before = _call(studio, None)
-    found = []
+    every_cost = []
     for method in methods:
         own = arms(method, concepts, ("alone",), base)
         cost = _cost(method, own, attachment, words or {})
@@ -110,8 +110,8 @@ def costs(
             plain = statistics.fmean((before[1], after[1]))
             cost = replace(cost, memory=peak / before[0], time=seconds / plain, training=(training or {}).get(method.eraser))
             before = after
-        found.append(cost)
-    return found
+        every_cost.append(cost)
+    return every_cost
 
 
 def _too_many(studio: Harness, method: ArmMethod, takes: Sequence[str], base: Policy | None) -> dict[str, str]:
@@ -153,15 +153,15 @@ def _cost(method: ArmMethod, wanted: Sequence[Arm], attachment: Attachment, word
     if not plans:
         return Cost(method.name, (), refused=refused)
     held = statistics.fmean(map(held_bytes, plans.values()))
-    kept = statistics.fmean(kept_bytes(plan, words) for plan in plans.values())
-    return Cost(method.name, tuple(plans), statistics.fmean(seconds), held, kept, refused)
+    held_sizes = statistics.fmean(kept_bytes(plan, words) for plan in plans.values())
+    return Cost(method.name, tuple(plans), statistics.fmean(seconds), held, held_sizes, refused)
 
 
 def held_bytes(plan: Plan) -> int:
     """Of the tensors that a plan's edits hold, each once. Keys and values that a pipeline keeps for them are not theirs."""
     import torch
 
-    storages = [one.untyped_storage() for one in _held(plan) if isinstance(one, torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in _held(plan) if isinstance(tensor, torch.Tensor)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
@@ -172,19 +172,19 @@ def _held(plan: Plan) -> Iterator[Any]:
     seen: set[int] = set()
     waiting: list[Any] = list(plan.edits)
     while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
+        item = waiting.pop()
+        if id(item) in seen:
             continue
-        seen.add(id(one))
-        if isinstance(one, (torch.Tensor, str)):
-            yield one
-        elif isinstance(one, Mapping):
-            waiting += one.values()
-        elif isinstance(one, (list, tuple, set, frozenset)):
-            waiting += one
-        elif not isinstance(one, (bytes, type)) and not type(one).__module__.startswith("safeguard.instrument"):
-            waiting += getattr(one, "__dict__", {}).values()
-            waiting += [getattr(one, name) for kind in type(one).__mro__ for name in _slots(kind) if hasattr(one, name)]
+        seen.add(id(item))
+        if isinstance(item, (torch.Tensor, str)):
+            yield item
+        elif isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            waiting += item
+        elif not isinstance(item, (bytes, type)) and not type(item).__module__.startswith("safeguard.instrument"):
+            waiting += getattr(item, "__dict__", {}).values()
+            waiting += [getattr(item, name) for kind in type(item).__mro__ for name in _slots(kind) if hasattr(item, name)]
 
 
 def _slots(kind: type) -> Iterable[str]:
@@ -196,7 +196,7 @@ def kept_bytes(plan: Plan, words: Mapping[str, int]) -> int:
     """Of the files of training that a plan was made from: adapters that come with its erasers or that its policy names, and
     those of ``words`` (bytes by token) that its edits hold.
     """
-    texts = [one for one in _held(plan) if isinstance(one, str)] if words else []
+    texts = [tensor for tensor in _held(plan) if isinstance(tensor, str)] if words else []
     total = sum(size for token, size in words.items() if any(token in text for text in texts))
     digests = set(plan.adapters.values())
     for planned in plan.concepts if digests else ():
@@ -207,15 +207,15 @@ def kept_bytes(plan: Plan, words: Mapping[str, int]) -> int:
     return total
 
 
-def arms_of(methods: Sequence[ArmMethod], found: Sequence[Cost], base: Policy | None = None) -> list[Arm]:
+def arms_of(methods: Sequence[ArmMethod], costs_of_methods: Sequence[Cost], base: Policy | None = None) -> list[Arm]:
     """Each concept alone, always on, of those that a method takes; then 1, 3 and 5 of them at once on benign prompts."""
-    made: list[Arm] = []
-    for method, cost in zip(methods, found, strict=True):
+    every_arm: list[Arm] = []
+    for method, cost in zip(methods, costs_of_methods, strict=True):
         if cost.takes:
-            made += arms(method, cost.takes, ("alone",), base)
+            every_arm += arms(method, cost.takes, ("alone",), base)
             counts = [count for count in COUNTS if count <= len(cost.takes) and _AT_ONCE.format(count) not in cost.refused]
-            made += [at_once(method, cost.takes[:count], base) for count in counts]
-    return made
+            every_arm += [at_once(method, cost.takes[:count], base) for count in counts]
+    return every_arm
 
 
 def markdown(data: Mapping[str, Any]) -> str:
@@ -227,12 +227,12 @@ def markdown_of(data: Mapping[str, Any], names: Collection[str]) -> str:
     """The rows of these erasers, each alone, below the unprotected ones of their concepts; of one that was refused, why.
     Raises AssetError for an eraser of which nothing is said there.
     """
-    said = {method: ArmMethod.parse(method).eraser for method in (one["method"] for one in data["costs"])}
-    unknown = set(names) - set(said.values())
+    eraser_names = {method: ArmMethod.parse(method).eraser for method in (cost["method"] for cost in data["costs"])}
+    unknown = set(names) - set(eraser_names.values())
     if unknown:
         raise AssetError(f"nothing was measured of {', '.join(sorted(unknown))}")
-    costs = [one for one in data["costs"] if said[one["method"]] in names]
-    taken = {one["method"] for one in costs if one["takes"]}
+    costs = [cost for cost in data["costs"] if eraser_names[cost["method"]] in names]
+    taken = {cost["method"] for cost in costs if cost["takes"]}
     rows = _rows_of(data)
     plain, own = (
         [row for row in rows if row.method in methods and row.mode in ("", "alone")] for methods in ((UNPROTECTED,), taken)
@@ -248,13 +248,13 @@ def _rows_of(data: Mapping[str, Any]) -> list[SummaryRow]:
     """The rows of results, with the time of a method where that was measured beside unprotected calls: their own cells may be
     of several runs. It is that of the whole, and of a single concept only where there are no others.
     """
-    times = {one["method"]: (one.get("time"), len(one["takes"]) == 1) for one in data["costs"]}
-    made = []
+    times = {cost["method"]: (cost.get("time"), len(cost["takes"]) == 1) for cost in data["costs"]}
+    rows = []
     for row in from_json(data["rows"]):
         ratio, alone = times.get(row.method, (None, False))
         whole = alone or row.concept is None
-        made.append(row if ratio is None else replace(row, time=ratio if whole else math.nan))
-    return made
+        rows.append(row if ratio is None else replace(row, time=ratio if whole else math.nan))
+    return rows
 
 
 def _refusals(costs: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -285,14 +285,14 @@ _Cells = tuple[Sequence[str], Sequence[Sequence[str]]]  # a head, and lines
 
 
 def _tables(data: Mapping[str, Any], short: bool = False) -> list[_Cells]:
-    rows, found = _rows_of(data), [Cost(**one) for one in data["costs"]]
+    rows, costs_of_methods = _rows_of(data), [Cost(**cost) for cost in data["costs"]]
     alone = [row for row in rows if row.mode in ("", "alone")]
-    return [*_pooled(alone, found, short), _by_concept(alone), _at_once(rows)]
+    return [*_pooled(alone, costs_of_methods, short), _by_concept(alone), _at_once(rows)]
 
 
 def _refused(costs: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
     """By method, every reason with the concepts that were refused for it; what differs by their ids only is one reason."""
-    made = []
+    refusals = []
     for cost in costs:
         reasons: dict[str, list[str]] = {}
         for concept, reason in cost["refused"].items():
@@ -300,13 +300,13 @@ def _refused(costs: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple[s
             reasons.setdefault(why, []).append(concept)
         if reasons:
             every = len(reasons) == 1 and not cost["takes"]
-            made.append((cost["method"], [(why, ["every concept"] if every else some) for why, some in reasons.items()]))
-    return made
+            refusals.append((cost["method"], [(why, ["every concept"] if every else some) for why, some in reasons.items()]))
+    return refusals
 
 
-def _pooled(rows: Sequence[SummaryRow], found: Sequence[Cost], short: bool) -> list[_Cells]:
+def _pooled(rows: Sequence[SummaryRow], costs_of_methods: Sequence[Cost], short: bool) -> list[_Cells]:
     """What a method erases and leaves, and what it costs: as two tables where the room is ``short``."""
-    by_method = {one.method: one for one in found}
+    by_method = {cost.method: cost for cost in costs_of_methods}
     shown = [(row, _taken(by_method.get(row.method))) for row in _whole(rows)]
     if not short:
         return [(HEAD, [(*_fully(row), *taken) for row, taken in shown])]
@@ -371,8 +371,8 @@ def _whole(rows: Sequence[SummaryRow]) -> list[SummaryRow]:
 
 
 def _lines_of(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    made = [f"| {' | '.join(line)} |" for line in (head, *lines)]
-    return "\n".join([made[0], "|---|" + "---:|" * (len(head) - 1), *made[1:]]) + "\n"
+    lines_made = [f"| {' | '.join(line)} |" for line in (head, *lines)]
+    return "\n".join([lines_made[0], "|---|" + "---:|" * (len(head) - 1), *lines_made[1:]]) + "\n"
 
 
 def _size(count: float) -> str:

@@ -76,7 +76,7 @@ class Harness:
         """The pictures of these cases, each from its own seed: uint8 [n, h, w, 3]."""
         import torch
 
-        made = self.pipe(
+        images = self.pipe(
             [case.text for case in cases],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
@@ -84,7 +84,7 @@ class Harness:
             output_type="pil",
             **{**self.usual, **self.options, **more},
         )
-        return np.stack([np.asarray(image.convert("RGB")) for image in made.images])
+        return np.stack([np.asarray(image.convert("RGB")) for image in images.images])
 
     @contextmanager
     def under(self, policy: Policy | None, *, screened: bool = False, audit: AuditSink | None = None) -> Iterator[Guard | None]:

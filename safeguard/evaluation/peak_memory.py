@@ -21,9 +21,9 @@ def peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     # What the profiler tells in public leaves out what an operation gives back before it ends.
-    events = [one for one in profile.profiler.kineto_results.events() if one.name() == "[memory]"]
+    events = [kernel_event for kernel_event in profile.profiler.kineto_results.events() if kernel_event.name() == "[memory]"]
     held = most = 0
-    for event in sorted(events, key=lambda one: one.start_ns()):
+    for event in sorted(events, key=lambda kernel_event: kernel_event.start_ns()):
         held += event.nbytes()
         most = max(most, held)
     return most

@@ -111,7 +111,7 @@ def curve(points: Sequence[tuple[str, float | None, SummaryRow]], path: Path, ti
         for axis, retention in zip(line, (_likeness, _kept), strict=True):
             axis.margins(x=0.06, y=0.1)
             for place, method in enumerate(methods):
-                own = [(strength, row) for one, strength, row in points if one == method]
+                own = [(strength, row) for point, strength, row in points if point == method]
                 _line(axis, method, own, kind, retention, place)
     for axis, name in zip(axes[1], ("similarity of benign images (SSIM)", "attributes kept, %"), strict=True):
         axis.set_xlabel(f"{name} (more is better)")
@@ -143,13 +143,13 @@ def _line(
     place: int,
 ) -> None:
     erased = [getattr(row, kind) for _, row in points]
-    kept = [retention(row) for _, row in points]
+    retained = [retention(row) for _, row in points]
     colour, marker = COLOURS[(place + 1) % len(COLOURS)], MARKERS[place % len(MARKERS)]
     axis.errorbar(
-        [value.value for value in kept],
+        [value.value for value in retained],
         [100 * value.value for value in erased],
         yerr=_error(erased, 100),
-        xerr=_error(kept),
+        xerr=_error(retained),
         fmt=f"{marker}-",
         ms=5,
         lw=1.4,

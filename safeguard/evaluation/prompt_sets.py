@@ -93,13 +93,13 @@ class FilePrompts:
 
     def _case(self, path: Path, number: int, row: Mapping[str, Any], cell: Cell) -> tuple[str, PromptCase, bool]:
         """The split, the case, and whether its seed stands in the file."""
-        given, shown = str(row.get("seed") or "").strip(), (cell.concept,) if cell.concept else ()
-        if given and not given.isdecimal():
+        seed, shown = str(row.get("seed") or "").strip(), (cell.concept,) if cell.concept else ()
+        if seed and not seed.isdecimal():
             raise AssetError(f"{path}, row {number}: seed is no whole number of 0 or more; correct it or leave it empty")
         attributes = {name: str(row.get(name) or "") for name in self.attributes}
         named = shown if cell.kind == "explicit" else ()
-        case = PromptCase(str(row["prompt"]), int(given or 0), attributes, named, shown)
-        return str(row.get("split") or ""), case, bool(given)
+        case = PromptCase(str(row["prompt"]), int(seed or 0), attributes, named, shown)
+        return str(row.get("split") or ""), case, bool(seed)
 
     def cells(self, concepts: Sequence[str]) -> tuple[Cell, ...]:
         """Those cells of these concepts, and the benign one, that the file has prompts for."""

@@ -45,7 +45,9 @@ def results_data(
 def _policy(arm: Arm) -> dict[str, Any]:
     policy = arm.policy
     concepts = () if policy is None else policy.concepts.values()
-    strengths = {one.id: {"eraser": one.eraser, "strength": one.strength, "steps": one.steps} for one in concepts}
+    strengths = {
+        concept.id: {"eraser": concept.eraser, "strength": concept.strength, "steps": concept.steps} for concept in concepts
+    }
     return {"arm": arm.name, "revision": policy and policy.revision, "screened": arm.screened, "concepts": strengths}
 
 
@@ -64,14 +66,14 @@ def write_all(
     """Write every file of a measurement; their paths by name."""
     settings = data["settings"]
     title = f"Demo pipeline, {settings['split']} prompts, {settings['count']} a cell, 95 % intervals"
-    made = {
+    files = {
         "results": write_text(out / "results.json", json.dumps(finite(data), indent=2) + "\n"),
         "table": write_text(out / "table.md", f"{title}.\n\n{markdown(rows)}"),
         "cells": plots.bars([row for row in rows if row.concept is not None], out / "cells.png", title),
         "sheet": out / "sheet.png",
     }
-    contact_sheet(results, title, arms).save(made["sheet"])
-    return made
+    contact_sheet(results, title, arms).save(files["sheet"])
+    return files
 
 
 def contact_sheet(
@@ -92,9 +94,11 @@ def contact_sheet(
         strips = [_strip("unprotected", plain, columns)]
         for method in dict.fromkeys(arm.method for arm in arms):
             own = {arm.name: arm for arm in arms if arm.method == method}
-            shown = [one for one in results if one.cell == plain.cell and one.arm in own]
+            shown = [
+                result_of_cell for result_of_cell in results if result_of_cell.cell == plain.cell and result_of_cell.arm in own
+            ]
             if shown:
-                best = min(shown, key=lambda one: _preference(own[one.arm], plain.cell))
+                best = min(shown, key=lambda result_of_cell: _preference(own[result_of_cell.arm], plain.cell))
                 strips.append(_strip(method_label(own[best.arm]), best, columns))
         texts = [case.text for case in plain.cases[:columns]] if captions else []
         bands.append(Band(cell_title(plain.cell), strips, texts))

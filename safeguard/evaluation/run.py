@@ -176,7 +176,7 @@ class _Run:
                 else:
                     with guard.request() as request:
                         parts.append(self.studio.paint(some))
-                    acted += [{one.concept for one in decision.applied} for decision in request.decisions]
+                    acted += [{effect.concept for effect in decision.applied} for decision in request.decisions]
                 seconds += time.process_time() - begun
                 self.advance(title, len(some))
         return np.concatenate(parts), acted, seconds
@@ -195,10 +195,10 @@ def _what_acts(arm: Arm, studio: Harness) -> dict[str, Any]:
         code.update(_bytes_of(shipped_files(registry.get(name))))
     named = {str(value) for concept in arm.policy.concepts.values() for value in concept.params.values()}
     code.update(_bytes_of(Path(value) for value in sorted(named)))
-    found = {"policy": arm.policy.revision, "screened": arm.screened, "erasers": code.hexdigest()}
-    if studio.calibration is not None and any(one.activation == "adaptive" for one in arm.policy.concepts.values()):
-        found["calibration"] = studio.calibration.digest
-    return found
+    facts = {"policy": arm.policy.revision, "screened": arm.screened, "erasers": code.hexdigest()}
+    if studio.calibration is not None and any(item.activation == "adaptive" for item in arm.policy.concepts.values()):
+        facts["calibration"] = studio.calibration.digest
+    return facts
 
 
 def shipped_files(eraser: Eraser) -> list[Path]:

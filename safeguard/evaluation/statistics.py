@@ -75,7 +75,7 @@ def likeness(before: Pixels, after: Pixels) -> npt.NDArray[np.float64]:
     from skimage.metrics import structural_similarity
 
     pairs = zip(before, after, strict=True)
-    return np.array([structural_similarity(one, other, channel_axis=2, data_range=255) for one, other in pairs])
+    return np.array([structural_similarity(left, right, channel_axis=2, data_range=255) for left, right in pairs])
 
 
 def ratio(after: Figure, before: Figure) -> float:

@@ -110,8 +110,8 @@ def _row(
 
 
 def _join(parts: Iterable[Any]) -> Any:
-    found = list(parts)
-    return np.concatenate(found) if found else np.zeros(0, bool)
+    items = list(parts)
+    return np.concatenate(items) if items else np.zeros(0, bool)
 
 
 def _per_image(results: Sequence[CellResult]) -> float:

@@ -89,9 +89,9 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     from rich.table import Table
 
     table = Table("target", "mode", "what", "measured", "", title="Targets", title_justify="left", box=box.SIMPLE_HEAD)
-    for one in verdicts:
-        mark = "[green]met[/green]" if one.met else "[red]MISSED[/red]"
-        table.add_row(one.target, one.mode, one.concept or "all concepts", f"{one.value:.4g}", mark)
+    for verdict in verdicts:
+        mark = "[green]met[/green]" if verdict.met else "[red]MISSED[/red]"
+        table.add_row(verdict.target, verdict.mode, verdict.concept or "all concepts", f"{verdict.value:.4g}", mark)
     return table
 
 
@@ -112,7 +112,7 @@ def from_json(rows: Iterable[dict[str, Any]]) -> list[SummaryRow]:
             explicit=figure(data["explicit"]),
             implicit=figure(data["implicit"]),
             benign=figure(data["benign"]),
-            attributes={name: figure(one) for name, one in data["attributes"].items()},
+            attributes={name: figure(attribute) for name, attribute in data["attributes"].items()},
             kept=value(data["attributes_kept"]),
             likeness=figure(data["likeness"]),
             time=value(data["time_ratio"]),

@@ -56,22 +56,24 @@ class Verdict:
 
 def judge_targets(rows: Sequence[SummaryRow], method: str, targets: Sequence[Target] = TARGETS) -> list[Verdict]:
     """Every target that the measured modes of ``method`` can answer."""
-    found: list[Verdict] = []
+    verdicts: list[Verdict] = []
     for target in targets:
         for row in rows:
             if row.method != method or row.mode != target.mode or (row.concept is None) != target.pooled:
                 continue
             value = _value(row, target.figure)
             if target.against is not None:
-                other = [one for one in rows if (one.method, one.mode, one.concept) == (method, target.against, row.concept)]
-                if not other:
+                rivals = [
+                    line for line in rows if (line.method, line.mode, line.concept) == (method, target.against, row.concept)
+                ]
+                if not rivals:
                     continue
-                value -= _value(other[0], target.figure)
+                value -= _value(rivals[0], target.figure)
             reached = operator.ge if target.at_least else operator.le
             # A difference of two shares carries rounding in its last digits.
             met = bool(reached(round(value, 9), target.bound))
-            found.append(Verdict(method, row.mode, row.concept, target.text, value, met))
-    return found
+            verdicts.append(Verdict(method, row.mode, row.concept, target.text, value, met))
+    return verdicts
 
 
 def _value(row: SummaryRow, figure: str) -> float:

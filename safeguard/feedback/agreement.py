@@ -25,8 +25,11 @@ def agreement(labels: Mapping[str, Mapping[str, str]]) -> list[Agreement]:
     """Of `FeedbackStore.labels`: Cohen's kappa (1960) of each two raters who answered the same pictures, and where there are
     more, last Fleiss' kappa (1971) of all. Empty with one rater; ``unsure`` is no answer here.
     """
-    answers = {image: {who: said for who, said in given.items() if said != "unsure"} for image, given in labels.items()}
-    raters = sorted({who for given in answers.values() for who in given})
+    answers = {
+        image: {who: answer for who, answer in given_answers.items() if answer != "unsure"}
+        for image, given_answers in labels.items()
+    }
+    raters = sorted({who for given_answers in answers.values() for who in given_answers})
     groups: list[tuple[str, ...]] = list(itertools.combinations(raters, 2))
     if len(raters) > 2:
         groups.append(tuple(raters))
@@ -35,14 +38,18 @@ def agreement(labels: Mapping[str, Mapping[str, str]]) -> list[Agreement]:
 
 def _found(answers: Mapping[str, Mapping[str, str]], groups: Sequence[tuple[str, ...]]) -> Iterator[Agreement]:
     for who in groups:
-        rows = [[given[name] == "yes" for name in who] for given in answers.values() if all(name in given for name in who)]
+        rows = [
+            [given_answers[name] == "yes" for name in who]
+            for given_answers in answers.values()
+            if all(name in given_answers for name in who)
+        ]
         if rows:
             alike = sum(len(set(row)) == 1 for row in rows) / len(rows)
             yield Agreement(who, len(rows), alike, _kappa(rows))
 
 
 def _kappa(rows: Sequence[Sequence[bool]]) -> float | None:
-    if len({said for row in rows for said in row}) == 1:
+    if len({answer for row in rows for answer in row}) == 1:
         return None
     if len(rows[0]) == 2:
         from sklearn.metrics import cohen_kappa_score
@@ -55,7 +62,9 @@ def _fleiss(rows: Sequence[Sequence[bool]]) -> float:
     """Fleiss' kappa of n pictures, each answered by the same m raters."""
     m = len(rows[0])
     yes = [sum(row) for row in rows]
-    observed = sum(one * (one - 1) + (m - one) * (m - one - 1) for one in yes) / (len(rows) * m * (m - 1))
+    observed = sum(share_of_yes * (share_of_yes - 1) + (m - share_of_yes) * (m - share_of_yes - 1) for share_of_yes in yes) / (
+        len(rows) * m * (m - 1)
+    )
     share = sum(yes) / (len(rows) * m)
     chance = share**2 + (1 - share) ** 2
     return (observed - chance) / (1 - chance)
@@ -63,18 +72,21 @@ def _fleiss(rows: Sequence[Sequence[bool]]) -> float:
 
 def pairs_of(rankings: Sequence[Judgement]) -> list[tuple[str, str]]:
     """Every (less, more) that the rankings say, once for each time that it is said."""
-    return [pair for one in rankings for pair in itertools.combinations(one.images, 2)]
+    return [pair for ranking in rankings for pair in itertools.combinations(ranking.images, 2)]
 
 
 def pair_agreement(rankings: Sequence[Judgement]) -> tuple[int, float] | None:
     """Over two pictures that different people put in an order: how many such comparisons, and the share put alike. None
     where there are none.
     """
-    said: dict[frozenset[str], list[tuple[str, str]]] = {}
-    for one in rankings:
-        for less, more in itertools.combinations(one.images, 2):
-            said.setdefault(frozenset((less, more)), []).append((one.who, more))
+    orders: dict[frozenset[str], list[tuple[str, str]]] = {}
+    for first in rankings:
+        for less, more in itertools.combinations(first.images, 2):
+            orders.setdefault(frozenset((less, more)), []).append((first.who, more))
     alike = [
-        one[1] == other[1] for given in said.values() for one, other in itertools.combinations(given, 2) if one[0] != other[0]
+        first[1] == second[1]
+        for order in orders.values()
+        for first, second in itertools.combinations(order, 2)
+        if first[0] != second[0]
     ]
     return (len(alike), sum(alike) / len(alike)) if alike else None

@@ -14,12 +14,12 @@ def shuffled(items: Sequence[Item]) -> list[Item]:
     return sorted(items, key=lambda item: item.image)
 
 
-def to_rank(items: Sequence[Item], said: Sequence[Judgement], size: int) -> tuple[list[Item], int]:
-    """The pictures to rank next, and how many were never ranked. ``said`` are the person's rankings, replaced ones too.
+def to_rank(items: Sequence[Item], judgements: Sequence[Judgement], size: int) -> tuple[list[Item], int]:
+    """The pictures to rank next, and how many were never ranked. ``judgements`` are the person's rankings, replaced ones too.
 
     Those ranked least often come first, in another mixture each round, so that rankings overlap and can be compared.
     """
-    times = Counter(image for one in said for image in one.images)
+    times = Counter(image for judgement in judgements for image in judgement.images)
 
     def turn(item: Item) -> tuple[int, bytes]:
         return times[item.image], hashlib.sha256(f"{times[item.image]}:{item.image}".encode()).digest()

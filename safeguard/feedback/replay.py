@@ -51,4 +51,4 @@ class JudgementReplay:
 
     def kept(self) -> Iterator[Judgement]:
         """Every judgement that was not withdrawn, replaced ones too, in their order."""
-        return (one for one in self.said.values() if one.id not in self.withdrawn)
+        return (judgement for judgement in self.said.values() if judgement.id not in self.withdrawn)

@@ -190,8 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check_token(self) -> None:
         """Against other sites and other users of this machine."""
-        given = self.headers.get(TOKEN, "").encode("utf-8", "replace")
-        if not hmac.compare_digest(given, self.server.token.encode()):
+        token = self.headers.get(TOKEN, "").encode("utf-8", "replace")
+        if not hmac.compare_digest(token, self.server.token.encode()):
             raise _Refused(
                 HTTPStatus.UNAUTHORIZED, "open the address that safeguard feedback serve printed: its end is the key"
             )

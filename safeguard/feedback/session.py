@@ -59,7 +59,7 @@ class FeedbackSession:
     def undo(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """``concept``, and the ``judgement`` to take back, by its id."""
         concept, judgement = _text(body, "concept"), _text(body, "judgement")
-        images = next((one.images for one in self._said(concept) if one.id == judgement), ())
+        images = next((latest.images for latest in self._said(concept) if latest.id == judgement), ())
         self.store.take_back(judgement, who=self.who)
         return self._changed(concept, images)
 
@@ -68,12 +68,12 @@ class FeedbackSession:
         return {"changed": {image: answers.get(image) for image in images}, **self._progress(concept)}
 
     def _answers(self, concept: str) -> dict[str, str]:
-        found = self.store.labels(concept)
-        return {image: given[self.who] for image, given in found.items() if self.who in given}
+        labels = self.store.labels(concept)
+        return {image: answers[self.who] for image, answers in labels.items() if self.who in answers}
 
     def _said(self, concept: str, kind: str | None = None) -> list[Judgement]:
-        said = self.store.judgements(concept, replaced=True)
-        return [one for one in said if one.who == self.who and kind in (None, one.kind)]
+        judgements = self.store.judgements(concept, replaced=True)
+        return [judgement for judgement in judgements if judgement.who == self.who and kind in (None, judgement.kind)]
 
     def _progress(self, concept: str) -> dict[str, Any]:
         rankings = self._said(concept, "ranking")
@@ -84,7 +84,11 @@ class FeedbackSession:
             "rankings": len(rankings),
             "unranked": unranked,
             "group": [item.image for item in group],
-            "last": {kind: {"judgement": one.id, "images": list(one.images)} for kind, found in last.items() for one in found},
+            "last": {
+                kind: {"judgement": judgement.id, "images": list(judgement.images)}
+                for kind, judgements in last.items()
+                for judgement in judgements
+            },
         }
 
 
@@ -97,6 +101,6 @@ def _text(body: Mapping[str, Any], name: str) -> str:
 
 def _texts(body: Mapping[str, Any], name: str) -> list[str]:
     value = body.get(name)
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"{name} is a list of texts")
     return value

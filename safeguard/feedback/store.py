@@ -123,61 +123,61 @@ class FeedbackStore:
     def items(self, concept: str) -> tuple[Item, ...]:
         """The pictures in which a concept is asked about, in their order. None: an error that names what there is."""
         with self._reading() as ledger:
-            found = tuple(item for item in ledger.items.values() if item.concept == concept)
-        if not found:
+            items = tuple(item for item in ledger.items.values() if item.concept == concept)
+        if not items:
             there = ", ".join(self.concepts) or "nothing"
             raise FeedbackError(
                 f"{self.folder}: nobody is asked about {concept!r} here, but about {there}", path=str(self.folder)
             )
-        return found
+        return items
 
     # What is said
 
     def answer(self, concept: str, image: str, answer: str, *, who: str, by: str = "person") -> Judgement:
         """``who`` says whether one picture shows a concept: yes, no or unsure."""
-        (made,) = self.answer_all(concept, {image: answer}, who=who, by=by)
-        return made
+        (judgement,) = self.answer_all(concept, {image: answer}, who=who, by=by)
+        return judgement
 
     def answer_all(self, concept: str, answers: Mapping[str, str], *, who: str, by: str = "person") -> tuple[Judgement, ...]:
         """Answers about several pictures, by their digests, in one write."""
-        made = [
+        judgements = [
             self._made(Judgement, str(uuid7()), concept, "binary", (image,), who, by, self._now(), answer)
             for image, answer in answers.items()
         ]
-        self._say(made)
-        return tuple(made)
+        self._say(judgements)
+        return tuple(judgements)
 
     def rank(self, concept: str, images: Sequence[str], *, who: str, by: str = "person") -> Judgement:
         """``who`` orders pictures from least to most of a concept."""
-        made = self._made(Judgement, str(uuid7()), concept, "ranking", tuple(images), who, by, self._now())
-        self._say([made])
-        return made
+        judgement = self._made(Judgement, str(uuid7()), concept, "ranking", tuple(images), who, by, self._now())
+        self._say([judgement])
+        return judgement
 
     def take_back(self, judgement: str, *, who: str) -> Withdrawal:
         """``who`` takes one of their judgements back, by its id; what they said before it stands again."""
-        made = self._made(Withdrawal, str(uuid7()), judgement, who, self._now())
-        self._say([made])
-        return made
+        withdrawal = self._made(Withdrawal, str(uuid7()), judgement, who, self._now())
+        self._say([withdrawal])
+        return withdrawal
 
     def judgements(self, concept: str | None = None, *, by: str | None = None, replaced: bool = False) -> list[Judgement]:
         """What stands: of a concept, and by whom (``person``, ``judge``), or all of it. ``replaced`` ones are given only when
         asked for; what was taken back never is.
         """
         with self._reading() as ledger:
-            found = list(ledger.kept() if replaced else ledger.standing())
-        return [one for one in found if concept in (None, one.concept) and by in (None, one.by)]
+            judgements = list(ledger.kept() if replaced else ledger.standing())
+        return [judgement for judgement in judgements if concept in (None, judgement.concept) and by in (None, judgement.by)]
 
     def labels(self, concept: str, *, by: str | None = None) -> dict[str, dict[str, str]]:
         """The answers that stand: picture to person to answer. Pictures without one are not there."""
-        found: dict[str, dict[str, str]] = {}
-        for one in self.judgements(concept, by=by):
-            if one.kind == "binary" and one.answer is not None:
-                found.setdefault(one.images[0], {})[one.who] = one.answer
-        return found
+        labels: dict[str, dict[str, str]] = {}
+        for judgement in self.judgements(concept, by=by):
+            if judgement.kind == "binary" and judgement.answer is not None:
+                labels.setdefault(judgement.images[0], {})[judgement.who] = judgement.answer
+        return labels
 
     def rankings(self, concept: str, *, by: str | None = None) -> list[Judgement]:
         """The orders that stand."""
-        return [one for one in self.judgements(concept, by=by) if one.kind == "ranking"]
+        return [judgement for judgement in self.judgements(concept, by=by) if judgement.kind == "ranking"]
 
     # The pictures
 
@@ -199,7 +199,7 @@ class FeedbackStore:
         import numpy as np
         from PIL import Image
 
-        made = []
+        pictures = []
         for digest in images:
             try:
                 picture = Image.open(io.BytesIO(self.png(digest))).convert("RGB")
@@ -209,10 +209,10 @@ class FeedbackStore:
             if not same:
                 file = self._file(digest)
                 raise FeedbackError(f"{file}: this picture was changed; put it back from a copy", path=str(file))
-            made.append(np.asarray(picture))
-        if len({one.shape for one in made}) > 1:
+            pictures.append(np.asarray(picture))
+        if len({image.shape for image in pictures}) > 1:
             raise FeedbackError(f"{self.folder}: these pictures are not of one size", path=str(self.folder))
-        return np.stack(made) if made else np.zeros((0, 0, 0, 3), np.uint8)
+        return np.stack(pictures) if pictures else np.zeros((0, 0, 0, 3), np.uint8)
 
     # Inside
 

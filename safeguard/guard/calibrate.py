@@ -71,23 +71,23 @@ def calibrate(
     if not 0 < rate < 0.5:
         raise CapabilityError(f"the rate is a share of ordinary prompts, above 0 and below 0.5, not {rate}")
     whole = loaded(policy)
-    concepts = [one for one in whole.concepts.values() if one.activation == "adaptive" and one.action != "flag"]
+    concepts = [item for item in whole.concepts.values() if item.activation == "adaptive" and item.action != "flag"]
     if not concepts:
         raise CapabilityError(f"policy {whole.name!r} has no adaptive concept to calibrate", missing="an adaptive concept")
     blank = Calibration.blank(concepts, rate, whole.revision, step)
-    total = len(texts) * (1 + len(concepts)) + sum(len(one.safe_examples) for one in concepts)
+    total = len(texts) * (1 + len(concepts)) + sum(len(item.safe_examples) for item in concepts)
     done = 0
-    with Guard(pipe, derive(whole, concepts=[one.id for one in concepts]), None, None, example, blank) as guard:
+    with Guard(pipe, derive(whole, concepts=[item.id for item in concepts]), None, None, example, blank) as guard:
 
         def look(some: Sequence[str]) -> npt.NDArray[np.float64]:
             nonlocal done
-            found = []
+            painted = []
             for start in range(0, len(some), batch):
                 part = list(some[start : start + batch])
-                found += guard.look(part, generator=_noise(seed + done, len(part)), **(call or {}))
+                painted += guard.look(part, generator=_noise(seed + done, len(part)), **(call or {}))
                 done += len(part)
                 advance(done, total)
-            features = np.array(found, dtype=np.float64)  # [n, C, F]
+            features = np.array(painted, dtype=np.float64)  # [n, C, F]
             if not np.isfinite(features).all():
                 raise CapabilityError("the pipeline shows features that are not finite; use a wider dtype", missing="evidence")
             return features
@@ -98,7 +98,7 @@ def calibrate(
         fingerprint = guard.attachment.fingerprint
     gauges = {}
     for column, concept in enumerate(concepts):
-        others = [one[:, column] for place, one in enumerate(shown) if place != column]
+        others = [item[:, column] for place, item in enumerate(shown) if place != column]
         own, safe = shown[column][:, column], harmless[column][:, column]
         gauges[concept.id] = _gauge(concept, own, ordinary[:, column], safe, others, rate)
     return Calibration(fingerprint, gauges, rate, whole.revision, step)
@@ -128,11 +128,11 @@ def _gauge(
     unseen, caught = np.empty(len(ordinary)), np.empty(len(ordinary))
     foreign = np.empty((len(others), len(ordinary)))
     for number in range(FOLDS):
-        out, kept = fold == number, fold != number
-        weights, offset = _fit(shown[kept], np.concatenate([ordinary[kept], harmless]), [one[kept] for one in others])
+        out, rest = fold == number, fold != number
+        weights, offset = _fit(shown[rest], np.concatenate([ordinary[rest], harmless]), [feature[rest] for feature in others])
         unseen[out], caught[out] = (part[out] @ weights + offset for part in (ordinary, shown))
-        for place, one in enumerate(others):
-            foreign[place, out] = one[out] @ weights + offset
+        for place, feature in enumerate(others):
+            foreign[place, out] = feature[out] @ weights + offset
     mean, spread = float(unseen.mean()), float(unseen.std())
     if not spread > 0 or not caught.mean() > mean:
         raise CapabilityError(

@@ -58,32 +58,32 @@ class PipelineCall:
 
 def read_call(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> PipelineCall:
     """Read a call of ``base.__call__``. Arguments that do not fit are left for the pipeline to refuse."""
-    given = _arguments(base, pipe, args, kwargs)
-    positive = [_texts(value) for name, value in given.items() if _POSITIVE.fullmatch(name) and value is not None]
-    negative = [_texts(value) for name, value in given.items() if _NEGATIVE.fullmatch(name) and value is not None]
-    embeds = [value for name, value in given.items() if _EMBEDDED.fullmatch(name) and value is not None]
+    arguments = _arguments(base, pipe, args, kwargs)
+    positive = [_texts(value) for name, value in arguments.items() if _POSITIVE.fullmatch(name) and value is not None]
+    negative = [_texts(value) for name, value in arguments.items() if _NEGATIVE.fullmatch(name) and value is not None]
+    embeds = [value for name, value in arguments.items() if _EMBEDDED.fullmatch(name) and value is not None]
     count = max((len(texts) for texts in positive), default=0)
     if not count:
         count = len(embeds[0]) if embeds and hasattr(embeds[0], "__len__") else 1
     rows = tuple(PromptRow(_row(positive, index), _row(negative, index), bool(embeds)) for index in range(count))
-    per_prompt = next((given[name] for name in _PER_PROMPT if isinstance(given.get(name), int)), 1)
-    guidance = given.get("guidance_scale", guidance_of(pipe))
+    per_prompt = next((arguments[name] for name in _PER_PROMPT if isinstance(arguments.get(name), int)), 1)
+    guidance = arguments.get("guidance_scale", guidance_of(pipe))
     number = guidance if isinstance(guidance, (int, float)) else 1.0
-    generators = _generators(given.get("generator"), count * per_prompt)
-    seeds = tuple(None if one is None else one.initial_seed() for one in generators)
+    generators = _generators(arguments.get("generator"), count * per_prompt)
+    seeds = tuple(None if generator is None else generator.initial_seed() for generator in generators)
     return PipelineCall(rows, per_prompt, seeds, number < 0, number >= 1, generators)
 
 
 def _arguments(base: type, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     signature = signature_of(pipe, base)
     try:
-        given = dict(signature.bind_partial(pipe, *args, **kwargs).arguments)
+        arguments = dict(signature.bind_partial(pipe, *args, **kwargs).arguments)
     except TypeError:
         return dict(kwargs)
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            given.update(given.pop(name, {}))
-    return {**given_in(given.get("state"), signature.parameters), **given}
+            arguments.update(arguments.pop(name, {}))
+    return {**given_in(arguments.get("state"), signature.parameters), **arguments}
 
 
 def _texts(value: Any) -> list[str]:
@@ -100,5 +100,7 @@ def _row(fields: Sequence[Sequence[str]], index: int) -> tuple[str, ...]:
 def _generators(generator: Any, images: int) -> tuple[Any, ...]:
     """The generator of each image: one for all of them, where the call has one."""
     several = isinstance(generator, (list, tuple))
-    found = tuple(one if hasattr(one, "initial_seed") else None for one in (generator if several else [generator]))
-    return found if several else found * images
+    generators = tuple(
+        candidate if hasattr(candidate, "initial_seed") else None for candidate in (generator if several else [generator])
+    )
+    return generators if several else generators * images

@@ -80,19 +80,19 @@ def decide(
     begun = time.perf_counter()
     policy = plan.policy
     watched = {name: concept for name, concept in policy.concepts.items() if concept.activation != "off"}
-    found: list[_Found | None] = [None] * len(asked.rows)
+    readings: list[_Found | None] = [None] * len(asked.rows)
     thresholds: dict[str, tuple[float, float]] = {}
     encoder, fallback = "none", "no screener" if screener is None else None
     if screener is not None and watched:
         try:
-            encoder, thresholds, found = _screen(screener, watched, asked)
+            encoder, thresholds, readings = _screen(screener, watched, asked)
         except Exception as fault:  # noqa: BLE001 - it decides whether the request goes on
             if policy.settings.on_error == "block":
                 raise _as_screen_error(fault) from None  # what a screener raises may quote the prompt
             fallback = "error"
 
     def row_of(prompt: int, key: Key | None) -> RowVerdict:
-        return _decide_row(plan, watched, asked.rows[prompt], found[prompt], thresholds, fallback, key)
+        return _decide_row(plan, watched, asked.rows[prompt], readings[prompt], thresholds, fallback, key)
 
     rows = tuple(row_of(prompt, None) for prompt in range(len(asked.rows)))
     images = tuple(row for row in rows for _ in range(asked.per_prompt))
@@ -151,7 +151,7 @@ def _decide_row(
     plan: Plan,
     watched: Mapping[str, Concept],
     row: PromptRow,
-    found: _Found | None,
+    reading: _Found | None,
     thresholds: Mapping[str, tuple[float, float]],
     fallback: str | None,
     key: Key | None,
@@ -159,22 +159,22 @@ def _decide_row(
     """``key``: of the image that this is for, by which one of each group is drawn; without one all of them act."""
     strengths = [0.0] * len(plan.concepts)
     acting, looked_for, results = list[str](), list[str](), {"pass"}
-    severe = found.severe if found is not None else frozenset()
+    severe = reading.severe if reading is not None else frozenset()
     for name, concept in watched.items():
-        opened = not row.readable or fallback == "error" or (found is not None and name in found.low)
-        acts = opened or found is None or concept.activation in ("always", "adaptive")
+        opened = not row.readable or fallback == "error" or (reading is not None and name in reading.low)
+        acts = opened or reading is None or concept.activation in ("always", "adaptive")
         if concept.action == "block" and name in severe:
             results.add("block")
         if concept.action == "review" and name in severe:
             results.add("review")
         if concept.action == "flag":
-            results |= {"flag"} if found is not None and name in found.low else set()
+            results |= {"flag"} if reading is not None and name in reading.low else set()
         elif name in plan.watched and not opened:
             looked_for.append(name)
         elif name in plan.columns and acts:
             acting.append(name)
     drawn = () if key is None else choose(_groups(plan.policy, acting), key)
-    passed_over = tuple(name for one in drawn for name in one.of if name != one.concept)
+    passed_over = tuple(name for choice in drawn for name in choice.of if name != choice.concept)
     for name in acting:
         if name not in passed_over:
             planned = plan.concepts[plan.columns[name]]
@@ -189,8 +189,8 @@ def _decide_row(
         drawn=drawn,
         passed_over=passed_over,
         blocked=tuple(name for name, concept in watched.items() if concept.action == "block" and name in severe),
-        activated=tuple(name for name in watched if found is not None and name in found.low),
-        scores=None if found is None else found.scores,
+        activated=tuple(name for name in watched if reading is not None and name in reading.low),
+        scores=None if reading is None else reading.scores,
         thresholds=thresholds,
         fallback=fallback if fallback is not None else (None if row.readable else "no text"),
     )
@@ -198,8 +198,8 @@ def _decide_row(
 
 def _groups(policy: Policy, names: Collection[str]) -> dict[str, list[str]]:
     """The groups of a policy, of these concepts alone."""
-    found = {group: [name for name in members if name in names] for group, members in policy.groups.items()}
-    return {group: members for group, members in found.items() if members}
+    groups = {group: [name for name in members if name in names] for group, members in policy.groups.items()}
+    return {group: members for group, members in groups.items() if members}
 
 
 def with_erasure(result: str) -> str:

@@ -33,15 +33,15 @@ def keys_of(asked: PipelineCall, request_id: str | None = None, earlier: int = 0
     before, else by chance. Images that share a generator are told apart by their number.
     """
     named = request_id if request_id is not None else secrets.token_hex(32)
-    found, shared = [], Counter[int]()
+    keys, shared = [], Counter[int]()
     for image in range(asked.images):
         generator = asked.generators[image] if image < len(asked.generators) else None
         if generator is None:
-            found.append(_key("chance" if request_id is None else "request", named, earlier + image))
+            keys.append(_key("chance" if request_id is None else "request", named, earlier + image))
         else:
-            found.append(_key("generator", _state(generator), shared[id(generator)]))
+            keys.append(_key("generator", _state(generator), shared[id(generator)]))
             shared[id(generator)] += 1
-    return tuple(found)
+    return tuple(keys)
 
 
 def choose(groups: Mapping[str, Sequence[str]], key: Key) -> tuple[GroupChoice, ...]:

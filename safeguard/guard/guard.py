@@ -331,7 +331,7 @@ class Guard:
             last_request=self._last_request,
             last_successful_activation=self._last_activation,
             last_error=self._last_error,
-            erasers=tuple(dict.fromkeys(f"{one.eraser.name} {one.eraser.version}" for one in plan.concepts)),
+            erasers=tuple(dict.fromkeys(f"{item.eraser.name} {item.eraser.version}" for item in plan.concepts)),
             screener=None if self._screener is None else self._screener.name,
             activations={name: _activation(concept, plan) for name, concept in plan.policy.concepts.items()},
             calibration=plan.calibration,

@@ -44,24 +44,24 @@ def wrap(
 
     def watched_encode(self: Any, *args: Any, **kwargs: Any) -> Any:
         with encoding:
-            made = base.encode_prompt(self, *args, **kwargs)
+            encoded = base.encode_prompt(self, *args, **kwargs)
         state = current_request()
         if state is not None and state.facts.host == host:
             # as many as the pipeline itself makes: what is encoded later, by a callback say, nobody screened
-            positive, negative = note(state.caches.encodings, made)
+            positive, negative = note(state.caches.encodings, encoded)
             state.caches.encodings += 1
             state.caches.positive += positive
             state.caches.negative += negative
-        return made
+        return encoded
 
     def guarded_blocks(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made: dict[str, Any] = {}
+        values: dict[str, Any] = {}
 
         def tell(name: str, value: Any) -> None:
             state = current_request()
             if state is not None and state.facts.host == host and not state.log.calls:  # later ones come from no text encoder
-                made[name] = value
-                positive, negative = note(0, made)
+                values[name] = value
+                positive, negative = note(0, values)
                 state.caches.positive, state.caches.negative = list(positive), list(negative)
 
         whole = call(self, functools.partial(told(base, tell), self), args, kwargs)

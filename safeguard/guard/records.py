@@ -58,16 +58,16 @@ def model_of(pipe: Any, base: type) -> Model:
 
 def features_of(state: RequestState) -> list[list[list[float]]]:
     """What each image of a call that was only looked at has shown."""
-    return [] if state.watching is None else [found for _, found in sorted(state.watching.features.items())]
+    return [] if state.watching is None else [features for _, features in sorted(state.watching.features.items())]
 
 
 def maps_of(plan: Plan, state: RequestState, images: int) -> list[dict[str, Any]]:
     """Where each concept stood in each image: attention mass on the latent's grid."""
-    found: list[dict[str, Any]] = [{} for _ in range(images)]
+    maps: list[dict[str, Any]] = [{} for _ in range(images)]
     for (image, column), total in (state.facts.maps or {}).items():
         if image < images:
-            found[image][plan.concepts[column].concept.id] = total.cpu().numpy()
-    return found
+            maps[image][plan.concepts[column].concept.id] = total.cpu().numpy()
+    return maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +139,14 @@ def direct(plan: Plan, model: Model) -> Decision:
     """The denoiser was called outside every guarded request: all rows got the whole policy; no image is known."""
     applied = tuple(
         Applied(
-            one.concept.id,
-            one.eraser.name,
-            one.eraser.version,
-            one.strength.value,
-            one.strength.word,
-            adapter=plan.adapters.get(one.concept.id),
+            concept.concept.id,
+            concept.eraser.name,
+            concept.eraser.version,
+            concept.strength.value,
+            concept.strength.word,
+            adapter=plan.adapters.get(concept.concept.id),
         )
-        for one in plan.concepts
+        for concept in plan.concepts
     )
     return Decision(
         policy_name=plan.policy.name,
@@ -171,26 +171,29 @@ def _screen(verdict: CallVerdict, row: RowVerdict, *, unmatched: bool = False) -
 
 def _seen(state: RequestState, plan: Plan, image: int) -> dict[str, DetectionRecord]:
     """What evidence said of each concept that it was asked about in one image."""
-    found = {} if state.watching is None else state.watching.seen
+    detections = {} if state.watching is None else state.watching.seen
     return {
         name: DetectionRecord(
-            found[image, name].score, found[image, name].threshold, found[image, name].opened, found[image, name].step
+            detections[image, name].score,
+            detections[image, name].threshold,
+            detections[image, name].opened,
+            detections[image, name].step,
         )
         for name in plan.watched
-        if (image, name) in found
+        if (image, name) in detections
     }
 
 
 def _applied(
     plan: Plan, erased: Sequence[str], image: int, evidence: dict[tuple[int, int], AppliedEffect]
 ) -> tuple[Applied, ...]:
-    found = []
+    effects = []
     for planned in plan.concepts:
         name = planned.concept.id
         if name not in erased:
             continue
         seen = evidence.get((image, planned.column))
-        found.append(
+        effects.append(
             Applied(
                 name,
                 planned.eraser.name,
@@ -203,4 +206,4 @@ def _applied(
                 plan.adapters.get(name),
             )
         )
-    return tuple(found)
+    return tuple(effects)

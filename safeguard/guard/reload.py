@@ -88,7 +88,7 @@ class Watcher:
 def _state(file: Path) -> tuple[int, ...] | None:
     """What tells one content of a file from another without reading it; None where there is none."""
     try:
-        found = file.stat()
+        info = file.stat()
     except OSError:
         return None
-    return (found.st_ino, found.st_mtime_ns, found.st_size)
+    return (info.st_ino, info.st_mtime_ns, info.st_size)

@@ -70,7 +70,7 @@ class Calibration:
     @classmethod
     def blank(cls, concepts: Iterable[Concept], rate: float, policy_revision: str, step: int = 0) -> Calibration:
         """For looking only: it covers ``concepts``, judges none of them, and fits any pipeline."""
-        gauges = {one.id: Detector(one.phrases, (), 0.0, math.inf) for one in concepts}
+        gauges = {concept.id: Detector(concept.phrases, (), 0.0, math.inf) for concept in concepts}
         return cls(UNBOUND, gauges, rate, policy_revision, step)
 
     @classmethod
@@ -80,7 +80,7 @@ class Calibration:
             data = json.loads(Path(path).read_text("utf-8"))
             if data["schema"] != SCHEMA:
                 raise ValueError("another schema")
-            gauges = {str(name): Detector.from_dict(one) for name, one in data["concepts"].items()}
+            gauges = {str(name): Detector.from_dict(entry) for name, entry in data["concepts"].items()}
             fingerprint = Fingerprint.from_dict(data["pipeline"])
             return cls(
                 fingerprint, gauges, float(data["rate"]), str(data["policy_revision"]), int(data["step"]), os.fspath(path)

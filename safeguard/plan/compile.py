@@ -89,11 +89,11 @@ class Plan:
     @cached_property
     def module_edits(self) -> Mapping[str, Sequence[LinearEdit | FeatureEdit]]:
         """The edits of linear layers, then those of features, by the module that they name."""
-        found: dict[str, list[LinearEdit | FeatureEdit]] = {}
+        by_module: dict[str, list[LinearEdit | FeatureEdit]] = {}
         edits: list[LinearEdit | FeatureEdit] = [*self.linear_edits, *self.feature_edits]
         for edit in edits:
-            found.setdefault(edit.module, []).append(edit)
-        return found
+            by_module.setdefault(edit.module, []).append(edit)
+        return by_module
 
     @cached_property
     def prediction_edits(self) -> tuple[PredictionEdit, ...]:
@@ -181,11 +181,11 @@ def compile_plan(
         planned.append(PlannedConcept(len(planned), concept, eraser, strength, origin))
         groups.setdefault((eraser.name, repr(sorted(concept_params(concept, eraser).items()))), []).append(concept)
     if planned:
-        pipeline.encode([phrase for one in planned for phrase in one.concept.phrases])  # not every eraser reads them as texts
+        pipeline.encode([phrase for item in planned for phrase in item.concept.phrases])  # not every eraser reads them as texts
     edits, noting = list[Edit](), _Noting(pipeline)
     for (name, _), concepts in groups.items():
         edits.extend(_edits(registry, name, concepts, noting))
-    columns = {one.concept.id: one.column for one in planned}
+    columns = {item.concept.id: item.column for item in planned}
     plan = Plan(policy, tuple(planned), tuple(edits), columns, tuple(noting.made))
     return plan if calibration is None else _watching(plan, calibration, pipeline)
 
@@ -193,16 +193,16 @@ def compile_plan(
 def _watching(plan: Plan, calibration: Calibration, pipeline: Pipeline) -> Plan:
     """The same plan with a watch for its adaptive concepts."""
     concepts = [
-        one.concept for one in plan.concepts if one.concept.activation == "adaptive" and calibration.covers(one.concept)
+        item.concept for item in plan.concepts if item.concept.activation == "adaptive" and calibration.covers(item.concept)
     ]
     if not concepts:
         return plan
     noting = _Noting(pipeline)
     watch = ConceptProbe(concepts, noting)
     gauges = tuple(calibration.gauges[concept.id] for concept in concepts)
-    made = tuple(noting.made)
+    texts = tuple(noting.made)
     digest, step = calibration.digest, calibration.step
-    return replace(plan, watch=watch, watch_tokens=made, gauges=gauges, calibration=digest, watched_step=step)
+    return replace(plan, watch=watch, watch_tokens=texts, gauges=gauges, calibration=digest, watched_step=step)
 
 
 def _edits(registry: Registry, name: str, concepts: Sequence[Concept], pipeline: Pipeline) -> Sequence[Edit]:
@@ -237,7 +237,7 @@ def _edits(registry: Registry, name: str, concepts: Sequence[Concept], pipeline:
 def _edit_fault(edit: Edit, asked: Set[str]) -> str:
     """What is wrong with what an edit says of itself, which was made for the concepts ``asked``; empty where nothing is."""
     concepts = getattr(edit, "concepts", None)
-    if not isinstance(concepts, Sequence) or isinstance(concepts, str) or not all(isinstance(one, str) for one in concepts):
+    if not isinstance(concepts, Sequence) or isinstance(concepts, str) or not all(isinstance(name, str) for name in concepts):
         return "without concepts: self.concepts = tuple(concept.id for concept in concepts)"
     if not concepts:
         return "with no concept in its concepts"

@@ -93,15 +93,15 @@ class ProbeRun:
         """Keep what a ``site``, or without one the pooled text, shows of these images: ``features`` [R, C, H]."""
         for place, image in enumerate(images):
             if image is not None and image in self.pending:
-                kept = self._pooled if site is None else self._found.setdefault(image, {})
-                kept.setdefault(image if site is None else site, []).append(features[place])
+                cells = self._pooled if site is None else self._found.setdefault(image, {})
+                cells.setdefault(image if site is None else site, []).append(features[place])
 
     def decide(self, step: int) -> bool:
         """Read the evidence of the images that every site has shown in this call. Whether it opened something."""
         import torch
 
         opened = False
-        for image in [one for one in sorted(self.pending) if len(self._found.get(one, {})) == self.sites]:
+        for image in [row_image for row_image in sorted(self.pending) if len(self._found.get(row_image, {})) == self.sites]:
             self.pending.discard(image)
             shown = self._found.pop(image)
             parts = [shown[site] for site in sorted(shown)]

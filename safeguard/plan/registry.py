@@ -60,8 +60,8 @@ class Registry:
         if name in self._points and type(self.get(name)) is kind:
             return  # the installed eraser itself
         if name in self._points or name in self._classes:
-            other = self.distribution(name)
-            raise PluginError(f"{other} has an eraser of this name; give yours another name", name=name, distribution=HERE)
+            owner = self.distribution(name)
+            raise PluginError(f"{owner} has an eraser of this name; give yours another name", name=name, distribution=HERE)
         self._loaded[name] = _checked(kind, name, HERE)
         self._classes[name] = kind
 
@@ -100,57 +100,57 @@ class Registry:
         return PluginInfo(name, owner, target, eraser.version, tuple(sorted(seam.value for seam in eraser.seams)))
 
 
-def _checked(made: Any, name: str, owner: str) -> Eraser:
+def _checked(instance: Any, name: str, owner: str) -> Eraser:
     """An instance that follows the protocol, or PluginError saying which member is missing or wrong."""
 
     def wrong(message: str) -> PluginError:
         return PluginError(message, name=name, distribution=owner)
 
-    missing = [member for member in _MEMBERS if not hasattr(made, member)]
-    if not hasattr(made, "api") and not hasattr(made, "protocol"):
+    missing = [member for member in _MEMBERS if not hasattr(instance, member)]
+    if not hasattr(instance, "api") and not hasattr(instance, "protocol"):
         missing.insert(0, "api")
     if missing:
         raise wrong(f"lacks {', '.join(missing)}; follow safeguard.sdk.eraser.Eraser")
-    fault = _api_fault(made)
+    fault = _api_fault(instance)
     if fault:
         raise wrong(fault)
-    if made.name != name:
-        raise wrong(f"calls itself {made.name!r}; its name and its entry point must agree")
+    if instance.name != name:
+        raise wrong(f"calls itself {instance.name!r}; its name and its entry point must agree")
     faults = [
         f"{member} must be {what}"
         for member, what, holds in (
-            ("version", "text", isinstance(made.version, str)),
+            ("version", "text", isinstance(instance.version, str)),
             (
                 "seams",
                 "a frozenset of Seam",
-                isinstance(made.seams, frozenset) and all(isinstance(s, Seam) for s in made.seams),
+                isinstance(instance.seams, frozenset) and all(isinstance(s, Seam) for s in instance.seams),
             ),
-            ("strengths", "a map of words to numbers", _numbers(made.strengths)),
-            ("params", "a map of names to defaults", isinstance(made.params, Mapping)),
-            ("edits", "a method", callable(made.edits)),
+            ("strengths", "a map of words to numbers", _numbers(instance.strengths)),
+            ("params", "a map of names to defaults", isinstance(instance.params, Mapping)),
+            ("edits", "a method", callable(instance.edits)),
         )
         if not holds
     ]
     if faults:
         raise wrong(f"does not follow safeguard.sdk.eraser.Eraser: {'; '.join(faults)}")
     try:
-        eraser: Eraser = made()
+        eraser: Eraser = instance()
     except Exception as raised:
         mend = "it must be a class that takes no arguments, or gives every one a default"
         raise wrong(f"cannot be made ({type(raised).__name__}: {raised}); {mend}") from raised
     return eraser
 
 
-def _api_fault(made: Any) -> str:
+def _api_fault(eraser: Any) -> str:
     """Why an eraser's version of the SDK does not go with this one; empty where it does."""
     here = f"this is {API[0]}.{API[1]}"
-    if not hasattr(made, "api"):  # as version 0.1 had it
-        if made.protocol != 1:
-            return f"was written for protocol {made.protocol!r}, {here}; install a version that matches"
-        message = f"eraser {made.name!r}: protocol = 1 goes in 0.3; write api = {API} in its place"
+    if not hasattr(eraser, "api"):  # as version 0.1 had it
+        if eraser.protocol != 1:
+            return f"was written for protocol {eraser.protocol!r}, {here}; install a version that matches"
+        message = f"eraser {eraser.name!r}: protocol = 1 goes in 0.3; write api = {API} in its place"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return ""
-    api = made.api
+    api = eraser.api
     if not isinstance(api, tuple) or len(api) != 2 or not all(type(part) is int for part in api):
         return f"api must be two whole numbers such as {API}, not {api!r}"
     if api[0] != API[0]:

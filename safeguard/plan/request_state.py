@@ -220,9 +220,9 @@ class RequestState:
             return 0.0
         if row.image is None or row.image >= len(self.facts.strengths):
             return self.plan.concepts[column].strength.value
-        given = self.facts.strengths[row.image][column]
-        if given or self.watching is None:
-            return given
+        strength = self.facts.strengths[row.image][column]
+        if strength or self.watching is None:
+            return strength
         return self.watching.strength(row.image, self.plan.concepts[column].concept.id)
 
     def evidence(self) -> dict[tuple[int, int], AppliedEffect]:
@@ -232,13 +232,15 @@ class RequestState:
             if act.first < 0:
                 continue
             strengths = act.strengths.tolist()
-            found = [(step, one.count, _listed(one.mass), _listed(one.change)) for step, one in act.course.items()]
+            stretches = [
+                (step, stretch.count, _listed(stretch.mass), _listed(stretch.change)) for step, stretch in act.course.items()
+            ]
             for place, image in enumerate(act.images):
                 for spot, column in enumerate(act.columns):
                     if image is not None and strengths[place][spot] > 0:
                         tally = tallies[image, column]
                         tally.reached(act)
-                        for step, count, mass, change in found:
+                        for step, count, mass, change in stretches:
                             tally.add(
                                 step,
                                 count,
@@ -252,7 +254,7 @@ class RequestState:
         for act in self.log.acts:
             if (act.answered or act.first >= 0) and column in act.columns and image in act.images:
                 strengths = act.strengths[:, list(act.columns).index(column)].tolist()
-                if any(strengths[place] > 0 for place, one in enumerate(act.images) if one == image):
+                if any(strengths[place] > 0 for place, row_image in enumerate(act.images) if row_image == image):
                     return True
         return False
 

@@ -85,8 +85,8 @@ def is_blank(text: str) -> bool:
 def in_order(problems: Iterable[Problem]) -> list[Problem]:
     """Problems by document and place, one for each place and message, at most ``MAX_PROBLEMS`` of them."""
     unique = list(dict.fromkeys(problems))
-    files = list(dict.fromkeys(found.file for found in unique))
-    unique.sort(key=lambda found: (files.index(found.file), found.line, found.column))
+    files = list(dict.fromkeys(problem.file for problem in unique))
+    unique.sort(key=lambda problem: (files.index(problem.file), problem.line, problem.column))
     if len(unique) > MAX_PROBLEMS:
         unique = [*unique[:MAX_PROBLEMS], Problem(unique[0].file, 0, 0, "", "and more problems")]
     return unique

@@ -34,8 +34,8 @@ def derive(
     """
     origin = f"derived from {policy.origin or policy.name}"
     _refuse_unknown(origin, changes, _CHANGEABLE, "a concept")
-    kept = _kept(policy, policy.concepts if concepts is None else concepts, origin)
-    changed = [{**concept.to_dict(), **changes} for concept in kept]
+    wanted_concepts = _kept(policy, policy.concepts if concepts is None else concepts, origin)
+    changed = [{**concept.to_dict(), **changes} for concept in wanted_concepts]
     chosen = {key: getattr(policy.settings, key) for key in policy.settings.__slots__} | dict(settings or {})
     metadata: dict[str, Any] = {
         "name": name or policy.name,
@@ -52,13 +52,13 @@ def derive(
 
 def _kept(policy: Policy, concepts: Iterable[str | Concept], origin: str) -> list[Concept]:
     wanted = list(concepts)
-    _refuse_unknown(origin, [one for one in wanted if isinstance(one, str)], tuple(policy.concepts), "the policy")
-    kept = [policy.concepts[one] if isinstance(one, str) else one for one in wanted]
-    ids = [concept.id for concept in kept]
+    _refuse_unknown(origin, [item for item in wanted if isinstance(item, str)], tuple(policy.concepts), "the policy")
+    chosen = [policy.concepts[item] if isinstance(item, str) else item for item in wanted]
+    ids = [concept.id for concept in chosen]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
         raise PolicyError([Problem(origin, 0, 0, f"concepts.{twice[0]}", "the concept is given twice", "give it once")])
-    return kept
+    return chosen
 
 
 def _refuse_unknown(origin: str, names: Iterable[str], known: Iterable[str], owner: str) -> None:
@@ -95,4 +95,4 @@ def _problems(
     if root is not None:
         problems = [*problems, *check(root, "policy"), *check_document(root)]
         problems += check_groups(root.children["spec"].children["concepts"].children)
-    return [Problem(origin, 0, 0, one.path, one.message, one.hint) for one in in_order(problems)]
+    return [Problem(origin, 0, 0, problem.path, problem.message, problem.hint) for problem in in_order(problems)]

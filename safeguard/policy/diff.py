@@ -37,14 +37,14 @@ def compare(before: Policy, after: Policy) -> Difference:
     old, new = before.to_dict(), after.to_dict()
     concepts = {name: concept.to_dict() for name, concept in before.concepts.items()}
     others = {name: concept.to_dict() for name, concept in after.concepts.items()}
-    kept = [name for name in concepts if name in others]
+    shared = [name for name in concepts if name in others]
     changed = [change for key in ("name", "description", "annotations", "settings") for change in _walk(key, old, new)]
-    changed += [change for name in kept for change in _changes(f"concepts.{name}", concepts[name], others[name])]
+    changed += [change for name in shared for change in _changes(f"concepts.{name}", concepts[name], others[name])]
     return Difference(
         added=tuple(name for name in others if name not in concepts),
         removed=tuple(name for name in concepts if name not in others),
         changed=tuple(changed),
-        reordered=kept != [name for name in others if name in concepts],
+        reordered=shared != [name for name in others if name in concepts],
     )
 
 

@@ -53,12 +53,12 @@ def builtin_names() -> list[str]:
 
 def first(source: str | os.PathLike[str]) -> Location:
     """The location that a user names. Raises PolicyError for an unknown built-in policy."""
-    given = os.fsdecode(source)
-    if given.startswith(BUILTIN):
-        return _builtin(given, Mark(given), "")
-    path = Path(os.path.abspath(given))
+    name = os.fsdecode(source)
+    if name.startswith(BUILTIN):
+        return _builtin(name, Mark(name), "")
+    path = Path(os.path.abspath(name))
     # The folder is resolved and the file is not: a mounted policy is often a link into a versioned folder beside it.
-    return Location(_real(path), given, path, Path(_real(path.parent)))
+    return Location(_real(path), name, path, Path(_real(path.parent)))
 
 
 def extended(entry: str, base: Location, mark: Mark, path: str) -> Location:
@@ -81,14 +81,14 @@ def extended(entry: str, base: Location, mark: Mark, path: str) -> Location:
 
 def with_tests(source: str | os.PathLike[str]) -> tuple[str, Location]:
     """The policy that ``source`` names, itself or by its test file, and the location of its tests."""
-    given = os.fsdecode(source)
-    if given.startswith(BUILTIN):
-        policy = given.removesuffix("_test")
-        location = _builtin(policy, Mark(given), "")
+    name = os.fsdecode(source)
+    if name.startswith(BUILTIN):
+        policy = name.removesuffix("_test")
+        location = _builtin(policy, Mark(name), "")
         path = location.path and location.path.with_name(f"{location.path.stem}_test.yaml")
         return policy, Location(f"{location.key}_test", f"{location.name}_test", path, None)
-    stem, suffix = os.path.splitext(given)
-    policy = given if not stem.endswith("_test") else stem.removesuffix("_test") + suffix
+    stem, suffix = os.path.splitext(name)
+    policy = name if not stem.endswith("_test") else stem.removesuffix("_test") + suffix
     return policy, first(f"{os.path.splitext(policy)[0]}_test{suffix}")
 
 
@@ -120,8 +120,8 @@ def _real(path: Path) -> str:
         return str(path)
 
 
-def _builtin(given: str, mark: Mark, path: str) -> Location:
-    name = given.removeprefix(BUILTIN)
+def _builtin(text: str, mark: Mark, path: str) -> Location:
+    name = text.removeprefix(BUILTIN)
     names = builtin_names()
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or name not in names:
         hint = did_you_mean(name, names) or f"built-in are: {', '.join(names)}"
@@ -131,5 +131,5 @@ def _builtin(given: str, mark: Mark, path: str) -> Location:
 
 
 def _refused(mark: Mark, path: str, message: str, hint: str) -> PolicyError:
-    found: Problem = problem(mark, path, message, hint)
-    return PolicyError([found])
+    fault: Problem = problem(mark, path, message, hint)
+    return PolicyError([fault])

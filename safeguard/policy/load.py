@@ -162,8 +162,8 @@ class _Loader:
 
     def _apply(self, flat: _Flat, spec: Mapping[str, Node]) -> None:
         """Lays the document's own settings and concepts on what it inherits."""
-        found: list[Problem] = []
-        flat.settings = merge(flat.settings, spec.get("settings", EMPTY), found, "spec", "settings")
+        problems: list[Problem] = []
+        flat.settings = merge(flat.settings, spec.get("settings", EMPTY), problems, "spec", "settings")
         defaults = spec.get("defaults", EMPTY)
         listed = spec.get("concepts", EMPTY)
         for name, node in listed.children.items():
@@ -171,17 +171,17 @@ class _Loader:
             inherited = flat.concepts.get(name)
             if node.value is None:
                 if inherited is None:
-                    found.append(nothing_to_delete(mark, "spec", "concepts", name))
+                    problems.append(nothing_to_delete(mark, "spec", "concepts", name))
                 flat.concepts.pop(name, None)
             elif isinstance(node.value, dict):
-                flat.concepts[name] = _state(name, inherited, node, defaults, mark, found)
+                flat.concepts[name] = _state(name, inherited, node, defaults, mark, problems)
         if not self.broken:
-            self.problems += found
+            self.problems += problems
 
     def check_flat(self, flat: _Flat) -> None:
         """What can only be judged once everything is merged."""
         # A concept with another fault inside, such as 'phrase:' for 'phrases:', is not told twice.
-        faulty = {".".join(found.path.split(".")[:3]) for found in self.problems}
+        faulty = {".".join(fault.path.split(".")[:3]) for fault in self.problems}
         for name, entry in flat.concepts.items():
             path = f"spec.concepts.{name}"
             if "phrases" not in entry.stated.children and path not in faulty:
@@ -209,11 +209,11 @@ def _overlay(under: _Entry | None, over: _Entry) -> _Entry:
     return _Entry(merge(under.stated, over.stated, []), merge(under.defaults, over.defaults, []), over.mark)
 
 
-def _state(name: str, inherited: _Entry | None, node: Node, defaults: Node, mark: Mark, found: list[Problem]) -> _Entry:
+def _state(name: str, inherited: _Entry | None, node: Node, defaults: Node, mark: Mark, problems: list[Problem]) -> _Entry:
     """What a document says of a concept, on what it inherits; the document's defaults go to the lower layer."""
     under = inherited or _Entry(EMPTY, EMPTY, mark)
     # A null deletes from both layers, so whether there is something to delete is judged on both.
-    merge(merge(under.defaults, under.stated, []), node, found, "spec", "concepts", name)
+    merge(merge(under.defaults, under.stated, []), node, problems, "spec", "concepts", name)
     return _Entry(merge(under.stated, node, []), merge(prune(under.defaults, node), defaults, []), mark)
 
 

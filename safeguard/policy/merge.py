@@ -38,9 +38,9 @@ def prune(under: Node, over: Node) -> Node:
     """``under`` without the keys that ``over`` deletes."""
     if not isinstance(under.value, dict) or not over.children:
         return under
-    kept = {
+    children = {
         key: prune(child, over.children.get(key, EMPTY))
         for key, child in under.value.items()
         if key not in over.children or over.children[key].value is not None
     }
-    return replace(under, value=kept)
+    return replace(under, value=children)

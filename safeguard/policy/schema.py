@@ -54,8 +54,8 @@ def _inline(schema: Any, definitions: Mapping[str, Any]) -> Any:
 def check(root: Node, kind: str) -> list[Problem]:
     """Everything in which the document differs from the schema, in the order of the document; at most ``MAX_FOUND``."""
     errors = _validator(kind).iter_errors(root.plain())
-    problems = list(islice((found for error in errors for found in _translate(root, error)), MAX_FOUND))
-    return sorted(problems, key=lambda found: (found.line, found.column))
+    problems = list(islice((problem for error in errors for problem in _translate(root, error)), MAX_FOUND))
+    return sorted(problems, key=lambda problem: (problem.line, problem.column))
 
 
 def _translate(root: Node, error: ValidationError) -> Iterator[Problem]:

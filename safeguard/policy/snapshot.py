@@ -176,11 +176,11 @@ class Policy:
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """The concepts of every group of which one is drawn for each image."""
-        found: dict[str, tuple[str, ...]] = {}
+        groups: dict[str, tuple[str, ...]] = {}
         for name, concept in self.concepts.items():
             if concept.one_of is not None:
-                found[concept.one_of] = (*found.get(concept.one_of, ()), name)
-        return found
+                groups[concept.one_of] = (*groups.get(concept.one_of, ()), name)
+        return groups
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Policy cannot be changed (tried to set {name!r}); load another one and swap it in")

@@ -122,9 +122,9 @@ def _decode(data: bytes, file: str) -> str:
         before = data[: error.start].decode("utf-8", "replace")
         mark = _mark_after(file, before)
         raise _Stop([problem(mark, "", "this byte is not UTF-8", "save the file as UTF-8")]) from None
-    if found := _UNPRINTABLE.search(text):
-        mark = _mark_after(file, text[: found.start()])
-        message = f"the control character U+{ord(found.group()):04X} cannot stand in YAML"
+    if match := _UNPRINTABLE.search(text):
+        mark = _mark_after(file, text[: match.start()])
+        message = f"the control character U+{ord(match.group()):04X} cannot stand in YAML"
         raise _Stop([problem(mark, "", message, "remove it")])
     return text
 

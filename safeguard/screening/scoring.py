@@ -115,14 +115,14 @@ class Scorer:
 
     def _hits(self, tokens: Sequence[str]) -> float:
         line = f" {' '.join(tokens)} "
-        said = sum(f" {phrase} " in line for phrase in self._evidence.phrases)
-        return HIT * min(self._evidence.words.hits(tokens) + said, MAX_HITS)
+        hits = sum(f" {phrase} " in line for phrase in self._evidence.phrases)
+        return HIT * min(self._evidence.words.hits(tokens) + hits, MAX_HITS)
 
 
 def example_score(text: Text, unsafe: Vectors, safe: Vectors) -> float:
     """From 0.5 up where the text all but repeats one of the ``unsafe`` [u, width] and is less near to any safe one; else 0."""
     nearest = float((text.vectors @ unsafe.T).max())
-    other = max(float(text.to_benign.max()), float((text.vectors @ safe.T).max()) if len(safe) else -1.0)
-    if nearest < EXAMPLE_COSINE or nearest <= other:
+    benign = max(float(text.to_benign.max()), float((text.vectors @ safe.T).max()) if len(safe) else -1.0)
+    if nearest < EXAMPLE_COSINE or nearest <= benign:
         return 0.0
     return LOW + 0.45 * (nearest - EXAMPLE_COSINE) / (1.0 - EXAMPLE_COSINE)

@@ -70,8 +70,8 @@ class Screening:
         return self._reached(row, self.high)
 
     def _reached(self, row: int, thresholds: tuple[float, ...]) -> tuple[str, ...]:
-        found = zip(self.concepts, self.scores[row], thresholds, strict=True)
-        return tuple(name for name, score, threshold in found if score >= threshold)
+        scored = zip(self.concepts, self.scores[row], thresholds, strict=True)
+        return tuple(name for name, score, threshold in scored if score >= threshold)
 
 
 class Screener:
@@ -118,20 +118,20 @@ class Screener:
         rows = self._encode(compiler, readings, named)
         scores = np.zeros((len(texts), len(scorers)), dtype=np.float32)
         unsafe = np.zeros(len(texts), dtype=np.float32)
-        for row, (reading, found) in enumerate(zip(readings, rows, strict=True)):
+        for row, (reading, scored) in enumerate(zip(readings, rows, strict=True)):
             if reading.unread:
                 scores[row], unsafe[row] = 1.0, 1.0
-            elif found is not None:
-                unsafe[row] = compiler.union.score(found.text)
-                top = compiler.top_families(found.text, BEST) if any(scorer.family for scorer in scorers) else ()
-                scores[row] = [scorer.score(found.text, found.spans, float(unsafe[row]), top) for scorer in scorers]
-        given = [concept.threshold for concept in wanted.values()]
+            elif scored is not None:
+                unsafe[row] = compiler.union.score(scored.text)
+                top = compiler.top_families(scored.text, BEST) if any(scorer.family for scorer in scorers) else ()
+                scores[row] = [scorer.score(scored.text, scored.spans, float(unsafe[row]), top) for scorer in scorers]
+        thresholds = [concept.threshold for concept in wanted.values()]
         return Screening(
             encoder=self._encoder.name,
             concepts=tuple(wanted),
             scores=scores,
-            low=tuple(LOW if threshold is None else float(threshold) for threshold in given),
-            high=tuple(HIGH if threshold is None else float(threshold) for threshold in given),
+            low=tuple(LOW if threshold is None else float(threshold) for threshold in thresholds),
+            high=tuple(HIGH if threshold is None else float(threshold) for threshold in thresholds),
             unsafe=unsafe,
             unread=tuple(row for row, reading in enumerate(readings) if reading.unread),
         )

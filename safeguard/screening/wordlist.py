@@ -17,8 +17,8 @@ _SUFFIXES = ("s", "es", "ed", "d", "ing", "er", "ers", "ly", "y", "ish", "ness")
 
 def tokens(text: str) -> list[str]:
     """Words of a normalised text; hyphenated ones also in parts."""
-    found = _TOKEN.findall(text)
-    return found + [part for token in found if "-" in token for part in token.split("-")]
+    words = _TOKEN.findall(text)
+    return words + [part for token in words if "-" in token for part in token.split("-")]
 
 
 class WordList:
@@ -35,8 +35,8 @@ class WordList:
 
     def hits(self, text_tokens: Iterable[str]) -> int:
         """Number of different list words among the tokens."""
-        found = {word for token in set(text_tokens) if (word := self.find(token))}
-        return len(found)
+        hits = {word for token in set(text_tokens) if (word := self.find(token))}
+        return len(hits)
 
     def _find(self, token: str) -> str:
         """The list word that this token is, or is meant to be; empty if none."""
@@ -56,19 +56,19 @@ def _deletions(word: str) -> Iterator[str]:
     return (word[:at] + word[at + 1 :] for at in range(len(word)))
 
 
-def within_one_edit(one: str, other: str) -> bool:
+def within_one_edit(shorter: str, longer: str) -> bool:
     """One letter more, less or other, or two neighbours swapped (Damerau 1964), or equal."""
-    if one == other:
+    if shorter == longer:
         return True
-    if len(one) > len(other):
-        one, other = other, one
-    if len(other) - len(one) > 1:
+    if len(shorter) > len(longer):
+        shorter, longer = longer, shorter
+    if len(longer) - len(shorter) > 1:
         return False
-    at = next((index for index, letter in enumerate(one) if letter != other[index]), len(one))
-    if len(one) < len(other):
-        return one[at:] == other[at + 1 :]
-    swapped = one[at : at + 2] == other[at : at + 2][::-1] and one[at + 2 :] == other[at + 2 :]
-    return swapped or one[at + 1 :] == other[at + 1 :]
+    at = next((index for index, letter in enumerate(shorter) if letter != longer[index]), len(shorter))
+    if len(shorter) < len(longer):
+        return shorter[at:] == longer[at + 1 :]
+    swapped = shorter[at : at + 2] == longer[at : at + 2][::-1] and shorter[at + 2 :] == longer[at + 2 :]
+    return swapped or shorter[at + 1 :] == longer[at + 1 :]
 
 
 def is_english(token: str) -> bool:

@@ -64,14 +64,16 @@ class Adapter:
             if data["schema"] != SCHEMA:
                 raise ValueError("another schema")
             fingerprint = Fingerprint.from_dict(data["pipeline"])
-            made = cls(str(data["method"]), fingerprint, tensors, dict(data["settings"]), dict(data["report"]), os.fspath(path))
+            adapter = cls(
+                str(data["method"]), fingerprint, tensors, dict(data["settings"]), dict(data["report"]), os.fspath(path)
+            )
         except FileNotFoundError as fault:
             raise wrong("there is no such adapter file") from fault
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
             raise wrong(f"this is no adapter file ({fault})") from fault
-        if made.method != method:
-            raise wrong(f"this adapter is of {made.method!r}")
-        return made
+        if adapter.method != method:
+            raise wrong(f"this adapter is of {adapter.method!r}")
+        return adapter
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all. The same adapter gives the same bytes.
@@ -150,14 +152,14 @@ def find_adapter(
             missing="adapter",
         )
     if source != "default":
-        made = Adapter.load(source, method)
-        made.require(pipeline.fingerprint)
-        return made
-    found = shipped(method, pipeline.fingerprint, **settings)
-    if found is None:
+        loaded = Adapter.load(source, method)
+        loaded.require(pipeline.fingerprint)
+        return loaded
+    adapter = shipped(method, pipeline.fingerprint, **settings)
+    if adapter is None:
         what = f"concept {concept.id!r}: no adapter of {method} comes with the package for this {pipeline.name}"
         raise _refusal(what, method, pipeline.name, f" and name it in params.adapter{otherwise}")
-    return found
+    return adapter
 
 
 def shipped_files(method: str) -> list[Path]:
@@ -175,9 +177,9 @@ def shipped(method: str, fingerprint: Fingerprint, /, **settings: Any) -> Adapte
     for path in shipped_files(method):
         if path.name.endswith(WORD):
             continue
-        found = Adapter.load(path, method)
-        if found.fingerprint.differs(fingerprint) is None and settings.items() <= found.settings.items():
-            return found
+        adapter = Adapter.load(path, method)
+        if adapter.fingerprint.differs(fingerprint) is None and settings.items() <= adapter.settings.items():
+            return adapter
     return None
 
 
@@ -212,7 +214,7 @@ class Perceptron:
         """Features [..., inputs] to [..., outputs], in float32 on their own device."""
         from torch.nn.functional import linear
 
-        made = features.float()
+        values = features.float()
         for place, (weight, bias) in enumerate(self._layers):
-            made = linear(made.relu() if place else made, weight.to(made), bias.to(made))
-        return made
+            values = linear(values.relu() if place else values, weight.to(values), bias.to(values))
+        return values

@@ -112,8 +112,8 @@ class SiteCall(EditCall):
         """The same over every key that the image tokens meet: in joint attention they read each other beside the prompt."""
         if self.beside is None:
             return self.prompt_log_mass
-        given = self.beside.log_mass
-        return self._log_mass(self.beside.keys(), self.beside.mask) if given is None else given
+        known = self.beside.log_mass
+        return self._log_mass(self.beside.keys(), self.beside.mask) if known is None else known
 
     @property
     def from_text(self) -> tuple[Tensor, Tensor | None]:

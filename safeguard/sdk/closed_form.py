@@ -53,8 +53,8 @@ class Kept:
 
         known = torch.cholesky_solve(rows.T, self._factor).T  # C A^-1
         inner = torch.eye(len(rows), dtype=rows.dtype, device=rows.device) / self.erase + rows @ known.T
-        found: Tensor = torch.linalg.solve(inner, known)
-        return found
+        solution: Tensor = torch.linalg.solve(inner, known)
+        return solution
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,15 +132,15 @@ class Solved:
         import torch
 
         behind: Tensor | None = None  # sum_(j > k) E_j z_j as a map of x, [D, D] by rows
-        made: list[Tensor] = []
+        inverses: list[Tensor] = []
         for epoch in reversed(self._epochs):
             chosen = [pairs if place in active else pairs.none for place, pairs in enumerate(epoch)]
             answer = self._kept.answer(torch.cat([pairs.rows for pairs in chosen]))
             down = answer if behind is None else answer + answer @ behind
             step = torch.cat([pairs.change for pairs in chosen]).T @ down
             behind = step if behind is None else behind + step
-            made.insert(0, down)
-        return torch.cat(made)
+            inverses.insert(0, down)
+        return torch.cat(inverses)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,8 +152,8 @@ class _Share:
     up: Tensor | None = None
 
     def of(self, inputs: Tensor) -> Tensor:
-        made = inputs @ self.down.T
-        return made if self.up is None else made @ self.up.T
+        product = inputs @ self.down.T
+        return product if self.up is None else product @ self.up.T
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -176,15 +176,15 @@ class SolvedEdit(LinearEdit):
         import torch
 
         inputs, strengths = call.inputs, call.strengths
-        found: list[_Share] | None = self._kept.get(strengths)
-        if found is None or found[0].down.dtype != inputs.dtype or found[0].down.device != inputs.device:
-            found = self._kept[strengths] = self._shares(inputs, strengths)
-        if len(found) == 1:
-            return found[0].of(inputs)
-        made = torch.empty(*inputs.shape[:-1], self._width, dtype=inputs.dtype, device=inputs.device)
-        for share in found:
-            made[share.rows] = share.of(inputs[share.rows])
-        return made
+        shares: list[_Share] | None = self._kept.get(strengths)
+        if shares is None or shares[0].down.dtype != inputs.dtype or shares[0].down.device != inputs.device:
+            shares = self._kept[strengths] = self._shares(inputs, strengths)
+        if len(shares) == 1:
+            return shares[0].of(inputs)
+        delta = torch.empty(*inputs.shape[:-1], self._width, dtype=inputs.dtype, device=inputs.device)
+        for share in shares:
+            delta[share.rows] = share.of(inputs[share.rows])
+        return delta
 
     @property
     def _width(self) -> int:
@@ -199,7 +199,7 @@ class SolvedEdit(LinearEdit):
         lines: dict[tuple[float, ...], list[int]] = {}
         for row, line in enumerate(strengths.tolist()):
             lines.setdefault(tuple(line), []).append(row)
-        found = []
+        shares = []
         with torch.inference_mode(False), torch.no_grad():
             for line, rows in lines.items():
                 places, down = self.solved.of(tuple(place for place, strength in enumerate(line) if strength))
@@ -208,10 +208,10 @@ class SolvedEdit(LinearEdit):
                 down = down.to(inputs.device)
                 index = torch.tensor(rows, device=inputs.device)
                 if len(places) < min(down.shape[-1], len(up)):
-                    found.append(_Share(index, down.to(inputs.dtype), up.to(inputs.dtype)))
+                    shares.append(_Share(index, down.to(inputs.dtype), up.to(inputs.dtype)))
                 else:  # of full rank: one product costs less than two
-                    found.append(_Share(index, (up @ down).to(inputs.dtype)))
-        return found
+                    shares.append(_Share(index, (up @ down).to(inputs.dtype)))
+        return shares
 
 
 class PhraseInputs:
@@ -230,12 +230,16 @@ class PhraseInputs:
         import torch
 
         texts = [*phrases, guide]
-        *given, against = [
+        *texts_given, against = [
             self._windows(text, rows)
             for text, rows in zip(self._pipeline.encode(texts), self._pipeline.inputs(self._layers, texts), strict=True)
         ]
-        cut = [(one[: len(other)], other[: len(one)]) for parts in given for one, other in zip(parts, against, strict=False)]
-        return torch.cat([one for one, _ in cut]), torch.cat([other for _, other in cut])
+        cut = [
+            (part[: len(target)], target[: len(part)])
+            for parts in texts_given
+            for part, target in zip(parts, against, strict=False)
+        ]
+        return torch.cat([part for part, _ in cut]), torch.cat([target for _, target in cut])
 
     def kept(self, texts: Sequence[str]) -> Tensor:
         """Rows of texts to keep, [m, D]: their last words where those are erased; else all of their rows, and those of the
@@ -247,18 +251,18 @@ class PhraseInputs:
             texts = ["", *texts]
         if not texts:
             return self._pipeline.inputs(self._layers, [""])[0][:0]
-        encoded, given = self._pipeline.encode(texts), self._pipeline.inputs(self._layers, texts)
+        encoded, row_inputs = self._pipeline.encode(texts), self._pipeline.inputs(self._layers, texts)
         if self._window != "last":
-            return torch.cat(given)
-        return torch.cat([row for text, rows in zip(encoded, given, strict=True) for row in self._windows(text, rows)])
+            return torch.cat(row_inputs)
+        return torch.cat([row for text, rows in zip(encoded, row_inputs, strict=True) for row in self._windows(text, rows)])
 
     def _windows(self, text: EncodedText, rows: Tensor) -> list[Tensor]:
         if self._window == "whole" or not self._layers.tokens:
             return [rows]
-        found = []
+        windows = []
         for last, end in last_words(text, len(rows)):
-            found.append(rows[last : last + 1 if self._window == "last" else end])
-        return found
+            windows.append(rows[last : last + 1 if self._window == "last" else end])
+        return windows
 
 
 def last_words(text: EncodedText, length: int) -> list[tuple[int, int]]:
@@ -267,17 +271,17 @@ def last_words(text: EncodedText, length: int) -> list[tuple[int, int]]:
     """
     places, words = text.places, set(text.content)
     starts = [spot for spot in range(len(places)) if spot == 0 or places[spot] != places[spot - 1] + 1]
-    found = []
+    spans = []
     for first, behind in zip(starts, [*starts[1:], len(places)], strict=True):
         own = [spot for spot in range(first, behind) if spot in words] or [max(first, behind - 2)]
-        found.append((places[own[-1]], places[behind] if behind < len(places) else length))
-    return found
+        spans.append((places[own[-1]], places[behind] if behind < len(places) else length))
+    return spans
 
 
 def layers_of(concepts: Sequence[Concept], eraser: Eraser, pipeline: Pipeline) -> Sequence[TextLayers]:
     """The layers to solve. Raises CapabilityError where no linear layer reads the text alone."""
-    found = pipeline.text_layers
-    if not found:
+    layers = pipeline.text_layers
+    if not layers:
         raise CapabilityError(
             f"concept {concepts[0].id!r}: {pipeline.name} has no linear layer that reads the text alone, which {eraser.name!r} "
             "solves anew; choose another eraser",
@@ -285,7 +289,7 @@ def layers_of(concepts: Sequence[Concept], eraser: Eraser, pipeline: Pipeline) -
             eraser=eraser.name,
             missing="a linear layer that reads the text alone",
         )
-    return found
+    return layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,9 +320,9 @@ class ClosedFormTargets:
         return cls(guide, preserve, param_choice(concept, eraser, params, "window", ("last", "aligned")), scales)
 
 
-def _texts_of(concept: Concept, eraser: Eraser, given: Any, name: str) -> list[str]:
+def _texts_of(concept: Concept, eraser: Eraser, value: Any, name: str) -> list[str]:
     """A parameter that lists texts. Raises CapabilityError for anything else."""
-    texts: list[Any] = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else [None]
+    texts: list[Any] = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [None]
     if not all(isinstance(text, str) for text in texts):
         raise CapabilityError(
             f"concept {concept.id!r}: params.{name} of {eraser.name!r} is a list of texts", eraser=eraser.name, missing=name

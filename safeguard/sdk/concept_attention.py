@@ -176,10 +176,10 @@ class ConceptAttention:
 
     def _at(self, site: TextSite) -> _AtSite:
         keys, *rest = source = (*self._keys.at(site), *self._empty.at(site))
-        kept: _AtSite | None = self._kept.get(keys)
-        if kept is None or any(one is not other for one, other in zip(kept.rest, rest, strict=True)):
-            kept = self._kept[keys] = self._make(site, source)
-        return kept
+        known: _AtSite | None = self._kept.get(keys)
+        if known is None or any(known_part is not part for known_part, part in zip(known.rest, rest, strict=True)):
+            known = self._kept[keys] = self._make(site, source)
+        return known
 
     def _make(self, site: TextSite, source: tuple[Tensor, ...]) -> _AtSite:
         """Made of ordinary tensors, whatever mode the asking call runs in: others will ask too."""
@@ -300,14 +300,14 @@ class AttentionReading:
         if width == 1:
             return amount
         weighed, products = self._weighed(amount), -(self._at.back.float() @ self._at.across.float())  # of all concepts
-        made = torch.stack(
+        products_of = torch.stack(
             [
                 ((weighed[..., column::width] @ products[:, column::width]) * weighed).sum(0) @ self._at.columns
                 for column in range(width)
             ],
             -2,
         )
-        apart: Tensor = amount * overlap_factors(made).unflatten(0, (self._rows, 1, self._pixels))
+        apart: Tensor = amount * overlap_factors(products_of).unflatten(0, (self._rows, 1, self._pixels))
         return apart
 
     @property
@@ -368,9 +368,11 @@ class PooledDirections:
         bare = pipeline.pooled(ORDINARY)
         if bare is None:
             return None
-        made = pipeline.pooled([f"{text}, {phrase}" for concept in concepts for phrase in concept.phrases for text in ORDINARY])
-        assert made is not None
-        shifts = (made.float().unflatten(0, (-1, len(ORDINARY))) - bare.float()).mean(1)  # [phrases, P]
+        vectors = pipeline.pooled(
+            [f"{text}, {phrase}" for concept in concepts for phrase in concept.phrases for text in ORDINARY]
+        )
+        assert vectors is not None
+        shifts = (vectors.float().unflatten(0, (-1, len(ORDINARY))) - bare.float()).mean(1)  # [phrases, P]
         parts = shifts.split([len(concept.phrases) for concept in concepts])
         return cls(torch.stack([part.mean(0) for part in parts]), bare.float().mean(0))
 
@@ -379,7 +381,7 @@ class PooledDirections:
         import torch
 
         beside = pooled - self.mean.to(pooled)
-        along = [beside @ one / one.square().sum().clamp_min(1e-12) for one in self.directions.to(pooled)]
+        along = [beside @ direction / direction.square().sum().clamp_min(1e-12) for direction in self.directions.to(pooled)]
         return torch.stack(along, 1)
 
     def together(self, components: Tensor) -> Tensor:

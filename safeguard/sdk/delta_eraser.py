@@ -32,14 +32,14 @@ def factorise(deltas: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Tensor
     """
     import torch
 
-    tensors, total, kept = {}, 0.0, 0.0
+    tensors, total, captured = {}, 0.0, 0.0
     for name, delta in deltas.items():
         left, sizes, right = torch.linalg.svd(delta.detach().double().cpu(), full_matrices=False)
-        total, kept = total + float(sizes.square().sum()), kept + float(sizes[:rank].square().sum())
+        total, captured = total + float(sizes.square().sum()), captured + float(sizes[:rank].square().sum())
         root = sizes[:rank].sqrt()
         tensors[f"{name}.down"] = (root[:, None] * right[:rank]).half()
         tensors[f"{name}.up"] = (left[:, :rank] * root).half()
-    return tensors, kept / total if total else 1.0
+    return tensors, captured / total if total else 1.0
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,5 +89,7 @@ def edits_per_concept(concepts: Sequence[Concept], method: str, source: Any, pip
     Raises:
         CapabilityError: What `find_adapter` and `delta_edits` raise.
     """
-    found = [find_adapter(source, one, method, pipeline, concept=one.id) for one in concepts]
-    return [edit for one, adapter in zip(concepts, found, strict=True) for edit in delta_edits(adapter, [one], pipeline)]
+    adapters = [find_adapter(source, concept, method, pipeline, concept=concept.id) for concept in concepts]
+    return [
+        edit for concept, adapter in zip(concepts, adapters, strict=True) for edit in delta_edits(adapter, [concept], pipeline)
+    ]

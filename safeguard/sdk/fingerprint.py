@@ -32,13 +32,13 @@ class Fingerprint:
         """As it stands in a file."""
         return {"name": self.pipeline, "sites": [list(site) for site in self.sites], "norms": list(self.norms)}
 
-    def differs(self, other: Fingerprint) -> str | None:
+    def differs(self, fingerprint: Fingerprint) -> str | None:
         """In what two pipelines differ, in words, or None."""
-        if self.pipeline != other.pipeline:
+        if self.pipeline != fingerprint.pipeline:
             return f"it was made for a {self.pipeline}"
-        if self.sites != other.sites:
+        if self.sites != fingerprint.sites:
             return "it was made for other text sites"
-        pairs = [(a, b) for a, b in zip(self.norms, other.norms, strict=True) if a is not None and b is not None]
+        pairs = [(a, b) for a, b in zip(self.norms, fingerprint.norms, strict=True) if a is not None and b is not None]
         if any(abs(a - b) > CLOSE * max(a, b) for a, b in pairs):
             return "it was made for other weights"
         return None

@@ -27,8 +27,8 @@ def overlap_factors(products: Tensor) -> Tensor:
         own = products.diagonal(dim1=-2, dim2=-1)
         rates = products / own.clamp_min(1e-20)[..., None]  # a change of nothing asks for nothing
         rates = rates - torch.eye(own.shape[-1], device=own.device)
-        found = torch.ones_like(own)
+        factors = torch.ones_like(own)
         for _ in range(SWEEPS):
             for column in range(own.shape[-1]):
-                found[..., column] = (1 - (rates[..., column, :] * found).sum(-1)).clamp(0, 1)
-        return found
+                factors[..., column] = (1 - (rates[..., column, :] * factors).sum(-1)).clamp(0, 1)
+        return factors

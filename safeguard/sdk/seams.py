@@ -123,6 +123,6 @@ class LinearEdit(Edit):
         import torch
 
         with torch.inference_mode(False), torch.no_grad():
-            found = self.down.to(inputs), None if self.up is None else self.up.to(inputs)
-        self._cast[inputs.dtype, inputs.device] = found
-        return found
+            cast = self.down.to(inputs), None if self.up is None else self.up.to(inputs)
+        self._cast[inputs.dtype, inputs.device] = cast
+        return cast

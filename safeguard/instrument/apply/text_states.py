@@ -26,26 +26,26 @@ def edited(
     state: RequestState, edit: TextStatesEdit, active: ActiveEdit, values: Values, part: Denoiser, encoding: TextEncoding
 ) -> Values:
     """A denoiser's arguments with what one edit makes of the text of its rows."""
-    given: list[tuple[Tensor, Sequence[TextRow]]] = []
+    encodings: list[tuple[Tensor, Sequence[TextRow]]] = []
     raw = pick(values, part.text.states)
     states, pooled = stacked(raw), pooled_of(values, part)
 
     def encode(texts: Sequence[str], behind: Sequence[str | None] = ()) -> Tensor:
         rows = encoded(state, texts, raw, part, encoding, behind=behind)
         new = [row[part.text.states] for row in rows]
-        found: Tensor = collected(new, states, [len(text) for text in new])
-        given.append((found, rows))
-        return found
+        rows_found: Tensor = collected(new, states, [len(text) for text in new])
+        encodings.append((rows_found, rows))
+        return rows_found
 
-    said = state.facts.negative_texts if edit.unconditional else state.facts.texts
+    row_texts = state.facts.negative_texts if edit.unconditional else state.facts.texts
     seen = states[active.index]
-    made = edit_checks.new_states(
+    answer = edit_checks.new_states(
         state,
         edit,
         StatesCall(
             seen,
             None if pooled is None else pooled[active.index],
-            [said[image] if image is not None and image < len(said) else None for image in active.images],
+            [row_texts[image] if image is not None and image < len(row_texts) else None for image in active.images],
             edit.unconditional,
             encode,
             DenoiserTokens(encoding, part.name),
@@ -53,12 +53,12 @@ def edited(
             progress=state.log.progress,
             memory=state.caches.memory(edit, active.images, active.columns, active.rows, part.name),
         ),
-        lambda text: any(text is known and len(rows) == len(seen) for known, rows in given),
+        lambda text: any(text is known and len(rows) == len(seen) for known, rows in encodings),
     )
-    whole = next((rows for text, rows in given if text is made), None)
+    whole = next((rows for text, rows in encodings if text is answer), None)
     if whole is not None:
         return with_texts(values, whole, active, part)
-    new, new_pooled = made if isinstance(made, tuple) else (made, None)
+    new, new_pooled = answer if isinstance(answer, tuple) else (answer, None)
     if new is not seen:
         changed = states.clone()
         changed[active.index] = new.to(states.dtype)
@@ -68,8 +68,8 @@ def edited(
 
 def pooled_of(values: Values, part: Denoiser) -> Tensor | None:
     """The pooled vectors of a call, one after another where there are several: [B, P]."""
-    found = [value for value in (pick(values, path) for path in part.text.pooled) if isinstance(value, Tensor)]
-    return torch.cat([value.flatten(1) for value in found], -1) if found else None
+    vectors = [value for value in (pick(values, path) for path in part.text.pooled) if isinstance(value, Tensor)]
+    return torch.cat([value.flatten(1) for value in vectors], -1) if vectors else None
 
 
 def _put_pooled(values: Values, part: Denoiser, active: ActiveEdit, pooled: Tensor) -> Values:
@@ -87,21 +87,21 @@ def _put_pooled(values: Values, part: Denoiser, active: ActiveEdit, pooled: Tens
 def encoded(
     state: RequestState,
     texts: Sequence[str],
-    given: Any,
+    current: Any,
     part: Denoiser,
     encoding: TextEncoding,
     *,
     behind: Sequence[str | None] = (),
 ) -> list[TextRow]:
     """Texts of the policy, each with another ``behind`` it, as the denoiser would get them beside or in place of the texts
-    that it is ``given``; looked up once a request, since every step asks again.
+    that it is given (``current``); looked up once a request, since every step asks again.
 
     Raises CapabilityError where one is not read to its end; of what stands behind, the pipeline cuts off what does not fit.
     """
     key = (part.name, tuple(texts), tuple(behind))
     if key not in state.caches.texts:
         taken = encoding.taken(texts)
-        room = given.shape[-2] if isinstance(given, Tensor) and len(texts) < len(given) else max(taken)
+        room = current.shape[-2] if isinstance(current, Tensor) and len(texts) < len(current) else max(taken)
         if max(taken) > room:
             raise cut_off(texts[taken.index(max(taken))], room, encoding.base)
         joined = [", ".join(filter(None, pair)) for pair in zip(texts, behind, strict=True)] if behind else texts
@@ -127,35 +127,35 @@ def with_texts(values: Values, rows: Sequence[TextRow], active: ActiveEdit, part
     """The arguments of a denoiser call with other texts in the active rows: states, pooled vectors, masks."""
     places = list(active.rows)
     for path in part.text.every:
-        given = pick(values, path)
-        if given is None:
+        current = pick(values, path)
+        if current is None:
             continue
         new = [row[path] for row in rows]
-        if is_text_list(given):
-            changed: Any = list(given)
-            for place, one in zip(places, new, strict=True):
-                changed[place] = one.to(given[place])
-        elif isinstance(given, Tensor) and given.dim():
-            texts = collected(new, given, [len(row[part.text.states]) for row in rows])
-            if len(places) == len(given):
+        if is_text_list(current):
+            changed: Any = list(current)
+            for place, new_row in zip(places, new, strict=True):
+                changed[place] = new_row.to(current[place])
+        elif isinstance(current, Tensor) and current.dim():
+            texts = collected(new, current, [len(row[part.text.states]) for row in rows])
+            if len(places) == len(current):
                 changed = texts  # of any length: no other row has to fit beside it
             else:
-                changed = given.clone()
-                changed[active.index] = _fitted(texts, given)
+                changed = current.clone()
+                changed[active.index] = _fitted(texts, current)
         else:
             continue
         values = put(values, path, changed)
     return values
 
 
-def _fitted(texts: Tensor, given: Tensor) -> Tensor:
+def _fitted(texts: Tensor, current: Tensor) -> Tensor:
     """Texts beside others: cut or filled up with what comes last to the same length, where a call asks for another."""
-    if texts.shape[1:] == given.shape[1:]:
+    if texts.shape[1:] == current.shape[1:]:
         return texts
-    if texts.dim() > 1 and texts.shape[2:] == given.shape[2:]:
-        missing = given.shape[1] - texts.shape[1]
+    if texts.dim() > 1 and texts.shape[2:] == current.shape[2:]:
+        missing = current.shape[1] - texts.shape[1]
         return (
-            texts[:, : given.shape[1]]
+            texts[:, : current.shape[1]]
             if missing < 0
             else torch.cat([texts, texts[:, -1:].expand(-1, missing, *texts.shape[2:])], 1)
         )
@@ -190,11 +190,11 @@ def predicted(
         def predict(texts: Sequence[str], active: ActiveEdit = active, values: Values = edited_values) -> Tensor:
             # the whole batch again: some attentions (PAG) count on all its branches
             rows = encoded(state, texts, pick(values, part.text.states), part, encoding)
-            other = with_texts(values, rows, active, part)
+            changed = with_texts(values, rows, active, part)
             with quiet():
-                output = part.again(other, eagerly=compiled)
-            made: Tensor = output if isinstance(output, Tensor) else output[0]
-            return made[active.index]
+                output = part.again(changed, eagerly=compiled)
+            answer: Tensor = output if isinstance(output, Tensor) else output[0]
+            return answer[active.index]
 
         twins = twins_of(state.rows, active.rows)
         unconditional = None if twins is None else so_far[twins]
@@ -206,9 +206,9 @@ def predicted(
             progress=state.log.progress,
             memory=active.memory,
         )
-        made = attempt(state, edit, edit_checks.new_prediction, state, edit, seen)
-        if made is not None:
+        answer = attempt(state, edit, edit_checks.new_prediction, state, edit, seen)
+        if answer is not None:
             changed = prediction.clone() if changed is None else changed
-            changed[active.index] = made.to(prediction.dtype)
+            changed[active.index] = answer.to(prediction.dtype)
             active.note(state.log.step)
     return changed

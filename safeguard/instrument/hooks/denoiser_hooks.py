@@ -121,13 +121,13 @@ def _(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: 
 
 
 @register_op("safeguard::enter", schema="(Tensor[] given, str paths, str changing, str rest, str name, int host) -> Tensor[]")
-def _enter(given: list[Tensor], paths: str, changing: str, rest: str, name: str, host: int) -> list[Tensor]:
+def _enter(tensors: list[Tensor], paths: str, changing: str, rest: str, name: str, host: int) -> list[Tensor]:
     owner = owner_of(host)
-    values = unflatten(given, paths)
+    values = unflatten(tensors, paths)
     if rest:
         restore(values, ast.literal_eval(rest))
     changed = None if owner is None else owner.on_enter(name, values, whole=bool(rest))
-    before, after = dict(zip(paths.split(), given, strict=True)), dict(flatten(values if changed is None else changed))
+    before, after = dict(zip(paths.split(), tensors, strict=True)), dict(flatten(values if changed is None else changed))
     return [_fresh(after[path], before[path]) for path in changing.split()]
 
 

@@ -203,10 +203,9 @@ def test_what_erasers_of_0_1_imported_says_what_to_write(site: Path, install: In
         GOOD.replace("safeguard.sdk import Seam", "safeguard.erasing import PROTOCOL, Seam"),
         changes={"api": "    protocol = PROTOCOL"},
     )
-    moved = pytest.warns(DeprecationWarning, match=r"safeguard\.erasing\.\w+ is now")
-    goes = pytest.warns(DeprecationWarning, match=r"PROTOCOL goes in 0.3: write api = \(1, 0\)")
-    with moved, goes:
+    with pytest.warns(DeprecationWarning, match=r"goes in 0\.3") as warned:
         assert registry(site).get("good").version == "2.0"
+    assert any("PROTOCOL goes in 0.3: write api = (1, 0)" in str(warning.message) for warning in warned)
 
 
 class Handmade:

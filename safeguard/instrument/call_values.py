@@ -75,7 +75,8 @@ def argument_names(denoiser: Any) -> list[str]:
 
 def named(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:
     """The arguments of a call of ``forward`` by their names."""
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    # Not by zip: torch 2.8 cannot compile `dict(zip(..., strict=False))`.
+    return {**{names[place]: args[place] for place in range(min(len(names), len(args)))}, **kwargs}
 
 
 @dataclass(frozen=True, slots=True)

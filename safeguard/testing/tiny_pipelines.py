@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.errors import SafeguardError
@@ -268,14 +269,13 @@ def count_zeros(pipe: Any) -> None:
 
     Diffusers 0.35 puts as many as the other encoders have tokens, however many are asked for. A later one is left as it is.
     """
-    embed = pipe._get_t5_prompt_embeds
 
-    def zeros(*args: Any, max_sequence_length: int = 256, **options: Any) -> Any:
-        states = embed(*args, **options)
+    def zeros(self: Any, *args: Any, max_sequence_length: int = 256, **options: Any) -> Any:
+        states = type(self)._get_t5_prompt_embeds(self, *args, **options)
         return states.new_zeros(len(states), max_sequence_length, states.shape[-1])
 
-    if embed("", max_sequence_length=0).shape[1]:
-        pipe._get_t5_prompt_embeds = zeros
+    if pipe._get_t5_prompt_embeds("", max_sequence_length=0).shape[1]:
+        pipe._get_t5_prompt_embeds = MethodType(zeros, pipe)  # a method: a copy of the pipeline asks the copy
 
 
 TINY_FAMILIES: Final[Mapping[str, Callable[[], Any]]] = {"unet": _unet_family, "joint": _joint_family}

@@ -241,7 +241,8 @@ def hook_module(handles: Handles, module: Any, name: str, host: Host) -> None:
 
     def on_done(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         tensor = output if isinstance(output, Tensor) else output[place]
-        inputs = next((argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor)), None)
+        tensors = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor)]
+        inputs = tensors[0] if tensors else None  # not by `next` with a default: torch 2.8 cannot compile that
         if torch.compiler.is_compiling():
             changed = torch.ops.safeguard.module(tensor, inputs, name, number)
         else:

@@ -20,6 +20,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What one process runs of many: a file; of a contract, what it asks of one family of pipelines."""
+    for item in items:
+        family = getattr(getattr(item, "callspec", None), "params", {}).get("family", "")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.name} {family}"))
+
+
 @pytest.fixture(scope="session")
 def pipe() -> Any:
     from safeguard_demo import load_pipeline

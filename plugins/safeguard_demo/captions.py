@@ -156,7 +156,7 @@ def prompts(
         raise ValueError(f"no cell {cell!r} with concept {concept!r}")
     implied = cell in ("implicit", "mixed")
     places = tuple(p for p in PLACES if IMPLICIT.get(p) == concept) if implied else BENIGN_PLACES
-    pool = [each_concept for each_concept in combinations(split, places) if colour in (None, each_concept[1])]
+    pool = [combination for combination in combinations(split, places) if colour in (None, combination[1])]
     rng = random.Random(f"{split}:{cell}:{concept}:{seed}")
     prompts_by_text: dict[str, Prompt] = {}
     for _ in range(200 * count):
@@ -166,9 +166,7 @@ def prompts(
         named = (concept,) if cell == "explicit" and concept else ()
         if cell == "mixed":
             named = (rng.choice([neighbour for neighbour in CONCEPTS if neighbour != concept]),)
-        scene = Scene(
-            subject, hue, place, tuple(each_concept for each_concept in CONCEPTS if each_concept in (concept, *named))
-        )
+        scene = Scene(subject, hue, place, tuple(shown for shown in CONCEPTS if shown in (concept, *named)))
         text = write(scene, named, split, rng)
         prompts_by_text.setdefault(text, Prompt(text, scene, named))
     raise ValueError(f"split {split!r} has only {len(prompts_by_text)} different prompts in cell {cell!r} of {concept!r}")

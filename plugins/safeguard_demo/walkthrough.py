@@ -179,8 +179,8 @@ def _refusal(refused: Refused) -> Panel:
 def _log_line(report: audit.VerifyReport, swapped: Swapped) -> Text:
     if not report.ok:
         return Text(f"NOT INTACT: {report.first_bad}", style="bold red")
-    exception = "" if swapped.kept_plan else "; but an image of the loop bears another revision than it began with"
-    line = f"{report.records} decisions under {report.policies} policy revisions, every hash and link holds{exception}"
+    remark = "" if swapped.kept_plan else "; but an image of the loop bears another revision than it began with"
+    line = f"{report.records} decisions under {report.policies} policy revisions, every hash and link holds{remark}"
     return Text.assemble(("verified ", "bold green"), line)
 
 

@@ -124,8 +124,8 @@ def _requests(
 
 def _courses(without: Request, protected: Request) -> dict[str, tuple[Any, Any]]:
     """Each concept's share of attention from step to step, without and with the policy: nothing where it was not erased."""
-    acted = {effect.concept: effect.effect.course for effect in protected.decisions[0].applied}
-    bare = {effect.concept: effect.effect.course for effect in without.decisions[0].applied}
+    acted = {applied.concept: applied.effect.course for applied in protected.decisions[0].applied}
+    bare = {applied.concept: applied.effect.course for applied in without.decisions[0].applied}
     return {name: (line, acted.get(name, ())) for name, line in bare.items() if line}
 
 

@@ -132,15 +132,15 @@ class Solved:
         import torch
 
         behind: Tensor | None = None  # sum_(j > k) E_j z_j as a map of x, [D, D] by rows
-        inverses: list[Tensor] = []
+        downs: list[Tensor] = []
         for epoch in reversed(self._epochs):
             chosen = [pairs if place in active else pairs.none for place, pairs in enumerate(epoch)]
             answer = self._kept.answer(torch.cat([pairs.rows for pairs in chosen]))
             down = answer if behind is None else answer + answer @ behind
             step = torch.cat([pairs.change for pairs in chosen]).T @ down
             behind = step if behind is None else behind + step
-            inverses.insert(0, down)
-        return torch.cat(inverses)
+            downs.insert(0, down)
+        return torch.cat(downs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -300,14 +300,14 @@ class AttentionReading:
         if width == 1:
             return amount
         weighed, products = self._weighed(amount), -(self._at.back.float() @ self._at.across.float())  # of all concepts
-        products_of = torch.stack(
+        shared = torch.stack(
             [
                 ((weighed[..., column::width] @ products[:, column::width]) * weighed).sum(0) @ self._at.columns
                 for column in range(width)
             ],
             -2,
         )
-        apart: Tensor = amount * overlap_factors(products_of).unflatten(0, (self._rows, 1, self._pixels))
+        apart: Tensor = amount * overlap_factors(shared).unflatten(0, (self._rows, 1, self._pixels))
         return apart
 
     @property

@@ -71,10 +71,10 @@ def taught(
     settings = task.numbers(DistillationSettings())
     with weights_frozen(frozen.denoiser):
         training = Distillation(frozen, concept.id, pairs, settings, recipe, checkpoint=task.checkpoint)
-        losses = training.run(told(task, f"{concept.id}: updates", settings.reuse))
+        deltas = training.run(told(task, f"{concept.id}: updates", settings.reuse))
         exam = Holdout(frozen, concept.id, pairs, count=settings.batch, steps=settings.steps, seed=settings.seed)
         settings_used = {"concept": concept.id, "pairs": len(pairs), **recipe.numbers, **asdict(settings), **more}
-        return adapter_of(frozen, recipe.method, losses, settings.rank, settings_used, exam.marks)
+        return adapter_of(frozen, recipe.method, deltas, settings.rank, settings_used, exam.marks)
 
 
 def adapter_of(

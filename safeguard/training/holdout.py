@@ -50,10 +50,10 @@ class Holdout:
         the concept, if they acted there, on the scale of ``left``.
         """
         whole = left = along = elsewhere = 0.0
-        for call, (text_pair, shown) in enumerate(self._plain):
+        for call, (with_concept, shown) in enumerate(self._plain):
             with added(self._frozen.denoiser, deltas):
                 now, beside = self._say(call, self._said), self._say(call, self._shown)
-            was = text_pair - shown
+            was = with_concept - shown
             whole += float(was.square().sum())
             left += float((now - shown).square().sum())
             along += float(((now - shown) * was).sum())

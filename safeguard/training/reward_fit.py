@@ -88,8 +88,8 @@ def train_reward(
     chosen = kind or ("ranking" if store.rankings(concept, by=by) and not store.labels(concept, by=by) else "binary")
     if chosen not in KINDS:
         raise FeedbackError(f"a reward is learnt from {' or '.join(KINDS)}, not {chosen!r}")
-    labels, open_features = labels_of(store, concept, chosen, by), encoder or open_encoder()
-    features = open_features(store.pixels(labels.images))
+    labels, image_encoder = labels_of(store, concept, chosen, by), encoder or open_encoder()
+    features = image_encoder(store.pixels(labels.images))
     settings = {
         **_learnt_from(store, concept, chosen, by, labels),
         "seed": seed,
@@ -97,7 +97,7 @@ def train_reward(
         "rate": RATE,
         "decay": DECAY,
     }
-    return Reward(concept, chosen, open_features, fit(features, labels, seed), settings, report(features, labels, seed))
+    return Reward(concept, chosen, image_encoder, fit(features, labels, seed), settings, report(features, labels, seed))
 
 
 def _learnt_from(store: FeedbackStore, concept: str, kind: str, by: str | None, labels: Labels) -> dict[str, Any]:

@@ -298,7 +298,8 @@ def test_the_demos_wheel_brings_its_pipelines(with_demo: Install) -> None:
 
 
 EXAMPLE = ROOT / "docs/examples/safeguard-hush"
-HUSHED = """
+ERASED = """
+import sys
 import numpy, safeguard, torch
 from safeguard_demo import load_pipeline
 
@@ -309,10 +310,10 @@ def paint():
     return pipe("a car with blood", num_inference_steps=2, guidance_scale=4.0, generator=noise, output_type="np").images
 
 plain = paint()
-with safeguard.protect(pipe, "hush.yaml", screener=None) as guard, guard.request() as request:
-    hushed = paint()
-print(numpy.array_equal(hushed, plain), numpy.array_equal(paint(), plain))
-print([(one.eraser, one.version, one.effect.mass > 0) for one in request.decisions[0].applied])
+with safeguard.protect(pipe, sys.argv[1], screener=None) as guard, guard.request() as request:
+    erased = paint()
+print(numpy.array_equal(erased, plain), numpy.array_equal(paint(), plain))
+print([(applied.eraser, applied.version, (applied.effect.mass or 0) > 0) for applied in request.decisions[0].applied])
 """
 POLICY = """
 apiVersion: safeguard.dev/v1
@@ -324,19 +325,24 @@ spec:
 """
 
 
-@pytest.fixture(scope="module")
-def beside(dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
-    """The checkout, and the example of an eraser in a package of its own, installed as anyone's."""
-    made = _environment(tmp_path_factory.mktemp("beside"), dependencies)
-    copy = shutil.copytree(EXAMPLE, made.elsewhere / "package", ignore=shutil.ignore_patterns("__pycache__"))
+def _with_example(example: Path, folder: Path, dependencies: Path) -> Install:
+    """The checkout on the path, and the package of an example installed beside it."""
+    made = _environment(folder, dependencies)
+    copy = shutil.copytree(example, made.elsewhere / "package", ignore=shutil.ignore_patterns("__pycache__"))
     _pip("install", "--no-deps", "--no-build-isolation", str(copy), python=made.python)
     made.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "plugins")])
     return made
 
 
+@pytest.fixture(scope="module")
+def beside(dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """The checkout, and the example of an eraser in a package of its own, installed as anyone's."""
+    return _with_example(EXAMPLE, tmp_path_factory.mktemp("beside"), dependencies)
+
+
 def test_an_eraser_of_another_package_acts_and_is_recorded(beside: Install) -> None:
     (beside.elsewhere / "hush.yaml").write_text(POLICY)
-    acted, recorded = beside.run("-c", HUSHED).splitlines()
+    acted, recorded = beside.run("-c", ERASED, "hush.yaml").splitlines()
     assert acted == "False True"
     assert recorded == "[('hush', '1.0', True)]"
 
@@ -347,31 +353,12 @@ def test_the_page_shows_the_example_as_it_is() -> None:
 
 
 TRAINED = ROOT / "docs/examples/safeguard-lull"
-LULLED = """
-import numpy, safeguard, torch
-from safeguard_demo import load_pipeline
-
-pipe = load_pipeline("unet")
-
-def paint():
-    noise = torch.Generator().manual_seed(1)
-    return pipe("a car with blood", num_inference_steps=2, guidance_scale=4.0, generator=noise, output_type="np").images
-
-plain = paint()
-with safeguard.protect(pipe, "lull.yaml", screener=None) as guard, guard.request() as request:
-    lulled = paint()
-print(numpy.array_equal(lulled, plain), numpy.array_equal(paint(), plain))
-print([(applied.eraser, applied.version) for applied in request.decisions[0].applied])
-"""
 
 
 @pytest.fixture(scope="module")
 def trained(dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
     """The checkout, and the example of a trained eraser, installed as anyone's and trained for two updates."""
-    made = _environment(tmp_path_factory.mktemp("trained"), dependencies)
-    copy = shutil.copytree(TRAINED, made.elsewhere / "package", ignore=shutil.ignore_patterns("__pycache__"))
-    _pip("install", "--no-deps", "--no-build-isolation", str(copy), python=made.python)
-    made.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "plugins")])
+    made = _with_example(TRAINED, tmp_path_factory.mktemp("trained"), dependencies)
     few = [part for number in ("updates=2", "steps=2", "share=0.8") for part in ("--set", number)]
     made.safeguard("train", "lull", "--concept", "blood", "--batch", "1", *few, "--out", "blood.safetensors")
     return made
@@ -381,9 +368,9 @@ def test_a_trained_eraser_of_another_package_acts_and_is_recorded(trained: Insta
     changed = "{phrases: [blood], eraser: lull, activation: always, params: {adapter: blood.safetensors}}"
     policy = POLICY[: POLICY.index("    blood:")].replace("hush", "lull")
     (trained.elsewhere / "lull.yaml").write_text(f"{policy}    blood: {changed}\n")
-    acted, recorded = trained.run("-c", LULLED).splitlines()
+    acted, recorded = trained.run("-c", ERASED, "lull.yaml").splitlines()
     assert acted == "False True"
-    assert recorded == "[('lull', '1.0')]"
+    assert recorded == "[('lull', '1.0', False)]"  # an edit of layers measures no mass
 
 
 def test_the_command_has_the_trainer_of_another_package_and_its_settings(trained: Install) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.functional import cosine_similarity
 from safeguard.errors import CapabilityError
 from safeguard.sdk.calls import SiteCall
 from safeguard.sdk.pipeline import EncodedText
+from tests.support import worded_denoisers
 from tests.support.worded_denoisers import (
     HEADS,
     SITE,
@@ -22,7 +24,6 @@ from tests.support.worded_denoisers import (
     Keys,
     WordPipeline,
     attended,
-    concepts_of,
     site_call,
     site_call_of,
 )
@@ -30,9 +31,7 @@ from tests.support.worded_denoisers import (
 OPEN = {"slope": 100.0, "threshold": -2.0}  # every gate open: the whole component goes
 
 
-def edit_of(*phrases: str, pipeline: Any = None, **params: float) -> Any:
-    (edit,) = AdaVD().edits(concepts_of(*phrases), {**AdaVD.params, **params}, pipeline or WordPipeline())
-    return edit
+edit_of = functools.partial(worded_denoisers.edit_of, AdaVD())
 
 
 def value_of(text: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from safeguard.sdk.adapter import Adapter
 from safeguard.sdk.calls import SiteCall
 from safeguard.sdk.edit_memory import EditMemory
 from safeguard.sdk.fingerprint import Fingerprint
-from tests.support.worded_denoisers import HEADS, SITE, Keys, WordPipeline, concepts_of, site_call, site_call_of
+from tests.support import worded_denoisers
+from tests.support.worded_denoisers import HEADS, SITE, Keys, WordPipeline, site_call, site_call_of
 
 SETTINGS = {"constant": 0.7, "highest": 2.0}
 Edit = Callable[..., Any]
@@ -37,9 +39,7 @@ def straight(slope: float, offset: float) -> dict[str, Tensor]:
     return {"0.weight": torch.tensor([[slope]]), "0.bias": torch.tensor([offset])}
 
 
-def edit_of(*phrases: str, adapter: str = "none") -> Any:
-    (edit,) = GIE().edits(concepts_of(*phrases), {"adapter": adapter}, WordPipeline())
-    return edit
+edit_of = functools.partial(worded_denoisers.edit_of, GIE(), adapter="none")
 
 
 @pytest.fixture

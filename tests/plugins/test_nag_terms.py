@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from safeguard.errors import CapabilityError
 from safeguard.sdk.calls import SiteCall
+from tests.support import worded_denoisers
 from tests.support.worded_denoisers import (
     HEADS,
     SITE,
@@ -20,7 +22,6 @@ from tests.support.worded_denoisers import (
     Keys,
     WordPipeline,
     attended,
-    concepts_of,
     site_call,
     site_call_of,
 )
@@ -28,9 +29,7 @@ from tests.support.worded_denoisers import (
 LOOSE = {"tau": 1e9, "alpha": 1.0}  # no bound, no blending: the bare guidance
 
 
-def edit_of(*phrases: str, **params: float) -> Any:
-    (edit,) = NAG().edits(concepts_of(*phrases), {**NAG.params, **params}, WordPipeline())
-    return edit
+edit_of = functools.partial(worded_denoisers.edit_of, NAG())
 
 
 def negative_of(call: SiteCall, *texts: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from safeguard_plugins.vsf import VSF
 from torch import Tensor
 
 from safeguard.sdk.calls import SiteCall
+from tests.support import worded_denoisers
 from tests.support.worded_denoisers import (
     HEADS,
     SITE,
@@ -19,15 +20,11 @@ from tests.support.worded_denoisers import (
     Keys,
     WordPipeline,
     attended,
-    concepts_of,
     site_call,
     site_call_of,
 )
 
-
-def edit_of(*phrases: str) -> Any:
-    (edit,) = VSF().edits(concepts_of(*phrases), VSF.params, WordPipeline())
-    return edit
+edit_of = functools.partial(worded_denoisers.edit_of, VSF())
 
 
 def joined(call: SiteCall, *phrases: tuple[list[str], float]) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from safeguard.policy import Concept
 from safeguard.sdk.calls import EveryKey, LinearCall, PromptTokens, SiteCall
+from safeguard.sdk.eraser import Eraser
 from safeguard.sdk.fingerprint import Fingerprint
 from safeguard.sdk.pipeline import EncodedText, TextLayers, TextSite
 from safeguard.sdk.seams import LinearEdit
@@ -69,6 +71,12 @@ class WordPipeline:
 
 def concepts_of(*phrases: str) -> list[Concept]:
     return [Concept(id=f"c{place}", phrases=(phrase,)) for place, phrase in enumerate(phrases)]
+
+
+def edit_of(eraser: Eraser, *phrases: str, pipeline: Any = None, **params: Any) -> Any:
+    """The one edit that an eraser makes for these phrases, one concept each, on a pipeline of words."""
+    (edit,) = eraser.edits(concepts_of(*phrases), {**eraser.params, **params}, pipeline or WordPipeline())
+    return edit
 
 
 def site_call_of(

@@ -114,13 +114,13 @@ def _spread(weights: Tensor, latents: Tensor) -> Tensor:
 
 def _within(pipe: Any, grid: Grid, caption: str, name: str, covered: Sequence[int], words: Sequence[str]) -> str:
     """The caption with as many of the covered bins as every tokenizer has room for; the inner ones go first."""
-    free = list(covered)
+    bins = list(covered)
     for place in grid.inwards(covered)[::-1]:
-        text = caption_of(caption, name, free, words)
+        text = caption_of(caption, name, bins, words)
         if all(len(table.tokenizer(text).input_ids) <= table.tokenizer.model_max_length for table in embedding_tables(pipe)):
             return text
-        free.remove(place)
-    return caption_of(caption, name, free, words)
+        bins.remove(place)
+    return caption_of(caption, name, bins, words)
 
 
 trainer: Final = Trainer(

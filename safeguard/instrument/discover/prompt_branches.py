@@ -54,9 +54,9 @@ class PromptBranches:
         positive = {key for key in parts if not _alike(plain[key], swapped[key])}
         if is_modular(base):  # its state holds what was encoded in every form on the way to the denoiser
             positive = {key for key in positive if _reaches(plain[key], values, text)}
-        unmatched = {key for key in parts - positive if key in against and not _alike(plain[key], against[key])}
-        still = {key for key in parts - positive - unmatched if any(_mates(plain[key], plain[path]) for path in positive)}
-        mates = {key for key in unmatched if not is_modular(base) or any(_mates(plain[key], plain[path]) for path in positive)}
+        moved = {key for key in parts - positive if key in against and not _alike(plain[key], against[key])}
+        still = {key for key in parts - positive - moved if any(_mates(plain[key], plain[prompt]) for prompt in positive)}
+        mates = {key for key in moved if not is_modular(base) or any(_mates(plain[key], plain[prompt]) for prompt in positive)}
         return PromptBranches(frozenset(positive), frozenset(mates or still))
 
     def note(self, place: int, encoded: Any) -> tuple[list[Any], list[Any]]:

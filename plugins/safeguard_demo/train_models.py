@@ -286,8 +286,10 @@ def older_words(folder: Path) -> None:
 
 
 def older_names(file: Path) -> None:
-    """Name a text encoder's weights as every transformers reads them: 5 saves those of a ``CLIPTextModel`` without the word
-    that 4 looks for, which then draws them anew and only warns.
+    """Name a text encoder's weights as every version of transformers reads them.
+
+    Version 5 saves a ``CLIPTextModel`` without the prefix ``text_model.``. Version 4 looks for the prefix; where it is missing,
+    it draws random weights and only warns.
     """
     from safetensors.torch import load_file, save_file
 

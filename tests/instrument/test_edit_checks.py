@@ -1,4 +1,4 @@
-"""Edits that are wrong: each is refused as its eraser's fault, with what a stranger needs to mend it."""
+"""Edits that are wrong: each is refused as its eraser's fault, and the message names what is wrong and where."""
 
 from __future__ import annotations
 

@@ -212,6 +212,15 @@ class RequestHooks:
         state.frame = None
         return changed
 
+    def on_failure(self) -> None:
+        """A denoiser call ended with an exception: what runs later in this context is no part of it."""
+        if current_context().quiet:
+            return
+        state = self._own(current_context().request)
+        if state is not None:
+            state.frame = None
+        set_direct(None)
+
     def _running(self) -> RequestState | None:
         return self._own(current_context().request) or self._outside() or self._unentered()
 

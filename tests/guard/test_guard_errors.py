@@ -163,6 +163,42 @@ def test_a_direct_call_that_cannot_be_recorded_is_stopped(pipe: Pipe, protect: P
 
 
 @pytest.fixture
+def denoiser_call() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(5)
+    states = torch.randn(2, 7, 32, generator=generator)
+    return {"sample": torch.randn(2, 4, 16, 16, generator=generator), "timestep": 500, "encoder_hidden_states": states}
+
+
+FAR = policy(concept("weapon", eraser="uce", steps=(0.9, 1.0)))  # in no step that a denoiser call at 500 belongs to
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_direct_call_that_was_refused_leaves_forward_protected(
+    compiled: bool, denoiser_call: dict[str, Any], pipe: Pipe, protect: Protect
+) -> None:
+    """What is known of a call ends with it: forward called by itself afterwards is no part of it."""
+    denoiser = torch.compile(pipe.unet, backend="eager") if compiled else pipe.unet
+    with torch.no_grad():
+        unprotected = pipe.unet.forward(**denoiser_call).sample
+        guard = protect(pipe, policy(concept("weapon", eraser="negative_prompt")))
+        with pytest.raises(CapabilityError):
+            denoiser(**denoiser_call)
+        guard.swap(FAR)
+        assert rows_changed(pipe.unet.forward(**denoiser_call).sample, unprotected) == [True, True]
+
+
+def test_a_direct_call_that_failed_leaves_forward_protected(
+    denoiser_call: dict[str, Any], pipe: Pipe, protect: Protect
+) -> None:
+    with torch.no_grad():
+        unprotected = pipe.unet.forward(**denoiser_call).sample
+        protect(pipe, FAR)
+        with pytest.raises(RuntimeError):
+            pipe.unet(**{**denoiser_call, "sample": denoiser_call["sample"][:, :3]})
+        assert rows_changed(pipe.unet.forward(**denoiser_call).sample, unprotected) == [True, True]
+
+
+@pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Called: from here on no file takes another byte."""
 

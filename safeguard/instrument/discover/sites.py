@@ -167,8 +167,8 @@ def layer_stamp(layer: Any) -> tuple[Any, ...] | None:
         return weight_stamp(layer.weight)
     stamps: list[Any] = [weight_stamp(weight) for weight in layer.parameters()]
     for part in layer.modules():  # adapters (LoRA) keep what they do beside their weights in plain attributes
-        scaling = getattr(part, "scaling", None)
-        stamps.append((id(part), repr(scaling) if isinstance(scaling, dict) else None))
+        scaling, processor = getattr(part, "scaling", None), getattr(part, "processor", None)  # fused layers have another one
+        stamps.append((id(part), id(processor), repr(scaling) if isinstance(scaling, dict) else None))
         stamps.append(tuple(repr(getattr(part, name, None)) for name in ("active_adapters", "disable_adapters")))
     return None if None in stamps else tuple(stamps)
 

@@ -7,12 +7,13 @@ the same function at run time: so a graph holds the operator and nothing of any 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import torch
@@ -82,6 +83,8 @@ class Host(SiteHost, Protocol):
 
     def on_leave(self, name: str, prediction: Tensor | None, *, compiled: bool = False) -> Tensor | None: ...
 
+    def on_failure(self) -> None: ...
+
 
 def register(host: Any) -> int:
     """Give a host the number by which compiled graphs name it."""
@@ -96,10 +99,16 @@ def forget_graphs() -> None:
         torch.compiler.reset()
 
 
-def owner_of(number: int) -> Host | None:
-    """The host of a number, while it lives."""
+@contextlib.contextmanager
+def serving(number: int) -> Iterator[Host | None]:
+    """The host of a number, while it lives. It learns of an exception: compiled graphs call no hook then."""
     host: Host | None = _hosts.get(number)
-    return host
+    try:
+        yield host
+    except BaseException:
+        if host is not None:
+            host.on_failure()
+        raise
 
 
 # Run in Python on every call, so no CUDA graph may hold them: a replay would repeat the plan of the request that was recorded.
@@ -110,8 +119,8 @@ register_op = functools.partial(torch.library.custom_op, mutates_args=(), tags=(
     "safeguard::text_site", schema="(Tensor output, Tensor query, Tensor states, Tensor? mask, int host, int site) -> Tensor"
 )
 def _text_site(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: int, site: int) -> Tensor:
-    owner = owner_of(host)
-    changed = None if owner is None else owner.at_site(site, output, query, states, mask)
+    with serving(host) as owner:
+        changed = None if owner is None else owner.at_site(site, output, query, states, mask)
     return output.clone() if changed is None else changed
 
 
@@ -122,11 +131,11 @@ def _(output: Tensor, query: Tensor, states: Tensor, mask: Tensor | None, host: 
 
 @register_op("safeguard::enter", schema="(Tensor[] given, str paths, str changing, str rest, str name, int host) -> Tensor[]")
 def _enter(tensors: list[Tensor], paths: str, changing: str, rest: str, name: str, host: int) -> list[Tensor]:
-    owner = owner_of(host)
     values = unflatten(tensors, paths)
     if rest:
         restore(values, ast.literal_eval(rest))
-    changed = None if owner is None else owner.on_enter(name, values, whole=bool(rest))
+    with serving(host) as owner:
+        changed = None if owner is None else owner.on_enter(name, values, whole=bool(rest))
     before, after = dict(zip(paths.split(), tensors, strict=True)), dict(flatten(values if changed is None else changed))
     return [_fresh(after[path], before[path]) for path in changing.split()]
 
@@ -139,8 +148,8 @@ def _(given: list[Tensor], paths: str, changing: str, rest: str, name: str, host
 
 @register_op("safeguard::leave", schema="(Tensor prediction, str name, int host) -> Tensor")
 def _leave(prediction: Tensor, name: str, host: int) -> Tensor:
-    owner = owner_of(host)
-    changed = None if owner is None else owner.on_leave(name, prediction, compiled=True)
+    with serving(host) as owner:
+        changed = None if owner is None else owner.on_leave(name, prediction, compiled=True)
     return prediction.clone() if changed is None else changed
 
 
@@ -257,8 +266,8 @@ def hook_module(handles: Handles, module: Any, name: str, host: Host) -> None:
 
 @register_op("safeguard::module", schema="(Tensor output, Tensor? inputs, str name, int host) -> Tensor")
 def _module(output: Tensor, inputs: Tensor | None, name: str, host: int) -> Tensor:
-    owner = owner_of(host)
-    changed = None if owner is None else owner.at_module(name, inputs, output)
+    with serving(host) as owner:
+        changed = None if owner is None else owner.at_module(name, inputs, output)
     return output.clone() if changed is None else changed
 
 
@@ -291,6 +300,9 @@ def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArgument
         return None if changed is None else ((), changed)
 
     def on_done(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if output is None:  # an exception ended the call: no denoiser gives nothing
+            host.on_failure()
+            return None
         first = output if isinstance(output, Tensor) else output[0]
         prediction = first if isinstance(first, Tensor) else None  # a ControlNet gives tuples of features, some models lists
         if torch.compiler.is_compiling():
@@ -299,7 +311,7 @@ def hook_denoiser(handles: Handles, denoiser: Any, name: str, text: TextArgument
         return None if changed is None else _with_prediction(output, changed)
 
     handles.add(denoiser, "forward_pre", tag(on_call, number), with_kwargs=True)
-    handles.add(denoiser, "forward", tag(on_done, number), with_kwargs=True)
+    handles.add(denoiser, "forward", tag(on_done, number), with_kwargs=True, always_call=True)
 
 
 def _with_prediction(output: Any, prediction: Tensor) -> Any:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from safeguard.instrument.hooks.denoiser_hooks import AttentionCall, Handles, owner_of, register_op, tag
+from safeguard.instrument.hooks.denoiser_hooks import AttentionCall, Handles, register_op, serving, tag
 from safeguard.sdk.attention import attention, original
 from safeguard.sdk.pipeline import TextSite
 
@@ -88,8 +88,8 @@ def attend(
 
 
 def _changed(call: AttentionCall, host: int, site: int, turn: int) -> Tensor | None:
-    owner = owner_of(host)
-    return None if owner is None else owner.at_call(site, turn, call)
+    with serving(host) as owner:
+        return None if owner is None else owner.at_call(site, turn, call)
 
 
 @register_op(

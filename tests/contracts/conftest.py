@@ -1,9 +1,14 @@
-"""Every registered eraser on every family. A session builds each pipeline once; a test that protects it gives it back."""
+"""Every registered eraser on every family.
+
+Most tests swap their policy into a guard that lasts as long as their module (`guarded`, `watched`, `compiled`): to protect a
+pipeline anew takes ten times as long. A test that spoils its pipeline, or is about protecting it, takes one of its ``own``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -13,6 +18,7 @@ import pytest
 import torch
 
 import safeguard
+from safeguard.audit import MemorySink
 from safeguard.errors import CapabilityError
 from safeguard.plan.registry import GROUP, Registry
 from safeguard.sdk.adapter import Adapter
@@ -22,12 +28,14 @@ from safeguard.training.frozen_pipeline import FrozenPipeline
 from tests.support import acme_erasers
 from tests.support.contract_policies import calibrated, concept, policy, protecting, rows_changed
 from tests.support.families import FAMILIES, PROMPTS, denoiser, generate, part
+from tests.support.guarded import Guarded
 from tests.support.installed_adapters import install_adapters
 
 Protect = Callable[..., safeguard.Guard]
+OfFamily = Callable[..., Guarded]
 REFUSALS: Mapping[str, Mapping[str, Sequence[str]]] = json.loads(Path(__file__).with_name("refusals.json").read_text("utf-8"))
 """Of the tests in which an eraser may act or refuse: by test and family, the erasers that refuse. All others act."""
-CONCEPTS = ("blood", "weapon", "fish")  # that these tests name
+CONCEPTS = ("blood", "weapon", "bird")  # that these tests name
 
 
 def acme_points() -> list[EntryPoint]:
@@ -36,42 +44,58 @@ def acme_points() -> list[EntryPoint]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "only_families(*names): run on these families only")
+    config.addinivalue_line("markers", "only_erasers(*names): run with these erasers only")
+    config.addinivalue_line("markers", "in_sample(*names): without --all-products, run with these parameters only")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``eraser`` and ``family`` are every one there is, unless a test marks fewer families by ``only_families``."""
+    """``eraser`` and ``family`` are every one there is, unless a test marks fewer by ``only_erasers`` and ``only_families``."""
     if "eraser" in metafunc.fixturenames:
-        metafunc.parametrize("eraser", [*Registry().names, *(point.name for point in acme_points())])
+        mark = metafunc.definition.get_closest_marker("only_erasers")
+        erasers = mark.args if mark else [*Registry().names, *(point.name for point in acme_points())]
+        metafunc.parametrize("eraser", list(erasers))
     if "family" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("only_families")
         metafunc.parametrize("family", mark.args if mark else list(FAMILIES))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without ``--all-products``, a fixed sample of the products: every eraser on one family, and ``eiup`` on every one."""
+    """Without ``--all-products``, a fixed sample of the products of a family and something else: every eraser, way of
+    offloading and so on on one family, and ``eiup`` on every one; where a test marks fewer by ``in_sample``, only these.
+    """
     if config.getoption("--all-products"):
         return
-    products = [item for item in items if {"eraser", "family"} <= set(getattr(getattr(item, "callspec", None), "params", ()))]
-    families: dict[str, list[str]] = {}
-    for item in products:
-        known = families.setdefault(_test_of(item), [])
-        if item.callspec.params["family"] not in known:
-            known.append(item.callspec.params["family"])
-    erasers = sorted({item.callspec.params["eraser"] for item in products})
+    products = {id(item): _product(item) for item in items}
+    families: dict[str, set[str]] = {}
+    for product in products.values():
+        if product is not None:
+            families.setdefault(product[0], set()).add(product[1])
 
     def is_left_out(item: pytest.Item) -> bool:
-        own, eraser = families[_test_of(item)], item.callspec.params["eraser"]
-        turn = erasers.index(eraser) % len(own)
-        return eraser != "eiup" and item.callspec.params["family"] != sorted(own)[turn]
+        mark, product = item.get_closest_marker("in_sample"), products[id(item)]
+        if mark and not set(mark.args) & set(_ids(item)):
+            return True
+        if product is None:
+            return False
+        test, family, others = product
+        own = sorted(families[test])
+        return others != "eiup" and family != own[zlib.crc32(others.encode()) % len(own)]
 
-    left_out = {id(item) for item in products if is_left_out(item)}
+    left_out = {id(item) for item in items if is_left_out(item)}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
     items[:] = [item for item in items if id(item) not in left_out]
 
 
-def _test_of(item: pytest.Item) -> str:
-    """A test function, whatever its parameters."""
-    return item.nodeid.partition("[")[0]
+def _ids(item: pytest.Item) -> list[str]:
+    """What stands in the brackets of a test's name."""
+    return item.nodeid.partition("[")[2].rstrip("]").split("-")
+
+
+def _product(item: pytest.Item) -> tuple[str, str, str] | None:
+    """Test function, family and its other parameters; None for a test of one family, or of nothing else."""
+    family = getattr(getattr(item, "callspec", None), "params", {}).get("family", "")
+    others = "-".join(part for part in _ids(item) if part != family)
+    return (item.nodeid.partition("[")[0], family, others) if family and others else None
 
 
 @pytest.fixture
@@ -175,24 +199,62 @@ def trained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         install_adapters(folder, monkeypatch)
 
 
+def built(family: str, dtype: torch.dtype) -> Any:
+    pipe = FAMILIES[family]()
+    return pipe if dtype == torch.float32 else pipe.to(dtype=dtype)
+
+
+def _each_once(make: Callable[..., Guarded]) -> OfFamily:
+    """Gives what ``make`` made before for the same arguments."""
+    made: dict[Any, Guarded] = {}
+
+    def of(*key: Any) -> Guarded:
+        if key not in made:
+            made[key] = make(*key)
+        return made[key]
+
+    return of
+
+
 @pytest.fixture(scope="module")  # a guard that outlived it would be met by the tests of other modules
-def compiled() -> Iterator[Callable[[str], tuple[Any, safeguard.Guard]]]:
-    """The pipeline of a family whose denoiser is compiled once, with a guard that lasts: what a test needs is swapped in. By
-    evidence, blood opens in the last of ``PROMPTS``, and fish in none.
-    """
-    made: dict[str, tuple[Any, safeguard.Guard]] = {}
+def lasting() -> Iterator[OfFamily]:
+    """A family's pipeline, of a dtype if one is named, under a guard with the screener that goes by words."""
     with protecting() as protect:
 
-        def of(family: str) -> tuple[Any, safeguard.Guard]:
-            if family not in made:
-                pipe = FAMILIES[family]()
-                both = policy(concept("blood", activation="adaptive"), concept("fish", activation="adaptive"))
-                calibration = calibrated(pipe, both, {"blood": (2,)})
-                setattr(pipe, part(pipe), torch.compile(denoiser(pipe), backend="eager", fullgraph=True))
-                made[family] = pipe, protect(pipe, both, screener=None, calibration=calibration)
-            return made[family]
+        def make(family: str, dtype: torch.dtype = torch.float32) -> Guarded:
+            pipe, sink = built(family, dtype), MemorySink()
+            return Guarded(pipe, protect(pipe, policy(concept("blood")), audit=sink), sink)
 
-        yield of
+        yield _each_once(make)
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[OfFamily]:
+    """The same with a calibration in the screener's place: by evidence, weapons open in all of ``PROMPTS``, blood in the last
+    one, and birds in none.
+    """
+    with protecting() as protect:
+        yield _each_once(lambda family: _calibrated(FAMILIES[family](), protect))
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[OfFamily]:
+    """The same as ``watched``, and its denoiser is compiled once."""
+    with protecting() as protect:
+        yield _each_once(lambda family: _calibrated(FAMILIES[family](), protect, compiles=True))
+
+
+def _calibrated(pipe: Any, protect: Protect, *, compiles: bool = False) -> Guarded:
+    adaptive = policy(*(concept(name, activation="adaptive") for name in CONCEPTS))
+    calibration = calibrated(pipe, adaptive, {"blood": (2,), "weapon": (0, 1, 2)})
+    if compiles:
+        setattr(pipe, part(pipe), torch.compile(denoiser(pipe), backend="eager", fullgraph=True))
+    return Guarded(pipe, protect(pipe, adaptive, screener=None, calibration=calibration))
+
+
+@pytest.fixture
+def guarded(lasting: OfFamily, family: str) -> Guarded:
+    return lasting(family)
 
 
 @pytest.fixture
@@ -208,16 +270,18 @@ def pipe(pipes: Callable[[str], Any], family: str) -> Any:
 
 @pytest.fixture(scope="session")
 def plain() -> Callable[..., torch.Tensor]:
-    """What a family's pipeline gives unprotected for ``PROMPTS``: painted by one of its own, which no test protects."""
-    pipes: dict[str, Any] = {}
-    made: dict[Any, torch.Tensor] = {}
+    """What a family's pipeline gives unprotected: painted once, by one of its own, which no test protects."""
+    pipes: dict[Any, Any] = {}
+    made: dict[str, torch.Tensor] = {}
 
-    def of(family: str, **options: Any) -> torch.Tensor:
-        key = (family, tuple(sorted(options.items())))
+    def of(
+        family: str, prompts: Sequence[str] = PROMPTS, *, dtype: torch.dtype = torch.float32, **options: Any
+    ) -> torch.Tensor:
+        key = repr((family, tuple(prompts), dtype, sorted(options.items())))
         if key not in made:
-            if family not in pipes:
-                pipes[family] = FAMILIES[family]()
-            made[key] = generate(pipes[family], PROMPTS, **options)
+            if (family, dtype) not in pipes:
+                pipes[family, dtype] = built(family, dtype)
+            made[key] = generate(pipes[family, dtype], prompts, **options)
         return made[key]
 
     return of

@@ -17,17 +17,27 @@ from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from safeguard.audit import MemorySink
 from tests.support.contract_policies import always, concept, policy, rows_changed, same
 from tests.support.families import FAMILIES, PROMPTS, denoiser, generate, part
+from tests.support.guarded import Guarded
 
 Pipe = Any
 Protect = Callable[..., Any]
 pytestmark = [pytest.mark.only_families("sd1", "sd3"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 CLOSE = {"rtol": 1e-3, "atol": 2e-2}
-ERASERS = pytest.mark.parametrize("method", ["eiup", "negative_prompt", "sld"])
+ERASERS = pytest.mark.only_erasers("eiup", "negative_prompt", "sld")
+
+
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """For a family, a folder with a LoRA of the attentions' layers, keys and values included, that changes every picture."""
+    return functools.cache(lambda family: made_lora(family, tmp_path_factory.mktemp("lora")))
 
 
 @pytest.fixture
-def lora(family: str, tmp_path: Path) -> Path:
-    """A folder with a LoRA of the attentions' layers, keys and values included, that changes every picture."""
+def lora(family: str, loras: Callable[[str], Path]) -> Path:
+    return loras(family)
+
+
+def made_lora(family: str, folder: Path) -> Path:
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
@@ -36,8 +46,8 @@ def lora(family: str, tmp_path: Path) -> Path:
     targets = ["to_q", "to_k", "to_v", "to_out.0", *(["add_k_proj", "add_v_proj"] if family == "sd3" else [])]
     denoiser(trained).add_adapter(LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False))
     layers = {f"{part(trained)}_lora_layers": get_peft_model_state_dict(denoiser(trained))}
-    trained.save_lora_weights(tmp_path, **layers)
-    return tmp_path
+    trained.save_lora_weights(folder, **layers)
+    return folder
 
 
 def load(pipe: Pipe, folder: Path) -> None:
@@ -47,15 +57,15 @@ def load(pipe: Pipe, folder: Path) -> None:
 @ERASERS
 @pytest.mark.parametrize("fused", [False, True], ids=["beside", "fused"])
 def test_a_lora_loaded_afterwards_is_erased_as_one_loaded_before(
-    method: str, fused: bool, family: str, own: Pipe, lora: Path, protect: Protect
+    eraser: str, fused: bool, family: str, own: Pipe, lora: Path, protect: Protect
 ) -> None:
     before = FAMILIES[family]()
     load(before, lora)
     if fused:
         before.fuse_lora()
-    protect(before, always(method))
+    protect(before, always(eraser))
     expected = generate(before, PROMPTS)
-    protect(own, always(method))
+    protect(own, always(eraser))
     generate(own, PROMPTS)
     load(own, lora)
     if fused:
@@ -64,8 +74,10 @@ def test_a_lora_loaded_afterwards_is_erased_as_one_loaded_before(
 
 
 @ERASERS
-def test_a_lora_that_is_unloaded_leaves_the_protection(method: str, own: Pipe, lora: Path, protect: Protect) -> None:
-    protect(own, always(method))
+def test_a_lora_that_is_unloaded_leaves_the_protection(
+    eraser: str, family: str, own: Pipe, lora: Path, protect: Protect
+) -> None:
+    protect(own, always(eraser))
     expected = generate(own, PROMPTS)
     load(own, lora)
     generate(own, PROMPTS)
@@ -98,23 +110,21 @@ OFFLOADS = pytest.mark.parametrize("offload", [model_offload, sequential_offload
 @ERASERS
 @OFFLOADS
 def test_offloaded_before_it_is_protected(
-    method: str, offload: Callable[[Pipe], None], family: str, own: Pipe, protect: Protect
+    eraser: str, family: str, offload: Callable[[Pipe], None], own: Pipe, protect: Protect, guarded: Guarded
 ) -> None:
-    other = FAMILIES[family]()
-    protect(other, always(method))
-    expected = generate(other, PROMPTS)
+    expected = guarded.under(always(eraser))
     offload(own)
-    protect(own, always(method))
+    protect(own, always(eraser))
     torch.testing.assert_close(generate(own, PROMPTS), expected, **CLOSE)
 
 
 @ERASERS
 @OFFLOADS
 def test_offloaded_afterwards_it_stays_protected(
-    method: str, offload: Callable[[Pipe], None], own: Pipe, protect: Protect
+    eraser: str, family: str, offload: Callable[[Pipe], None], own: Pipe, protect: Protect, guarded: Guarded
 ) -> None:
-    protect(own, always(method))
-    expected = generate(own, PROMPTS)
+    expected = guarded.under(always(eraser))
+    protect(own, always(eraser))
     offload(own)
     torch.testing.assert_close(generate(own, PROMPTS), expected, **CLOSE)
 
@@ -126,15 +136,21 @@ def quantized(pipe: Pipe) -> None:
     freeze(denoiser(pipe))
 
 
-@ERASERS
-@pytest.mark.parametrize("late", [False, True], ids=["before", "afterwards"])
-def test_int8_weights_are_protected(method: str, late: bool, family: str, own: Pipe, protect: Protect) -> None:
+@functools.cache
+def unprotected_int8(family: str) -> torch.Tensor:
     plain = FAMILIES[family]()
     quantized(plain)
-    unprotected = generate(plain, PROMPTS)
+    latents: torch.Tensor = generate(plain, PROMPTS)
+    return latents
+
+
+@ERASERS
+@pytest.mark.parametrize("late", [False, True], ids=["before", "afterwards"])
+def test_int8_weights_are_protected(eraser: str, late: bool, family: str, own: Pipe, protect: Protect) -> None:
+    unprotected = unprotected_int8(family)
     if not late:
         quantized(own)
-    protect(own, always(method))
+    protect(own, always(eraser))
     if late:
         quantized(own)
     assert rows_changed(generate(own, PROMPTS), unprotected) == [True, True, True]
@@ -142,11 +158,13 @@ def test_int8_weights_are_protected(method: str, late: bool, family: str, own: P
 
 @ERASERS
 @pytest.mark.parametrize("backend", ["native", "_native_math"])
-def test_another_attention_backend_changes_nothing(method: str, backend: str, own: Pipe, protect: Protect) -> None:
-    protect(own, always(method))
-    expected = generate(own, PROMPTS)
-    denoiser(own).set_attention_backend(backend)
-    torch.testing.assert_close(generate(own, PROMPTS), expected, **CLOSE)
+def test_another_attention_backend_changes_nothing(eraser: str, family: str, backend: str, guarded: Guarded) -> None:
+    expected = guarded.under(always(eraser))
+    denoiser(guarded.pipe).set_attention_backend(backend)
+    try:
+        torch.testing.assert_close(generate(guarded.pipe, PROMPTS), expected, **CLOSE)
+    finally:
+        denoiser(guarded.pipe).reset_attention_backend()
 
 
 def with_image_prompt(pipe: Pipe) -> dict[str, Any]:
@@ -186,13 +204,13 @@ def image_prompt_of_mmdit(mmdit: Any) -> dict[str, Any]:
 
 @ERASERS
 @pytest.mark.parametrize("late", [False, True], ids=["before", "afterwards"])
-def test_an_image_prompt_leaves_the_text_protected(method: str, late: bool, family: str, own: Pipe, protect: Protect) -> None:
+def test_an_image_prompt_leaves_the_text_protected(eraser: str, late: bool, family: str, own: Pipe, protect: Protect) -> None:
     plain = FAMILIES[family]()
     given = with_image_prompt(plain)
     unprotected = generate(plain, PROMPTS, **given)
     if not late:
         with_image_prompt(own)
-    protect(own, policy(concept("blood", eraser=method)), example={} if late else given)
+    protect(own, policy(concept("blood", eraser=eraser)), example={} if late else given)
     if late:
         with_image_prompt(own)
     assert rows_changed(generate(own, PROMPTS, **given), unprotected) == [False, True, False]

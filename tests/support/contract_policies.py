@@ -23,6 +23,7 @@ __all__ = [
     "UNTRAINED",
     "InterruptedRunError",
     "Words",
+    "adaptive",
     "always",
     "calibrated",
     "close",
@@ -47,6 +48,11 @@ def concept(name: str, **fields: Any) -> Concept:
 def always(eraser: str) -> Policy:
     """A policy of one concept that ``eraser`` takes out of every image."""
     return policy(concept("blood", eraser=eraser, activation="always"))
+
+
+def adaptive(name: str, eraser: str, **fields: Any) -> Policy:
+    """A policy of one concept that ``eraser`` takes out of the images in which it is seen."""
+    return policy(concept(name, eraser=eraser, activation="adaptive", **fields))
 
 
 def calibrated(pipe: Any, chosen: Policy, opens: Sequence[int] | Mapping[str, Sequence[int]]) -> Calibration:

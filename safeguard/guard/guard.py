@@ -34,8 +34,6 @@ from safeguard.policy import Concept, Policy, load_policy
 
 PolicySource = str | os.PathLike[str] | Policy
 _guarded_denoisers: Final[weakref.WeakKeyDictionary[Any, str]] = weakref.WeakKeyDictionary()
-
-
 _REQUEST: Final[ContextVar[Request | None]] = ContextVar("safeguard_request", default=None)
 
 
@@ -52,7 +50,8 @@ class Guard:
         calibration: str | os.PathLike[str] | Calibration | None = None,
         erasers: Sequence[type] = (),
     ) -> None:
-        first = loaded(policy)
+        with log_events.saying_why(policy, type(pipe).__name__):
+            first = loaded(policy)
         self._calibration = Calibration.load(calibration) if isinstance(calibration, (str, os.PathLike)) else calibration
         self._pipe = pipe
         self._registry = Registry(classes=erasers)
@@ -79,7 +78,8 @@ class Guard:
         try:
             self._attachment.install()
             self._probe = SelfTest(self._attachment)
-            self._activate(self._prepared(first))
+            with log_events.saying_why(policy, self._attachment.name):
+                self._activate(self._prepared(first))
             self._attachment.hooks.on_direct = self._on_direct
             attachment = self._attachment
             wrap(pipe, self, self._call, attachment.number, attachment.encoding.lock, attachment.roles.note)
@@ -122,10 +122,10 @@ class Guard:
         with self._swapping:
             self._require_attached()
             try:
-                self._activate(self._prepared(loaded(policy)))
+                with log_events.saying_why(policy, self._attachment.name, self._plan.policy):
+                    self._activate(self._prepared(loaded(policy)))
             except Exception as fault:
                 self._last_error = f"{type(fault).__name__}: {fault}"
-                log_events.policy_refused(fault, policy, self._attachment.name, self._plan.policy)
                 raise
             return self._plan.policy.revision
 

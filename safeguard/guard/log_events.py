@@ -30,16 +30,21 @@ def policy_activated(policy: Policy, pipeline: str, previous: Policy | None) -> 
     )
 
 
-def policy_refused(fault: Exception, source: Any, pipeline: str, active: Policy | None) -> None:
-    """A policy cannot be used. ``active`` stays, if there is one."""
-    _log.warning(
-        "policy_refused",
-        source=source.name if isinstance(source, Policy) else str(source),
-        error=type(fault).__name__,
-        reason="; ".join(map(str, fault.problems)) if isinstance(fault, PolicyError) else str(fault),
-        active_revision=None if active is None else active.revision,
-        pipeline=pipeline,
-    )
+@contextmanager
+def saying_why(source: Any, pipeline: str, active: Policy | None = None) -> Iterator[None]:
+    """Write a line where the policy of ``source`` cannot be used, which is found inside. ``active`` stays, if there is one."""
+    try:
+        yield
+    except Exception as fault:
+        _log.warning(
+            "policy_refused",
+            source=source.name if isinstance(source, Policy) else str(source),
+            error=type(fault).__name__,
+            reason="; ".join(map(str, fault.problems)) if isinstance(fault, PolicyError) else str(fault),
+            active_revision=None if active is None else active.revision,
+            pipeline=pipeline,
+        )
+        raise
 
 
 def policy_reload_failed(path: Any, fault: Exception) -> None:

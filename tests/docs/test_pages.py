@@ -7,6 +7,8 @@ A page runs from top to bottom in a folder of its own: its Python blocks in one 
 - A line ``$ command`` of a console block has to exit with 0, or with N where it ends in ``# exit N``. Lines below it are the
   output that it must give; ``...`` stands for anything. Nothing below it: any output.
 - ``$ make TARGET`` has to be a target of the Makefile; CI runs them.
+- ``$ safeguard ...`` runs in the process of the tests, unless it needs a shell (a pipe, a redirection). In the README it always
+  runs in a shell.
 - A block whose first line says ``# not run: WHY`` is left out.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -23,8 +26,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from docs.studies import docs_tables
+from safeguard.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = docs_tables.pages(ROOT)
@@ -92,22 +97,42 @@ def _run_console(block: Block, page: Path) -> None:
 
 
 def _run_command(command: str, expected: str, place: str) -> None:
-    target = re.match(r"make (\w+)", command)
-    if target:
+    if target := re.match(r"make (\w+)", command):
         planned = subprocess.run(["make", "--dry-run", target[1]], cwd=ROOT, capture_output=True, text=True, check=False)
         assert planned.returncode == 0, f"{place}: {command}: {planned.stderr}"
         return
-    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-    environ = {**os.environ, **plain, "PATH": tools, "PYTHONPATH": str(ROOT)}  # the commands of docs/studies run in a checkout
-    done = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=200, check=False)
     ending = re.search(r"# exit (\d+)$", command)
-    assert done.returncode == int(ending[1] if ending else 0), f"{place}: {command}\n{done.stdout}{done.stderr}"
+    code, got = _by_shell(command) if place.startswith("README") or not _is_plain(command) else _in_process(command)
+    assert code == int(ending[1] if ending else 0), f"{place}: {command}\n{got}"
     if expected.strip():
-        got = done.stdout + done.stderr
         assert doctest.OutputChecker().check_output(expected, got, SAME), (
             f"{place}: {command}\nexpected:\n{expected}\ngot:\n{got}"
         )
+
+
+PLAIN_TERMINAL = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120"}
+
+
+def _by_shell(command: str) -> tuple[int, str]:
+    """Exit code and output of a command line."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    own = {"PATH": tools, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # the commands of docs/studies run in a checkout
+    environ = {**os.environ, **PLAIN_TERMINAL, **own}
+    done = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=200, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def _is_plain(command: str) -> bool:
+    """Whether it calls ``safeguard`` and needs nothing of a shell."""
+    return command.startswith("safeguard ") and not re.search(r"[|&;>*$~`]", re.sub(r"'[^']*'|\"[^\"]*\"", "", command))
+
+
+def _in_process(command: str) -> tuple[int, str]:
+    """The same, without a new process."""
+    arguments = shlex.split(command.replace("\\\n", " "), comments=True)[1:]
+    result = CliRunner(env=PLAIN_TERMINAL).invoke(app, arguments, prog_name="safeguard")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if TABLE.search(page.read_text(encoding="utf-8"))], ids=_name)

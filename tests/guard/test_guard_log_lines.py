@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from safeguard.errors import PolicyError, PolicyViolation
+from safeguard.errors import PolicyError, PolicyViolation, SafeguardError
 from tests.support.contract_policies import Words, concept, policy
 from tests.support.families import PROMPTS, generate
 
@@ -48,6 +48,20 @@ def test_a_refused_policy_says_why_and_which_one_stays(
     assert (line.levelname, line.source, line.error) == ("WARNING", str(path), "PolicyError")
     assert "strenght" in line.reason
     assert line.active_revision == guard.policy.revision
+
+
+@pytest.mark.parametrize(
+    ("first", "error"),
+    [("no such file.yaml", "PolicyError"), (policy(concept("blood", eraser="nobody")), "PluginError")],
+    ids=["unread", "unusable"],
+)
+def test_the_first_policy_may_be_refused_too(
+    first: Any, error: str, pipe: Any, protect: Protect, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SafeguardError):
+        protect(pipe, first)
+    (line,) = events(caplog, "policy_refused")
+    assert (line.error, line.active_revision, line.pipeline) == (error, None, "StableDiffusionPipeline")
 
 
 def test_a_request_is_one_line(pipe: Any, protect: Protect, caplog: pytest.LogCaptureFixture) -> None:

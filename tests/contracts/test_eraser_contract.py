@@ -35,6 +35,7 @@ ONCE_A_MECHANISM = (
     eraser_checks.memory_of_rows,
     eraser_checks.recorded,
 )
+SEAMS = pytest.mark.in_sample("eiup", "acme_blend", "acme_delta", "acme_dim", "acme_push", "acme_slide")  # an eraser of each
 MECHANISMS = ("sd1", "sdxl", "sd3")  # the other families read text as the first of these does
 
 
@@ -57,6 +58,7 @@ def test_no_negative_prompt_pushes_a_concept_out(eraser: str, family: str, guard
     assert rows_changed(found, plain(family, negative_prompt=long)) == [True, True, True]
 
 
+@SEAMS
 def test_images_of_one_prompt_share_its_activation(eraser: str, family: str, guarded: Guarded, plain: Plain) -> None:
     found = guarded.under(policy(concept("blood", eraser=eraser)), num_images_per_prompt=2)
     assert rows_changed(found, plain(family, num_images_per_prompt=2)) == [False, False, True, True, False, False]
@@ -69,6 +71,7 @@ def test_without_guidance_it_acts_or_refuses(
     acts_or_refuses(lambda: generate(guarded.pipe, PROMPTS, guidance_scale=1.0), plain(family, guidance_scale=1.0))
 
 
+@SEAMS
 @pytest.mark.only_families(*MECHANISMS)
 def test_without_guidance_an_inactive_concept_costs_nothing(eraser: str, family: str, guarded: Guarded, plain: Plain) -> None:
     found = guarded.under(policy(concept("weapon", eraser=eraser)), guidance_scale=1.0)
@@ -115,6 +118,7 @@ def latents_after_each_step(pipe: Any) -> list[torch.Tensor]:
     return seen
 
 
+@SEAMS
 @pytest.mark.only_families("sd1", "controlnet", "sd3")
 def test_it_keeps_to_its_steps(eraser: str, family: str, guarded: Guarded) -> None:
     guarded.swap(policy(concept("weapon", eraser=eraser)))
@@ -125,6 +129,7 @@ def test_it_keeps_to_its_steps(eraser: str, family: str, guarded: Guarded) -> No
     assert rows_changed(protected[-1], unprotected[-1]) == [True, True, True]
 
 
+@SEAMS
 @pytest.mark.only_families("sd1", "controlnet", "sd3")
 def test_a_run_keeps_the_policy_that_it_began_with(eraser: str, family: str, guarded: Guarded) -> None:
     second = policy(concept("weapon", eraser=eraser, activation="always", strength=1.0))
@@ -152,6 +157,7 @@ def test_it_keeps_the_dtype(
     assert rows_changed(found, plain(family, PROMPTS[:2], dtype=dtype)) == [False, True]
 
 
+@SEAMS
 @pytest.mark.only_families(*MECHANISMS)
 def test_it_works_in_inference_mode(eraser: str, family: str, guarded: Guarded) -> None:
     expected = guarded.under(policy(concept("blood", eraser=eraser)))
@@ -160,6 +166,7 @@ def test_it_works_in_inference_mode(eraser: str, family: str, guarded: Guarded) 
     assert same(generate(guarded.pipe, PROMPTS), expected)
 
 
+@SEAMS
 @pytest.mark.only_families(*MECHANISMS)
 def test_two_erasers_share_a_policy(eraser: str, family: str, guarded: Guarded) -> None:
     """Each acts in its own rows, as it does alone."""

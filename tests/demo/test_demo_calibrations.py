@@ -13,7 +13,7 @@ from safeguard_demo.world import CONCEPTS
 
 import safeguard
 
-COUNT = 6
+COUNT = 3
 
 
 @pytest.fixture(scope="module", params=["unet", "mmdit"])

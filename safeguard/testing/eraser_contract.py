@@ -12,7 +12,7 @@ from safeguard.errors import CapabilityError, PluginError, SafeguardError
 from safeguard.plan.registry import Registry
 from safeguard.sdk.eraser import Eraser
 from safeguard.testing.contract_report import CheckResult, ContractError, ContractReport
-from safeguard.testing.eraser_checks import CHECKS, FIRST, require_strength_words
+from safeguard.testing.eraser_checks import CHECKS, FIRST, SECOND, require_strength_words
 from safeguard.testing.tiny_pipelines import TINY_FAMILIES, tiny_pipeline
 from safeguard.testing.trial import BreachError, Trial
 from safeguard.testing.word_screener import policy_of
@@ -41,9 +41,9 @@ def check_eraser(
     Args:
         eraser: The class of the eraser. It need not be installed.
         params: What a policy would say in ``params``; or a function that takes the pipeline and gives this.
-        trainer: For an eraser that is trained: its trainer. Each tiny pipeline gets an adapter of a few updates, and
-            ``params.adapter`` names it. The trainer must learn from prompts alone; for another one, give a function as
-            ``params`` that makes the adapter.
+        trainer: For an eraser that is trained: its trainer. Each tiny pipeline gets an adapter of a few updates for each of
+            the two concepts of the checks, and the concept's ``params.adapter`` names it. The trainer must learn from prompts
+            alone; for another one, give a function as ``params`` that makes the adapter.
         families: The tiny pipelines to try.
 
     Returns:
@@ -76,10 +76,12 @@ def _on(
     """All checks on one tiny pipeline; the first alone where the eraser cannot act there at all."""
     pipe = tiny_pipeline(family)
     values = dict(params(pipe) if callable(params) else params or {})
+    adapters = {}
     if trainer is not None:
-        values["adapter"] = str(_trained(trainer, eraser, pipe, folder / f"{family}.safetensors"))
+        files = {concept: folder / f"{family}-{concept}.safetensors" for concept in (FIRST, SECOND)}
+        adapters = {concept: str(_trained(trainer, eraser, pipe, concept, file)) for concept, file in files.items()}
     results: list[CheckResult] = []
-    with Trial(eraser, pipe, values, [kind]) as trial:
+    with Trial(eraser, pipe, values, [kind], adapters=adapters) as trial:
         for name, check in CHECKS.items():
             results.append(_result(name, family, eraser, functools.partial(check, trial)))
             if len(results) == 1 and results[0].outcome != "passed":
@@ -110,8 +112,8 @@ def _seams(eraser: Eraser) -> str:
     return ", ".join(sorted(seam.value for seam in eraser.seams))
 
 
-def _trained(trainer: Trainer, eraser: Eraser, pipe: Any, path: Path) -> Path:
-    """The file of an adapter of a few updates on a tiny pipeline."""
+def _trained(trainer: Trainer, eraser: Eraser, pipe: Any, concept: str, path: Path) -> Path:
+    """The file of an adapter of a few updates on a tiny pipeline, for one concept."""
     from safeguard.policy import Concept
     from safeguard.sdk.adapter import Adapter
     from safeguard.training import Task
@@ -121,7 +123,7 @@ def _trained(trainer: Trainer, eraser: Eraser, pipe: Any, path: Path) -> Path:
             f"trainer {trainer.name!r} needs more than prompts; give check_eraser a function as params that makes the adapter"
         )
     few = {name: 2.0 for name in ("updates", "steps") if name in trainer.options()}
-    policy = policy_of(Concept(FIRST, phrases=(FIRST,), eraser=eraser.name))
+    policy = policy_of(Concept(concept, phrases=(concept,), eraser=eraser.name))
     prompts = ("a red boat", "a green tree", "a house on a hill", "a dog in the snow")
     adapter = trainer.run(Task(pipe, policy, count=len(prompts), batch=2, settings=few, prompts=prompts))
     if not isinstance(adapter, Adapter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from safeguard.guard import Guard, protect
@@ -35,6 +36,7 @@ class Trial:
         params: What the policies say in ``params``.
         erasers: What `protect` is told of erasers that no distribution registers.
         run: Runs the pipeline on prompts, each image with a seed of its own; gives latents [images, ...].
+        adapters: The file of each concept, for an eraser that is trained.
     """
 
     def __init__(
@@ -44,10 +46,11 @@ class Trial:
         params: Mapping[str, Any],
         erasers: Sequence[type] = (),
         run: Callable[..., Tensor] = generate,
+        adapters: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.eraser, self.pipe, self._run = eraser, pipe, run
         self.untouched = copy.deepcopy(pipe)  # it is never protected
-        self._params, self._erasers = dict(params), tuple(erasers)
+        self._params, self._erasers, self._adapters = dict(params), tuple(erasers), dict(adapters)
         self._unprotected: dict[str, Tensor] = {}
         self._guard: Guard | None = None
 
@@ -59,11 +62,12 @@ class Trial:
 
     def on(self, pipe: Any) -> Trial:
         """The same eraser under trial on another pipeline."""
-        return Trial(self.eraser, pipe, self._params, self._erasers, self._run)
+        return Trial(self.eraser, pipe, self._params, self._erasers, self._run, self._adapters)
 
     def concept(self, name: str, **fields: Any) -> Concept:
         """A concept called ``name`` for this eraser. It acts where a prompt names it, unless ``fields`` say otherwise."""
-        usual = {"phrases": (name,), "activation": "screened", "strength": STRENGTH, "params": self._params}
+        params = {**self._params, **({"adapter": self._adapters[name]} if name in self._adapters else {})}
+        usual = {"phrases": (name,), "activation": "screened", "strength": STRENGTH, "params": params}
         return Concept(name, **{**usual, "eraser": self.eraser.name, **fields})
 
     def always(self, name: str, **fields: Any) -> Concept:

@@ -13,11 +13,24 @@ from torch import Tensor
 
 from safeguard.errors import CapabilityError, PluginError, SafeguardError
 from safeguard.policy import Concept
-from safeguard.sdk import Edit, Pipeline, PredictionCall, PredictionEdit, Seam, SiteCall, SiteEffect, TextSiteEdit
+from safeguard.sdk import (
+    Adapter,
+    Edit,
+    Pipeline,
+    PredictionCall,
+    PredictionEdit,
+    Seam,
+    SiteCall,
+    SiteEffect,
+    TextSiteEdit,
+    find_adapter,
+)
 from safeguard.testing import ContractError, check_eraser, eraser_checks, tiny_pipeline
 from safeguard.testing.eraser_checks import Check
 from safeguard.testing.tiny_pipelines import denoiser
 from safeguard.testing.trial import BreachError, Trial
+from safeguard.training import Task, Trainer
+from safeguard.training.frozen_pipeline import FrozenPipeline
 
 Act = Callable[[PredictionCall, Tensor], Tensor]
 
@@ -254,6 +267,31 @@ def test_a_tiny_pipeline_is_the_same_every_time() -> None:
     weights = [denoiser(tiny_pipeline("joint")).state_dict() for _ in range(2)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class OfItsConcept(Shrink):
+    """Of a file that holds one concept, as a trainer writes it that learns a vector of each."""
+
+    name: ClassVar[str] = "of_its_concept"
+    params: ClassVar[Mapping[str, Any]] = {"adapter": ""}
+
+    def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
+        for concept in concepts:
+            if concept.id not in find_adapter(params["adapter"], concept, self.name, pipeline).tensors:
+                raise CapabilityError(f"the adapter has nothing of {concept.id!r}", missing="adapter")
+        return super().edits(concepts, params, pipeline)
+
+
+def one_vector(task: Task) -> Adapter:
+    (concept,) = task.concepts
+    frozen = FrozenPipeline(task.pipe)
+    return Adapter(OfItsConcept.name, frozen.attachment.fingerprint, {concept.id: torch.ones(1)}, {"concept": concept.id})
+
+
+def test_a_trainer_makes_a_file_of_each_concept_of_the_checks() -> None:
+    """So none of them is passed over as refused."""
+    report = check_eraser(OfItsConcept, trainer=Trainer(OfItsConcept.name, one_vector, prompts=True), families=["unet"])
+    assert (report.failed, report.refused) == ((), ())
 
 
 def test_no_test_framework_and_no_demo_is_imported() -> None:

@@ -49,11 +49,11 @@ demo: $(READY)  ## protect a trained pipeline and show what happens: pictures, s
 
 test: $(READY) $(VENV)/.ready-browser  ## run the tests, of the products (eraser x family, denoiser x check) a fixed sample
 	@echo '==> test: $(or $(T),everything), in $(JOBS) processes'
-	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(T)
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(T)
 
 test-all: $(READY) $(VENV)/.ready-browser  ## run the tests, the products whole
 	@echo '==> test-all: $(or $(T),everything), the products whole, in $(JOBS) processes'
-	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest --all-products -n $(JOBS) --dist loadgroup $(T)
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest --all-products -n $(JOBS) --dist loadfile $(T)
 
 # Left out under the lowest versions: tests of the repository itself and of its pages, what the newest diffusers alone has
 # (coverage), and the page of the feedback store, which needs a browser.
@@ -64,7 +64,7 @@ LOWEST_TESTS := audit cli contracts demo evaluation guard instrument plan plugin
 test-lowest: $(LOWEST)/.ready  ## run the tests of the product under constraints/lowest.txt (all but coverage, docs, feedback, packaging)
 	@echo '==> test-lowest: $(or $(T),$(LOWEST_TESTS)), in $(JOBS) processes'
 	OMP_NUM_THREADS=1 $(OFFLINE) $(LOWEST)/bin/python -m pytest -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning \
-	  -n $(JOBS) --dist loadgroup $(or $(T),$(addprefix tests/,$(LOWEST_TESTS)))
+	  -n $(JOBS) --dist loadfile $(or $(T),$(addprefix tests/,$(LOWEST_TESTS)))
 
 $(LOWEST)/.ready: constraints/lowest.txt pyproject.toml plugins/safeguard_demo/pyproject.toml
 	@echo '==> setup: $(LOWEST), with the lowest versions that are supported'

@@ -20,15 +20,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one process runs of many: a file; of a contract, what it asks of one family of pipelines; a page."""
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        part = params.get("family", params.get("page", ""))
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.name} {part}"))
-
-
 @pytest.fixture(scope="session")
 def pipe() -> Any:
     from safeguard_demo import load_pipeline

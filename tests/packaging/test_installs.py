@@ -82,7 +82,9 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the source archive: so the archive holds all that is needed, too."""
     folder = tmp_path_factory.mktemp("dist")
     build = "from setuptools import build_meta; import sys; build_meta.build_sdist(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", build, str(folder)], cwd=source, check=True, capture_output=True)
+    command = [sys.executable, "-c", build, str(folder)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     (archive,) = folder.glob("*.tar.gz")
     return _built(str(archive), folder)
 

@@ -5,7 +5,6 @@ A check takes a `Trial` and raises `BreachError`, or what the guard raises for a
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -113,8 +112,12 @@ def swapped_and_back(trial: Trial) -> None:
 def interrupted(trial: Trial) -> None:
     """A run that ends in an exception leaves no trace in the next one."""
     before = trial.under([trial.concept(FIRST)])
-    with contextlib.suppress(InterruptedRunError):
+    try:
         trial.paint(callback_on_step_end=_interrupt)
+    except InterruptedRunError:
+        pass
+    else:
+        raise BreachError("an exception of the caller's own did not come through", concept=FIRST)
     after = trial.paint()
     if not same(after, before):
         what = "a run that was interrupted changes the next one; an edit may keep state only in call.memory"
@@ -156,6 +159,8 @@ def released(trial: Trial) -> None:
     weights = copy.deepcopy(denoiser(trial.untouched).state_dict())
     trial.under([trial.always(FIRST)])
     trial.release()
+    if type(trial.pipe) is not type(trial.untouched):
+        raise BreachError("the released pipeline is of another class", concept=FIRST)
     moved = [name for name, value in network.state_dict().items() if not same(value, weights[name])]
     if moved:
         what = f"the weight {moved[0]} was overwritten; change layers by a LinearEdit"

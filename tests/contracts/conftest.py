@@ -1,13 +1,15 @@
 """Every registered eraser on every family.
 
 Most tests swap their policy into a guard that lasts as long as their module (`guarded`, `watched`, `compiled`): to protect a
-pipeline anew takes ten times as long. A test that spoils its pipeline, or is about protecting it, takes one of its ``own``.
+pipeline anew takes ten times as long. A test that changes its pipeline, or tests `protect` itself, takes the fixture ``own``.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
@@ -21,6 +23,7 @@ import safeguard
 from safeguard.audit import MemorySink
 from safeguard.errors import CapabilityError
 from safeguard.plan.registry import GROUP, Registry
+from safeguard.policy import Policy
 from safeguard.sdk.adapter import Adapter
 from safeguard.sdk.delta_eraser import factorise
 from safeguard.training.delta_hooks import layers_of
@@ -99,23 +102,26 @@ def _product(item: pytest.Item) -> tuple[str, str, str] | None:
 
 
 @pytest.fixture
-def acts_or_refuses(request: pytest.FixtureRequest) -> Callable[[Callable[[], torch.Tensor], torch.Tensor], None]:
-    """Every row changes, or the run is refused: which of the two, for this test, family and eraser, stands in REFUSALS."""
+def acts_or_refuses(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Every row changes, or the run is refused: which of the two, for this test, family and eraser, stands in REFUSALS. A
+    refusal has to say ``saying``.
+    """
 
-    def check(run: Callable[[], torch.Tensor], unprotected: torch.Tensor) -> None:
+    def check(run: Callable[[], torch.Tensor], unprotected: torch.Tensor, *, saying: str = "") -> None:
         params, test = request.node.callspec.params, request.node.originalname
         expected = params["eraser"] in REFUSALS.get(test, {}).get(params["family"], ())
         try:
             images = run()
-        except CapabilityError:
-            refused = True
+        except CapabilityError as fault:
+            refused, reason = True, str(fault)
         else:
-            refused = False
+            refused, reason = False, ""
             assert rows_changed(images, unprotected) == [True] * len(unprotected)
         if note := os.environ.get("SAFEGUARD_NOTE_REFUSALS"):
             with Path(note).open("a", encoding="utf-8") as file:
                 file.write(json.dumps([test, params["family"], params["eraser"], refused]) + "\n")
             return
+        assert not refused or re.search(saying, reason)
         assert refused == expected, "it was refused" if refused else "it was to be refused"
 
     return check
@@ -141,14 +147,7 @@ def acme_installed(acme_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def pipes() -> Callable[[str], Any]:
     """The pipeline of a family, built once."""
-    made: dict[str, Any] = {}
-
-    def of(family: str) -> Any:
-        if family not in made:
-            made[family] = FAMILIES[family]()
-        return made[family]
-
-    return of
+    return functools.cache(lambda family: FAMILIES[family]())
 
 
 @pytest.fixture(scope="session")
@@ -204,16 +203,9 @@ def built(family: str, dtype: torch.dtype) -> Any:
     return pipe if dtype == torch.float32 else pipe.to(dtype=dtype)
 
 
-def _each_once(make: Callable[..., Guarded]) -> OfFamily:
-    """Gives what ``make`` made before for the same arguments."""
-    made: dict[Any, Guarded] = {}
-
-    def of(*key: Any) -> Guarded:
-        if key not in made:
-            made[key] = make(*key)
-        return made[key]
-
-    return of
+def under_guard(protect: Protect, pipe: Any, policy: Policy, **options: Any) -> Guarded:
+    sink = MemorySink()
+    return Guarded(pipe, protect(pipe, policy, audit=sink, **options), sink)
 
 
 @pytest.fixture(scope="module")  # a guard that outlived it would be met by the tests of other modules
@@ -222,10 +214,9 @@ def lasting() -> Iterator[OfFamily]:
     with protecting() as protect:
 
         def make(family: str, dtype: torch.dtype = torch.float32) -> Guarded:
-            pipe, sink = built(family, dtype), MemorySink()
-            return Guarded(pipe, protect(pipe, policy(concept("blood")), audit=sink), sink)
+            return under_guard(protect, built(family, dtype), policy(concept("blood")))
 
-        yield _each_once(make)
+        yield functools.cache(make)
 
 
 @pytest.fixture(scope="module")
@@ -234,14 +225,14 @@ def watched() -> Iterator[OfFamily]:
     one, and birds in none.
     """
     with protecting() as protect:
-        yield _each_once(lambda family: _calibrated(FAMILIES[family](), protect))
+        yield functools.cache(lambda family: _calibrated(FAMILIES[family](), protect))
 
 
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[OfFamily]:
     """The same as ``watched``, and its denoiser is compiled once."""
     with protecting() as protect:
-        yield _each_once(lambda family: _calibrated(FAMILIES[family](), protect, compiles=True))
+        yield functools.cache(lambda family: _calibrated(FAMILIES[family](), protect, compiles=True))
 
 
 def _calibrated(pipe: Any, protect: Protect, *, compiles: bool = False) -> Guarded:
@@ -249,7 +240,7 @@ def _calibrated(pipe: Any, protect: Protect, *, compiles: bool = False) -> Guard
     calibration = calibrated(pipe, adaptive, {"blood": (2,), "weapon": (0, 1, 2)})
     if compiles:
         setattr(pipe, part(pipe), torch.compile(denoiser(pipe), backend="eager", fullgraph=True))
-    return Guarded(pipe, protect(pipe, adaptive, screener=None, calibration=calibration))
+    return under_guard(protect, pipe, adaptive, screener=None, calibration=calibration)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What every eraser promises on a compiled denoiser.
 
-Whatever is protected or released makes torch compile anew, so the guards of these tests last, and no other is made beside them.
+Each `protect` and each release makes torch compile every graph anew. So these tests share guards, and make no others.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.support.acme_erasers import ONE_PER_SEAM
 from tests.support.contract_policies import CLOSE, adaptive, always, close, concept, no_recompilation, policy
 from tests.support.families import PROMPTS, generate
 from tests.support.guarded import Guarded
 
 Plain = Callable[..., torch.Tensor]
 OfFamily = Callable[[str], Guarded]
-ONE_PER_SEAM = ("acme_blend", "acme_delta", "acme_dim", "acme_push", "acme_slide")
 pytestmark = [pytest.mark.only_families("sd1", "sd3"), pytest.mark.in_sample("eiup", *ONE_PER_SEAM)]
 
 

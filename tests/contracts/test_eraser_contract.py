@@ -13,6 +13,7 @@ import torch
 from safeguard.plan.registry import GROUP, Registry
 from safeguard.testing import eraser_checks
 from safeguard.testing.trial import Trial
+from tests.support.acme_erasers import ONE_PER_SEAM
 from tests.support.contract_policies import UNTRAINED, always, concept, policy, rows_changed, same
 from tests.support.families import FAMILIES, PROMPTS, TOKENS, generate
 from tests.support.guarded import Guarded
@@ -35,7 +36,7 @@ ONCE_A_MECHANISM = (
     eraser_checks.memory_of_rows,
     eraser_checks.recorded,
 )
-SEAMS = pytest.mark.in_sample("eiup", "acme_blend", "acme_delta", "acme_dim", "acme_push", "acme_slide")  # an eraser of each
+SEAMS = pytest.mark.in_sample("eiup", *ONE_PER_SEAM)
 MECHANISMS = ("sd1", "sdxl", "sd3")  # the other families read text as the first of these does
 
 

@@ -14,17 +14,17 @@ from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPip
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 
 from safeguard.errors import CapabilityError
+from tests.support.acme_erasers import ONE_PER_SEAM
 from tests.support.contract_policies import CLOSE, always, concept, policy, rows_changed, same
-from tests.support.families import FAMILIES, PROMPTS, denoiser, generate, part
+from tests.support.families import FAMILIES, PROMPTS, denoiser, denoiser_call, generate, part
 from tests.support.guarded import Guarded
 
 Pipe = Any
 Plain = Callable[..., torch.Tensor]
 Protect = Callable[..., Any]
-SEAMS = ("acme_blend", "acme_delta", "acme_dim", "acme_push", "acme_slide")  # an eraser of each
-pytestmark = [pytest.mark.only_families("sd1", "sd3"), pytest.mark.in_sample("eiup", *SEAMS)]
-ActsOrRefuses = Callable[[Callable[[], torch.Tensor], torch.Tensor], None]
-ONE_PER_SEAM = pytest.mark.only_erasers(*SEAMS)
+pytestmark = [pytest.mark.only_families("sd1", "sd3"), pytest.mark.in_sample("eiup", *ONE_PER_SEAM)]
+ActsOrRefuses = Callable[..., None]
+ONLY_SEAMS = pytest.mark.only_erasers(*ONE_PER_SEAM)
 IMG2IMG = {"sd1": StableDiffusionImg2ImgPipeline, "sd3": StableDiffusion3Img2ImgPipeline}
 ABSENT = {"sd1": ["safety_checker"], "sd3": ["text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"]}
 OF_LAYERS = ("ccrt", "esd", "hfi", "rece", "sdd", "uce")  # they change layers that are fused into one, which are not run then
@@ -71,7 +71,7 @@ def test_fused_projections_change_nothing_but_what_diffusers_does(
     expected = generate(own, PROMPTS)
     denoiser(own).fuse_qkv_projections()
     if eraser in OF_LAYERS:
-        acts_or_refuses(lambda: generate(own, PROMPTS), unprotected)
+        acts_or_refuses(lambda: generate(own, PROMPTS), unprotected, saying="fused")
     else:
         found = generate(own, PROMPTS)
         assert rows_changed(found, unprotected) == [True, True, True]
@@ -126,7 +126,7 @@ def test_a_deep_copy_is_protected(eraser: str, family: str, guarded: Guarded, pl
     assert same(generate(copy.deepcopy(guarded.pipe), PROMPTS), expected)
 
 
-@ONE_PER_SEAM
+@ONLY_SEAMS
 def test_a_copy_with_its_hooks_taken_off_is_refused(eraser: str, family: str, guarded: Guarded) -> None:
     guarded.swap(always(eraser))
     other = copy.deepcopy(guarded.pipe)
@@ -136,7 +136,7 @@ def test_a_copy_with_its_hooks_taken_off_is_refused(eraser: str, family: str, gu
         generate(other, PROMPTS)
 
 
-@ONE_PER_SEAM
+@ONLY_SEAMS
 def test_a_copy_of_a_released_pipeline_is_refused(eraser: str, own: Pipe, protect: Protect) -> None:
     guard = protect(own, always(eraser))
     other = copy.copy(own)
@@ -145,7 +145,7 @@ def test_a_copy_of_a_released_pipeline_is_refused(eraser: str, own: Pipe, protec
         generate(other, PROMPTS)
 
 
-@ONE_PER_SEAM
+@ONLY_SEAMS
 def test_another_denoiser_in_its_place_is_refused(eraser: str, family: str, own: Pipe, protect: Protect) -> None:
     protect(own, always(eraser))
     setattr(own, part(own), copy.deepcopy(denoiser(FAMILIES[family]())))
@@ -170,17 +170,6 @@ def test_hooks_cleared_by_hand_are_put_back(eraser: str, family: str, guarded: G
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             hooks.clear()
     assert same(generate(guarded.pipe, PROMPTS), expected)
-
-
-def denoiser_call(pipe: Pipe) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(3)
-    image = torch.randn(2, 4, 16, 16, generator=generator)
-    if hasattr(pipe, "unet"):
-        width = pipe.unet.config.cross_attention_dim
-        return {"sample": image, "timestep": 500, "encoder_hidden_states": torch.randn(2, 7, width, generator=generator)}
-    words = {"encoder_hidden_states": torch.randn(2, 7, 64, generator=generator)}
-    pooled = torch.randn(2, 64, generator=generator)
-    return {"hidden_states": image, "timestep": torch.full((2,), 500.0), "pooled_projections": pooled, **words}
 
 
 def test_the_denoiser_called_by_itself_gets_the_whole_policy(
@@ -269,7 +258,7 @@ def test_guidance_ended_by_a_callback_keeps_the_activation(eraser: str, family: 
     assert rows_changed(found, unprotected) == [False, True, False]
 
 
-@ONE_PER_SEAM
+@ONLY_SEAMS
 def test_a_pipeline_that_shares_a_guarded_denoiser_cannot_be_protected_again(
     eraser: str, family: str, guarded: Guarded, sibling: Pipe, protect: Protect
 ) -> None:

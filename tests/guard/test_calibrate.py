@@ -38,7 +38,7 @@ def test_the_same_prompts_and_seed_give_the_same(shared_pipe: Pipe, made: Any) -
 
 
 def test_many_related_concepts_do_not_outvote_ordinary_prompts(shared_pipe: Pipe) -> None:
-    names = ("Mira", "Tovi", "Lasse", "Orrin", "Pela")
+    names = ("Mira", "Tovi", "Lasse", "Orrin", "Pela", "Quint", "Rosk", "Sable", "Ulve", "Zora")
     artists = [
         concept(f"{name.lower()}-{place}", phrases=(f"in the style of {name} Abend",), activation="adaptive")
         for name in names

@@ -19,7 +19,7 @@ from safeguard.plan.request_state import current_request
 from safeguard.sdk.calls import SiteEffect
 from safeguard.sdk.seams import PredictionEdit, Seam, TextSiteEdit, TextStatesEdit
 from tests.support.contract_policies import Words, concept, policy, rows_changed, same
-from tests.support.families import PROMPTS, generate
+from tests.support.families import PROMPTS, denoiser_call, generate
 
 Pipe = Any
 Protect = Callable[..., Any]
@@ -162,40 +162,30 @@ def test_a_direct_call_that_cannot_be_recorded_is_stopped(pipe: Pipe, protect: P
         pipe.unet(torch.zeros(1, 4, 16, 16), 500, torch.zeros(1, 7, 32))
 
 
-@pytest.fixture
-def denoiser_call() -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(5)
-    states = torch.randn(2, 7, 32, generator=generator)
-    return {"sample": torch.randn(2, 4, 16, 16, generator=generator), "timestep": 500, "encoder_hidden_states": states}
-
-
 FAR = policy(concept("weapon", eraser="uce", steps=(0.9, 1.0)))  # in no step that a denoiser call at 500 belongs to
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_a_direct_call_that_was_refused_leaves_forward_protected(
-    compiled: bool, denoiser_call: dict[str, Any], pipe: Pipe, protect: Protect
-) -> None:
+def test_a_direct_call_that_was_refused_leaves_forward_protected(compiled: bool, pipe: Pipe, protect: Protect) -> None:
     """What is known of a call ends with it: forward called by itself afterwards is no part of it."""
-    denoiser = torch.compile(pipe.unet, backend="eager") if compiled else pipe.unet
+    call, denoiser = denoiser_call(pipe), torch.compile(pipe.unet, backend="eager") if compiled else pipe.unet
     with torch.no_grad():
-        unprotected = pipe.unet.forward(**denoiser_call).sample
+        unprotected = pipe.unet.forward(**call).sample
         guard = protect(pipe, policy(concept("weapon", eraser="negative_prompt")))
         with pytest.raises(CapabilityError):
-            denoiser(**denoiser_call)
+            denoiser(**call)
         guard.swap(FAR)
-        assert rows_changed(pipe.unet.forward(**denoiser_call).sample, unprotected) == [True, True]
+        assert rows_changed(pipe.unet.forward(**call).sample, unprotected) == [True, True]
 
 
-def test_a_direct_call_that_failed_leaves_forward_protected(
-    denoiser_call: dict[str, Any], pipe: Pipe, protect: Protect
-) -> None:
+def test_a_direct_call_that_failed_leaves_forward_protected(pipe: Pipe, protect: Protect) -> None:
+    call = denoiser_call(pipe)
     with torch.no_grad():
-        unprotected = pipe.unet.forward(**denoiser_call).sample
+        unprotected = pipe.unet.forward(**call).sample
         protect(pipe, FAR)
         with pytest.raises(RuntimeError):
-            pipe.unet(**{**denoiser_call, "sample": denoiser_call["sample"][:, :3]})
-        assert rows_changed(pipe.unet.forward(**denoiser_call).sample, unprotected) == [True, True]
+            pipe.unet(**{**call, "sample": call["sample"][:, :3]})
+        assert rows_changed(pipe.unet.forward(**call).sample, unprotected) == [True, True]
 
 
 @pytest.fixture

@@ -155,3 +155,5 @@ class Delta(_Acme):
 
 
 ERASERS: tuple[type, ...] = (Blend, Delta, Dim, Push, Slide)
+
+ONE_PER_SEAM = tuple(kind.name for kind in ERASERS)

@@ -46,6 +46,7 @@ __all__ = [
     "TOKENS",
     "call_of",
     "denoiser",
+    "denoiser_call",
     "generate",
     "part",
     "picture",
@@ -157,3 +158,15 @@ def call_of(pipe: Any, prompts: Sequence[str] | None, **changes: Any) -> dict[st
     if "Inpaint" in name:
         pictures["mask_image"] = [picture(place, "L") for place in range(count)]
     return {**options, **pictures, **changes}
+
+
+def denoiser_call(pipe: Any) -> dict[str, Any]:
+    """What the denoiser of a pipeline may be called with by itself: two rows, in the middle of a run."""
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randn(2, 4, 16, 16, generator=generator)
+    if hasattr(pipe, "unet"):
+        width = pipe.unet.config.cross_attention_dim
+        return {"sample": image, "timestep": 500, "encoder_hidden_states": torch.randn(2, 7, width, generator=generator)}
+    words = {"encoder_hidden_states": torch.randn(2, 7, 64, generator=generator)}
+    pooled = torch.randn(2, 64, generator=generator)
+    return {"hidden_states": image, "timestep": torch.full((2,), 500.0), "pooled_projections": pooled, **words}

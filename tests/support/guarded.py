@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class Guarded:
 
     pipe: Any
     guard: safeguard.Guard
-    sink: MemorySink = field(default_factory=MemorySink)
+    sink: MemorySink
 
     def swap(self, policy: Policy) -> None:
         """Put another policy in the place of the last one, whose records are forgotten."""

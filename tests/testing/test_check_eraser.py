@@ -289,7 +289,7 @@ def one_vector(task: Task) -> Adapter:
 
 
 def test_a_trainer_makes_a_file_of_each_concept_of_the_checks() -> None:
-    """So none of them is passed over as refused."""
+    """Then no check counts as refused for want of a file."""
     report = check_eraser(OfItsConcept, trainer=Trainer(OfItsConcept.name, one_vector, prompts=True), families=["unet"])
     assert (report.failed, report.refused) == ((), ())
 

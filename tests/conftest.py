@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from safeguard.evaluation.harness import Harness
 
 settings.register_profile("untimed", deadline=None)  # no test asserts a time: a busy machine is no fault
@@ -18,6 +21,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-products", action="store_true", help="every eraser on every family, every denoiser class: not only the sample"
     )
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Levels and handlers that a test, or the page that it runs, gives to the package's loggers and to the root end with it."""
+    named = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "safeguard"]
+    loggers = [logging.root, *(logging.getLogger(name) for name in named)]
+    before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, propagate, handlers in before:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        for handler in [handler for handler in logger.handlers if handler not in handlers]:
+            logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ SAMPLE = (
     "MochiTransformer3DModel",
     "ZImageTransformer2DModel",
     "Lumina2Transformer2DModel",
+    "BriaFibo2Transformer2DModel",
 )
 WHOLE_SAMPLE = ("StableDiffusionXLPipeline", "FluxPipeline", "PixArtSigmaPipeline", "Lumina2Pipeline")
 

@@ -12,6 +12,8 @@ from safeguard.errors import CapabilityError
 from safeguard.instrument.attachment import Attachment
 from tests.support.contract_policies import concept, policy
 from tests.support.older_diffusers import needs
+from tests.support.stub_pipeline import StubPipeline
+from tests.support.tiny_denoisers import SPECIMENS
 from tests.support.tiny_pipelines import WHOLES, run
 
 ASKED = ("prompt", "generator", "num_inference_steps", "output_type")
@@ -40,6 +42,14 @@ def test_its_words_are_found_and_nothing_else(attachment: Attachment) -> None:
     empty, one, two, four = (len(text.content) for text in attachment.encode(["", "d", "d d", "d d d d"]))
     assert empty == 0 < one
     assert four - two == 2 * (two - one) > 0
+
+
+@pytest.mark.parametrize("name", ["BriaFibo2Transformer2DModel", "Krea2Transformer2DModel"])
+def test_of_several_layers_of_an_encoder_the_tokens_are_found(name: str) -> None:
+    needs(name)
+    pipe = StubPipeline.of(SPECIMENS[name])
+    text, _ = Attachment(pipe).encode(["d d", ""])
+    assert (list(text.places), list(text.content), list(text.states.shape)) == ([0, 1, 2, 3], [1, 2], [4, 3 * 24])
 
 
 def test_what_it_does_not_read_to_the_end_is_refused(attachment: Attachment) -> None:

@@ -232,7 +232,7 @@ class TextEncoding:
         with self.lock:
             self.encode([""])  # which shows what opens and closes every text
             row, ids = self._run(name, [text])[text]
-        states: Tensor = row[self._ways[name][1].states]
+        states = _tokens_first(row[self._ways[name][1].states], ids)
         words = [self.words(ids, place)[1] for place in range(len(ids))]
         return TokenizedText(text, [numbers for _, numbers in ids], words, self.spans(ids, len(states)), states)
 
@@ -257,7 +257,7 @@ class TextEncoding:
                     given = _rows(run(self._pipe, self.base, way, [text.text] * count)[0], way, count)
                 for place in range(count):
                     row = {path: _one(pick(given, path), place, count) for path in arguments.every}
-                    found.append(TokenVariant(row[arguments.states], pooled_in(row, arguments)))
+                    found.append(TokenVariant(_tokens_first(row[arguments.states], ids), pooled_in(row, arguments)))
         return found
 
     def _run(self, name: str, texts: Sequence[str]) -> dict[str, tuple[TextRow, Tokens]]:
@@ -292,7 +292,7 @@ class TextEncoding:
 
     def _trimmed(self, text: str, row: TextRow, ids: Tokens) -> EncodedText:
         arguments = self._ways[self.main][1]
-        states: Tensor = row[arguments.states]
+        states = _tokens_first(row[arguments.states], ids)
         keep: list[int] = []
         content: list[int] = []
         closing: list[int] = []
@@ -342,6 +342,17 @@ def pooled_in(row: TextRow, arguments: TextArguments) -> Tensor | None:
     """A text as one vector [P]; None where the denoiser reads none."""
     pooled = [row[path].flatten() for path in arguments.pooled]
     return torch.cat(pooled) if pooled else None
+
+
+def _tokens_first(states: Tensor, ids: Tokens) -> Tensor:
+    """The states of a text as [L, D]. Where the denoiser reads several layers of an encoder, these are beside or behind one
+    another, [N, L, d] or [L, N, d]: tokens are on the axis that is as long as what an encoder was given, else on the first.
+    """
+    if states.dim() < 3:
+        return states
+    lengths = [len(numbers) for _, numbers in ids]
+    axes = [axis for axis, length in enumerate(states.shape[:-1]) if length in lengths]
+    return states.movedim(axes[0] if axes else 0, 0).flatten(1)
 
 
 def _one(value: Any, place: int, count: int) -> Any:

@@ -48,6 +48,7 @@ class Registry:
         self._points: dict[str, list[EntryPoint]] = {}
         self._loaded: dict[str, Eraser] = {}
         self._classes: dict[str, type] = {}
+        self._owners: dict[str, str] = {}  # read once: a plan asks for every concept, and metadata is a file to parse
         for point in installed_points(GROUP) if points is None else points:
             self._points.setdefault(point.name, []).append(point)
         for kind in classes:
@@ -84,7 +85,9 @@ class Registry:
         """Name and version of what registered the eraser of that name."""
         if name in self._classes:
             return HERE
-        return owners(self._points.get(name, []))
+        if name not in self._owners:
+            self._owners[name] = owners(self._points.get(name, []))
+        return self._owners[name]
 
     def inventory(self) -> list[PluginInfo]:
         """Every registered name; one that cannot be loaded is listed with its error and does not stop the others."""

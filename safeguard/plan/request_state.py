@@ -167,6 +167,7 @@ class RequestCaches:
     stamps: dict[str, Any] = field(default_factory=dict)  # of a denoiser's weights, by its name
     shapes: Any = None  # where the text stands at joint sites in the last call
     texts: dict[tuple[str, tuple[str, ...], tuple[str | None, ...]], list[Any]] = field(default_factory=dict)  # encoded
+    tried: set[tuple[str, ...]] = field(default_factory=set)  # in a self-test: edits that were called at strength 0 as well
 
     def memory(
         self, edit: Edit, images: Sequence[int | None], columns: Sequence[int], rows: Sequence[int], denoiser: str = ""

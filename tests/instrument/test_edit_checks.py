@@ -120,3 +120,16 @@ def test_a_right_edit_is_let_through(pipe: Any) -> None:
 
     with protecting() as protect:
         protect(pipe, policy(concept("blood", eraser="wrong")), erasers=[eraser_of(PredictionEdit, answer)])
+
+
+def test_a_text_site_edit_is_tried_at_strength_0_at_one_site(pipe: Any) -> None:
+    idle: list[bool] = []
+
+    def answer(call: Any) -> SiteEffect:
+        idle.append(not call.strengths.any())
+        return SiteEffect(call.output * call.strengths.sum())
+
+    chosen = policy(concept("blood", eraser="wrong"), concept("weapon", eraser="wrong"))
+    with protecting() as protect:
+        assert protect(pipe, chosen, erasers=[eraser_of(TextSiteEdit, answer)]).status().sites > 1
+    assert idle.count(True) == 1

@@ -1,7 +1,8 @@
 """Calls an edit and checks what it gives back: a wrong edit is its eraser's fault, and is refused as that.
 
-Types, shapes and devices are checked in every call. In the self-test, which is run before a plan may serve, an edit is called
-once more with every strength 0: one that answers the same ignores its strengths.
+Types, shapes and devices are checked in every call. In the self-test, which is run before a plan may serve, an edit that acts
+is called once more with every strength 0 (at the first text site where it acts): one that answers the same ignores its
+strengths.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def site_effect(state: RequestState, edit: TextSiteEdit, call: SiteCall) -> Site
     _require_like(state, edit, effect.delta, call.output, site, "a delta")
     if effect.mass is not None:
         _require_mass(state, edit, effect.mass, call)
-    if state.facts.trial:
-        _require_strengths(state, edit, lambda: edit(_idle(call)).delta, effect.delta, torch.zeros_like(effect.delta), site)
+    if state.facts.trial and _key(edit) not in state.caches.tried:
+        one, alone, delta = _first_concept(state, edit, call, effect)
+        _require_strengths(state, edit, lambda: one(_idle(alone)).delta, delta, torch.zeros_like(delta), site)
     return effect
 
 
@@ -163,15 +165,31 @@ def _require_mass(state: RequestState, edit: Edit, mass: Any, call: SiteCall) ->
 def _require_strengths(
     state: RequestState, edit: Edit, at_zero: Callable[[], Any], answer: Tensor, unchanged: Tensor, site: str = ""
 ) -> None:
-    """Raises PluginError where an edit does at strength 0 just what it does at the policy's strengths."""
+    """Raises PluginError where an edit does at strength 0 just what it does at the policy's strengths. One text site tells."""
     if answer.shape != unchanged.shape or torch.equal(answer, unchanged):
         return
+    state.caches.tried.add(_key(edit))
     ignored = False
     with contextlib.suppress(Exception):  # no row is ever asked for at strength 0 alone, and some methods cannot answer
         ignored = torch.equal(at_zero(), answer)
     if ignored:
         what = "does the same at strength 0 as at the policy's strength; multiply what it does by call.strengths"
         raise edit_fault(state.plan, edit, what, site=site, shape=tuple(answer.shape))
+
+
+def _key(edit: Edit) -> tuple[str, ...]:
+    return (edit.seam.value, getattr(edit, "module", ""), *edit.concepts)
+
+
+def _first_concept(
+    state: RequestState, edit: TextSiteEdit, call: SiteCall, effect: SiteEffect
+) -> tuple[TextSiteEdit, SiteCall, Tensor]:
+    """A text-site edit of the first of its concepts alone, its call, and what it adds: of a hundred, one tells as much."""
+    if len(edit.concepts) == 1:
+        return edit, call, effect.delta
+    one = selected(state.plan, edit, [0])
+    alone = replace(call, strengths=call.strengths[:, :1], memory=EditMemory.empty(len(call.strengths), 1))
+    return one, alone, _called(state, edit, functools.partial(one, alone), call.site.name).delta
 
 
 def _idle(call: C) -> C:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
+from packaging.version import Version
 
 import safeguard
 from safeguard.audit import Decision
@@ -15,6 +17,8 @@ from safeguard.errors import CapabilityError, PolicyViolation
 from tests.support.contract_policies import Words, concept, policy
 from tests.support.tiny_pipelines import UNBUILT, WHOLES
 from tests.support.tiny_pipelines.whole import as_tensor
+
+pytestmark = pytest.mark.skipif(Version(diffusers.__version__) < Version("0.42"), reason="tried with diffusers 0.42 and newer")
 
 Pipe = Any
 Protect = Callable[..., safeguard.Guard]

@@ -26,7 +26,7 @@ def _edit(form: str, *phrases: str) -> Any:
     return edit
 
 
-FORMS = ("general", "projected", "gated", "published")
+FORMS = ("general", "projected", "gated", "published", "difference")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -45,7 +45,7 @@ def test_several_published_terms_are_the_sum_of_each_alone() -> None:
     assert torch.allclose(both, one + other, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["general", "projected", "gated"])
+@pytest.mark.parametrize("form", ["general", "projected", "gated", "difference"])
 def test_the_same_concept_twice_is_taken_once(form: str) -> None:
     once = _edit(form, "red blood")(site_call([[1.0]])).delta
     twice = _edit(form, "red blood", "red blood")(site_call([[1.0, 1.0]])).delta

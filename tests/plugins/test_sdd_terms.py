@@ -147,17 +147,17 @@ def test_every_concept_has_its_own_deltas(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({}, "not all there"),
-        ({"unet.a.down": numbers(2, 4)}, "unet.a.up"),
-        ({**factors(), "unet.a.bias": numbers(3)}, "not all there"),
-        ({"unet.a.down": numbers(2, 4), "unet.a.up": numbers(3, 5)}, "do not fit one another"),
-        ({"unet.a.down": torch.full((2, 4), float("inf")), "unet.a.up": numbers(3, 2)}, "finite"),
+        ({}, "of sdd .*not all there|file .*header"),  # an old safetensors reads no file without tensors
+        ({"unet.a.down": numbers(2, 4)}, "of sdd .*unet.a.up"),
+        ({**factors(), "unet.a.bias": numbers(3)}, "of sdd .*not all there"),
+        ({"unet.a.down": numbers(2, 4), "unet.a.up": numbers(3, 5)}, "of sdd .*do not fit one another"),
+        ({"unet.a.down": torch.full((2, 4), float("inf")), "unet.a.up": numbers(3, 2)}, "of sdd .*finite"),
     ],
     ids=["none", "half", "more", "widths", "finite"],
 )
 def test_an_adapter_that_holds_something_else_is_refused(tensors: dict[str, Any], words: str, tmp_path: Path) -> None:
     adapter("sdd", tensors=tensors).save(tmp_path / "a")
-    with pytest.raises(CapabilityError, match=f"this is no adapter of sdd .*{words}"):
+    with pytest.raises(CapabilityError, match=f"this is no adapter (?:{words})"):
         edits(tmp_path / "a", "blood")
 
 

@@ -26,6 +26,7 @@ from safeguard.instrument.call_values import (
 from safeguard.instrument.discover.modular import set_apart, signature_of, unheard
 
 SIDES: Final = (8, 16, 32, 64)  # latent pixels a side, tried in turn: a UNet of four levels still sees one pixel in its middle
+PICTURES: Final = ("image", "mask_image", "control_image")
 FRAMES: Final = 9
 OURS: Final = frozenset({"prompt", "num_inference_steps", "output_type", "generator", "negative_prompt"})  # said by each trial
 TOKEN_STATES: Final = "token states"  # what is missing where a component is given no text
@@ -136,11 +137,18 @@ def _wanted(pipe: Any, base: type, texts: list[str], how: Catch) -> Values:
     if side is not None:
         wanted |= {"height": side, "width": side, "max_area": side * side}
         wanted |= {"_auto_resize": False, "use_resolution_binning": False}  # the size is meant as it is said
-    for image in ("image", "mask_image", "control_image"):
+    for image in PICTURES:
         if image in parameters and (how.pictures or parameters[image].default is inspect.Parameter.empty):
             wanted[image] = _blank(side or 512, len(texts))
     example = {key: value for key, value in how.example.items() if key not in OURS}
     return {**{key: value for key, value in wanted.items() if key in parameters}, **example}
+
+
+def takes_more_pictures(pipe: Any, base: type, example: Mapping[str, Any]) -> bool:
+    """Whether a picture may be left out: where none may, to ask for pictures gives the same call."""
+    parameters = signature_of(pipe, base).parameters
+    free = [name for name in PICTURES if name in parameters and name not in example]
+    return any(parameters[name].default is not inspect.Parameter.empty for name in free)
 
 
 def _blank(side: int, count: int) -> list[Any]:

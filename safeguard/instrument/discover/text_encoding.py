@@ -22,6 +22,7 @@ from safeguard.instrument.discover.dry_run import (
     Catch,
     NeverCalledError,
     catch_call,
+    takes_more_pictures,
     text_arguments,
     watching_encoders,
 )
@@ -58,7 +59,8 @@ def find_text_path(
     there is no way.
     """
     fault: CapabilityError | None = None
-    for alone, pictures, side, guidance in itertools.product((False, True), (False, True), (*SIDES, None), (1.0, None)):
+    asked = (False, True) if takes_more_pictures(pipe, base, example) else (False,)
+    for alone, pictures, side, guidance in itertools.product((False, True), asked, (*SIDES, None), (1.0, None)):
         way = TextPath(name, Catch(side, guidance, pictures=pictures, alone=alone, example=example))
         try:
             return _found(pipe, base, way, runs)

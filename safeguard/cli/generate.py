@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from safeguard._io import write_whole
 from safeguard.cli.output import EXIT_UNEXPECTED, EXIT_USAGE, JsonOption, emit, stderr
 from safeguard.errors import PolicyViolation, SafeguardError
 from safeguard.policy import load_policy
@@ -125,10 +127,13 @@ def _make(guard: Guard, pipe: Any, call: dict[str, Any], text: str, row: int, se
 
 
 def save(image: Any, path: Path) -> Path:
-    """Raises SafeguardError where the image cannot be written."""
+    """Writes it whole or not at all, as its suffix says, else as PNG. Raises SafeguardError where it cannot be written."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions().get(path.suffix.lower(), "PNG"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        write_whole(path, buffer.getvalue())
     except OSError as fault:
         raise SafeguardError(f"{path}: cannot be written ({fault.strerror}); choose another --out") from fault
     return path

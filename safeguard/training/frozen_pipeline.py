@@ -60,9 +60,20 @@ def middling(beta: int, count: int, source: torch.Generator) -> Tensor:
 
 
 class FrozenPipeline:
-    """A pipeline to learn beside. ``options`` is what it is called with besides prompts, steps and guidance.
+    """A pipeline to learn beside: it is called, and never changed.
 
-    Raises CapabilityError where the pipeline cannot be attached to.
+    Args:
+        pipe: The pipeline.
+        options: What it is called with besides prompts, steps and guidance.
+
+    Attributes:
+        attachment: How its denoisers read text: text sites, layers, fingerprint.
+        name: Of its main denoiser among the pipeline's parts.
+        denoiser: That denoiser.
+        text: Which arguments of the denoiser are text.
+
+    Raises:
+        CapabilityError: The pipeline cannot be attached to.
     """
 
     def __init__(self, pipe: Any, options: Mapping[str, Any] | None = None) -> None:
@@ -73,7 +84,17 @@ class FrozenPipeline:
         self.text = self.attachment.parts[self.name].text
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-        """Latents of pictures of these prompts, one seed each: [n, ...], as the denoiser is trained on them."""
+        """Latents of pictures of these prompts, as the denoiser is trained on them.
+
+        Args:
+            prompts: One a picture.
+            seeds: One a picture.
+            steps: Of the schedule.
+            guidance: The scale of classifier-free guidance.
+
+        Shapes:
+            returns: [n, ...].
+        """
         with torch.no_grad(), quiet():
             images = self.pipe(
                 list(prompts),
@@ -87,7 +108,17 @@ class FrozenPipeline:
         return latents
 
     def course(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Course:
-        """What the denoiser is given on the way to `paint`. Raises CapabilityError where that is not a latent and a time."""
+        """What the denoiser is given on the way to `paint`.
+
+        Args:
+            prompts: As of `paint`.
+            seeds: As of `paint`.
+            steps: As of `paint`.
+            guidance: As of `paint`.
+
+        Raises:
+            CapabilityError: What it is given is not a latent and a time.
+        """
         names, seen = argument_names(self.denoiser), list[tuple[Values, Tensor]]()
 
         def look(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

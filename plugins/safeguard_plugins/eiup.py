@@ -3,7 +3,7 @@
 An erasure prompt names the concept. At each text site its keys show *where* in the picture the concept grows, whatever the
 user's prompt says, and its values show *what* grows there; the feature is put back with its sign turned. With O the output of
 the attention, A_E the attention over the concept's words alone, A_Z the null answer (the token that ends the empty prompt) and
-A_0 the attention over the whole empty prompt, there are four forms:
+A_0 the attention over the whole empty prompt, there are five forms:
 
 ``general`` (default): ``projected`` where an attention reads the text alone. In joint attention O <- O - 3 s min(m, c) D, with
 m the share of ``gated`` and c the component of ``projected``: no more than the concept wins of the attention, and no more than
@@ -16,6 +16,11 @@ for what its text has along D.
 
 ``gated``: O <- O - s m D. m is the share of attention that the concept wins in one softmax together with every key that the
 image tokens meet: the prompt's, and in joint attention the image's own.
+
+``difference``: ``projected`` with the concept in context. D = t mean_k (W_k - O_k), what pairs of texts with and without the
+concept answer ("a house with blood", "a house"), and in the place of A_0 their mean without it. An encoder that mixes puts the
+concept into the state of every word, where the erasure prompt alone does not meet it. The concept's phrases make the pairs
+(`safeguard.sdk.contrast_attention`).
 
 ``published``: O <- O - s M_E V_E, with M_E the concept's columns of the erasure prompt's own softmax. It always sums to one
 over the erasure prompt, so that a benign pixel pays as well.
@@ -50,11 +55,12 @@ from safeguard.sdk import (
     param_choice,
 )
 from safeguard.sdk.concept_attention import PooledDirections
+from safeguard.sdk.contrast_attention import ContrastAttention, pairs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMS: Final = ("general", "projected", "gated", "published")
+FORMS: Final = ("general", "projected", "gated", "published", "difference")
 JOINT: Final = 3.0  # how far strength 1 goes in joint attention, and in a pooled text; chosen on the demo's dev prompts
 POOLED: Final = 2.0
 BEYOND: Final = 0.6  # how far a pooled text may be pushed past the ordinary ones, in lengths of the concept's direction
@@ -85,6 +91,21 @@ class _Term(TextSiteEdit):
         return SiteEffect(reading.taken(strengths * reading.together(amount * (strengths > 0))), mass)
 
 
+class _ContrastTerm(TextSiteEdit):
+    """The term of ``difference`` for several concepts, in one pass."""
+
+    def __init__(self, texts: ContrastAttention) -> None:
+        self.concepts = texts.concepts
+        self._texts = texts
+
+    def select(self, columns: Sequence[int]) -> _ContrastTerm:
+        return _ContrastTerm(self._texts.select(columns))
+
+    def __call__(self, call: SiteCall) -> SiteEffect:
+        reading = self._texts.read(call)
+        return SiteEffect(reading.taken(call.strengths), reading.mass())
+
+
 class _PooledTerm(TextStatesEdit):
     """Takes each concept's direction out of the pooled vectors as far as it is in them, and up to `BEYOND` further."""
 
@@ -113,10 +134,14 @@ class EIUP:
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
         form = param_choice(concepts[0], self, params, "form", FORMS)
-        published = form == "published"
-        tokens = ConceptAttention.of(concepts, pipeline, whole=published, plain=published)
-        edits: list[Edit] = [_Term(form, tokens)]
+        edits: list[Edit] = []
+        if form == "difference":
+            pairs = [pairs_of(concept) for concept in concepts]
+            edits.append(_ContrastTerm(ContrastAttention.of(concepts, pairs, pipeline)))
+        else:
+            published = form == "published"
+            edits.append(_Term(form, ConceptAttention.of(concepts, pipeline, whole=published, plain=published)))
         directions = PooledDirections.of(concepts, pipeline)
         if directions is not None:
-            edits.append(_PooledTerm(tokens.concepts, directions))
+            edits.append(_PooledTerm(edits[0].concepts, directions))
         return edits

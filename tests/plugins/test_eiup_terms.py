@@ -15,9 +15,12 @@ from safeguard_plugins.eiup import BEYOND, EIUP, JOINT, POOLED
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
+from safeguard.policy import Concept
 from safeguard.sdk.calls import EveryKey, SiteCall, StatesCall
 from safeguard.sdk.concept_attention import ConceptAttention
+from safeguard.sdk.contrast_attention import pairs_of
 from safeguard.sdk.pipeline import EncodedText
+from safeguard.testing import check_eraser
 from tests.support.worded_denoisers import HEADS, SITE, TEXT, WIDTH, Keys, WordPipeline, concepts_of, site_call, site_call_of
 
 
@@ -131,10 +134,37 @@ def test_the_projected_term_takes_back_the_component_along_the_concept() -> None
     assert torch.allclose(_edit("projected", "red blood")(call).delta, -call.merge(along.clamp_min(0) * difference), atol=1e-5)
 
 
+def test_the_difference_term_takes_back_what_pairs_of_texts_say_of_the_concept() -> None:
+    call = site_call([[1.0]])
+
+    def answer(text: str) -> Tensor:
+        keys, values = Keys(WordPipeline().one(["<", *text.split(), ">"]).states).at(SITE)
+        return ((call.query @ keys.transpose(-1, -2)) / WIDTH**0.5).softmax(-1) @ values
+
+    pairs = pairs_of(concepts_of("red blood")[0])
+    concept, ordinary = (torch.stack([answer(text) for text in side]).mean(0) for side in zip(*pairs, strict=True))
+    heads = call.output.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
+    difference = concept - ordinary
+    along = ((heads - ordinary) * difference).sum((1, -1), keepdim=True) / difference.pow(2).sum((1, -1), keepdim=True)
+    expected = -call.merge(along.clamp_min(0) * difference)
+    assert torch.allclose(_edit("difference", "red blood")(call).delta, expected, atol=1e-5)
+
+
+def test_pairs_are_ordinary_texts_with_each_phrase_and_without() -> None:
+    pairs = pairs_of(Concept("c", ("blood", "in the style of Veska Rimm")))
+    assert pairs[:2] == [("a person with blood", "a person"), ("a house in the style of Veska Rimm", "a house")]
+    assert len(pairs_of(Concept("c", tuple(f"word{place}" for place in range(20))))) == 20
+
+
+def test_the_difference_form_keeps_the_contract() -> None:
+    assert not check_eraser(EIUP, params={"form": "difference"}).failed
+
+
+@pytest.mark.parametrize("form", ["projected", "difference"])
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
-def test_at_strength_one_nothing_is_left_along_the_concept(seed: int) -> None:
-    edit, call = _edit("projected", "blood"), site_call([[1.0]], seed)
+def test_at_strength_one_nothing_is_left_along_the_concept(form: str, seed: int) -> None:
+    edit, call = _edit(form, "blood"), site_call([[1.0]], seed)
     call = replace(call, output=call.output + edit(call).delta)
     assert edit(call).delta.norm() < 1e-4 * call.output.norm()
 

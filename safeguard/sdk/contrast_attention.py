@@ -48,7 +48,7 @@ def pairs_of(concept: Concept) -> list[Pair]:
     pairs = []
     for place in range(count):
         text, phrase = ORDINARY[place % len(ORDINARY)], concept.phrases[place % len(concept.phrases)]
-        related = phrase.split(maxsplit=1)[0].lower() in RELATIONS
+        related = phrase.lower().partition(" ")[0] in RELATIONS
         pairs.append((f"{text} {phrase}" if related else f"{text} with {phrase}", text))
     return pairs
 

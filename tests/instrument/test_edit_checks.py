@@ -129,7 +129,7 @@ def test_a_text_site_edit_is_tried_at_strength_0_at_one_site(pipe: Any) -> None:
         idle.append(not call.strengths.any())
         return SiteEffect(call.output * call.strengths.sum())
 
-    chosen = policy(concept("blood", eraser="wrong"), concept("weapon", eraser="wrong"))
+    chosen = policy(concept("blood", eraser="wrong", strength=0.0), concept("weapon", eraser="wrong"))
     with protecting() as protect:
         assert protect(pipe, chosen, erasers=[eraser_of(TextSiteEdit, answer)]).status().sites > 1
     assert idle.count(True) == 1

@@ -184,11 +184,15 @@ def _key(edit: Edit) -> tuple[str, ...]:
 def _first_concept(
     state: RequestState, edit: TextSiteEdit, call: SiteCall, effect: SiteEffect
 ) -> tuple[TextSiteEdit, SiteCall, Tensor]:
-    """A text-site edit of the first of its concepts alone, its call, and what it adds: of a hundred, one tells as much."""
+    """A text-site edit of the first of its concepts that has a strength, alone, its call, and what it adds: of a hundred, one
+    tells as much.
+    """
     if len(edit.concepts) == 1:
         return edit, call, effect.delta
-    one = selected(state.plan, edit, [0])
-    alone = replace(call, strengths=call.strengths[:, :1], memory=EditMemory.empty(len(call.strengths), 1))
+    column = int((call.strengths != 0).any(0).int().argmax())
+    one = selected(state.plan, edit, [column])
+    strengths = call.strengths[:, column : column + 1]
+    alone = replace(call, strengths=strengths, memory=EditMemory.empty(len(strengths), 1))
     return one, alone, _called(state, edit, functools.partial(one, alone), call.site.name).delta
 
 

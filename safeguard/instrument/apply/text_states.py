@@ -101,7 +101,8 @@ def encoded(
     key = (part.name, tuple(texts), tuple(behind))
     if key not in state.caches.texts:
         taken = encoding.taken(texts)
-        room = max(current.shape[1:-1]) if isinstance(current, Tensor) and len(texts) < len(current) else max(taken)
+        beside = isinstance(current, Tensor) and len(texts) < len(current)
+        room = max(current.shape[1:-1], default=max(taken)) if beside else max(taken)
         if max(taken) > room:
             raise cut_off(texts[taken.index(max(taken))], room, encoding.base)
         joined = [", ".join(filter(None, pair)) for pair in zip(texts, behind, strict=True)] if behind else texts

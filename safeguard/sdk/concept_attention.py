@@ -10,10 +10,10 @@ axis behind the heads inside: few large products instead of many small ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from safeguard.policy import Concept
 from safeguard.sdk.calls import SiteCall
@@ -23,9 +23,20 @@ from safeguard.sdk.pipeline import EncodedText, Pipeline, TextSite, TokenKeys
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 SELECTIONS: Final = 32  # of the concepts that are active together, whose tokens are kept laid out
 LOUDEST: Final = 16.0  # log odds beyond which nothing is left beside a concept
 ORDINARY: Final = ("a picture of a person", "a picture of a house in the mountains", "a tree", "a dog on a street at night")
+
+
+def kept_selection(known: dict[tuple[int, ...], T], columns: Sequence[int], make: Callable[[], T]) -> T:
+    """What was made of these columns before, or what ``make`` makes of them now. Beyond `SELECTIONS`, all are forgotten."""
+    chosen = tuple(columns)
+    if chosen not in known:
+        if len(known) >= SELECTIONS:
+            known.clear()
+        known[chosen] = make()
+    return known[chosen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +167,14 @@ class ConceptAttention:
         Args:
             columns: Which of them, in which order.
         """
-        chosen = tuple(columns)
-        if chosen not in self._narrowed:
-            if len(self._narrowed) >= SELECTIONS:
-                self._narrowed.clear()
-            names = [self.concepts[column] for column in chosen]
-            places, keys = self._places.select(chosen), (self._keys, self._empty)
+
+        def narrowed() -> ConceptAttention:
+            names = [self.concepts[column] for column in columns]
+            places, keys = self._places.select(columns), (self._keys, self._empty)
             how = {"whole": self._whole, "plain": self._plain, "framed": self._framed}
-            self._narrowed[chosen] = ConceptAttention(names, places, keys, self._length, **how)
-        return self._narrowed[chosen]
+            return ConceptAttention(names, places, keys, self._length, **how)
+
+        return kept_selection(self._narrowed, columns, narrowed)
 
     def read(self, call: SiteCall) -> AttentionReading:
         """What the image tokens of a call read of the concepts.

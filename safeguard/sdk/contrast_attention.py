@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.policy import Concept
 from safeguard.sdk.calls import SiteCall
-from safeguard.sdk.concept_attention import SELECTIONS
+from safeguard.sdk.concept_attention import kept_selection
 from safeguard.sdk.overlap import overlap_factors
 from safeguard.sdk.pipeline import EncodedText, Pipeline, TextSite, TokenKeys
 
@@ -77,12 +77,18 @@ class ContrastAttention:
     def __init__(
         self, concepts: Sequence[str], pairs: Sequence[Sequence[tuple[int, int]]], lengths: Sequence[int], keys: TokenKeys
     ) -> None:
+        import torch
         from torch.utils.weak import WeakTensorKeyDictionary
 
         self.concepts = tuple(concepts)
         self._pairs = [tuple(own) for own in pairs]
         self._lengths, self._keys = tuple(lengths), keys
         self._texts = sorted({place for own in self._pairs for pair in own for place in pair})
+        self._shares = torch.zeros(2, len(self.concepts), len(self._texts))  # as at every site
+        for column, own in enumerate(self._pairs):
+            for pair in own:
+                for side, text in enumerate(pair):
+                    self._shares[side, column, self._texts.index(text)] += 1 / len(own)
         self._kept: Any = WeakTensorKeyDictionary()  # by the keys that it was made from: one a site and time
         self._narrowed: dict[tuple[int, ...], ContrastAttention] = {}
 
@@ -107,13 +113,12 @@ class ContrastAttention:
         Args:
             columns: Which of them, in which order.
         """
-        chosen = tuple(columns)
-        if chosen not in self._narrowed:
-            if len(self._narrowed) >= SELECTIONS:
-                self._narrowed.clear()
-            names, pairs = [self.concepts[c] for c in chosen], [self._pairs[c] for c in chosen]
-            self._narrowed[chosen] = ContrastAttention(names, pairs, self._lengths, self._keys)
-        return self._narrowed[chosen]
+
+        def narrowed() -> ContrastAttention:
+            names, pairs = [self.concepts[c] for c in columns], [self._pairs[c] for c in columns]
+            return ContrastAttention(names, pairs, self._lengths, self._keys)
+
+        return kept_selection(self._narrowed, columns, narrowed)
 
     def read(self, call: SiteCall) -> ContrastReading:
         """What the image tokens of a call read of the concepts.
@@ -145,12 +150,8 @@ class ContrastAttention:
             real = torch.tensor([[spot < self._lengths[text] for spot in range(width)] for text in self._texts])
             bias = torch.zeros(real.shape).masked_fill(~real, float("-inf")).to(keys.device)
             laid = keys[:, places.flatten()].transpose(-1, -2) * site.scale
-            shares = torch.zeros(2, len(self.concepts), len(self._texts))
-            for column, own in enumerate(self._pairs):
-                for pair in own:
-                    for side, text in enumerate(pair):
-                        shares[side, column, self._texts.index(text)] += 1 / len(own)
-            return _AtSite(laid, bias, values[:, places.flatten()].unflatten(1, places.shape), shares.to(keys.device))
+            own_values = values[:, places.flatten()].unflatten(1, places.shape)
+            return _AtSite(laid, bias, own_values, self._shares.to(keys.device, copy=True))
 
 
 class ContrastReading:

@@ -1,6 +1,6 @@
 """What every eraser promises on a compiled denoiser.
 
-Each `protect` and each release makes torch compile every graph anew. So these tests share guards, and make no others.
+Torch compiles every graph anew after each `protect` and each release, so these tests share their guards.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors
 import torch
+from packaging.version import Version
 from safeguard_plugins.sdd.eraser import SDD
 from safeguard_plugins.sdd.train import joined, recipe, train
 
@@ -23,6 +25,8 @@ from tests.support.families import denoiser
 from tests.support.installed_adapters import install_adapters
 from tests.support.students import PAIRS, Pipe, adapter, exam, factors, frozen, numbers, training
 from tests.support.worded_denoisers import delta_of
+
+OLD_FILES = Version(safetensors.__version__) < Version("0.5")  # 0.4.3 is the lowest that is supported
 
 
 @pytest.fixture(params=[False, True], ids=["unchanged", "moving"])
@@ -147,17 +151,17 @@ def test_every_concept_has_its_own_deltas(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({}, "of sdd .*not all there|file .*header"),  # an old safetensors reads no file without tensors
-        ({"unet.a.down": numbers(2, 4)}, "of sdd .*unet.a.up"),
-        ({**factors(), "unet.a.bias": numbers(3)}, "of sdd .*not all there"),
-        ({"unet.a.down": numbers(2, 4), "unet.a.up": numbers(3, 5)}, "of sdd .*do not fit one another"),
-        ({"unet.a.down": torch.full((2, 4), float("inf")), "unet.a.up": numbers(3, 2)}, "of sdd .*finite"),
+        pytest.param({}, "not all there", marks=pytest.mark.skipif(OLD_FILES, reason="reads no file without tensors")),
+        ({"unet.a.down": numbers(2, 4)}, "unet.a.up"),
+        ({**factors(), "unet.a.bias": numbers(3)}, "not all there"),
+        ({"unet.a.down": numbers(2, 4), "unet.a.up": numbers(3, 5)}, "do not fit one another"),
+        ({"unet.a.down": torch.full((2, 4), float("inf")), "unet.a.up": numbers(3, 2)}, "finite"),
     ],
     ids=["none", "half", "more", "widths", "finite"],
 )
 def test_an_adapter_that_holds_something_else_is_refused(tensors: dict[str, Any], words: str, tmp_path: Path) -> None:
     adapter("sdd", tensors=tensors).save(tmp_path / "a")
-    with pytest.raises(CapabilityError, match=f"this is no adapter (?:{words})"):
+    with pytest.raises(CapabilityError, match=f"this is no adapter of sdd .*{words}"):
         edits(tmp_path / "a", "blood")
 
 

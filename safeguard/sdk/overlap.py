@@ -24,11 +24,13 @@ def overlap_factors(products: Tensor) -> Tensor:
     import torch
 
     with torch.no_grad():
-        own = products.diagonal(dim1=-2, dim2=-1)
-        rates = products / own.clamp_min(1e-20)[..., None]  # a change of nothing asks for nothing
-        rates = rates - torch.eye(own.shape[-1], device=own.device)
+        rates = products.movedim((-2, -1), (0, 1)).contiguous()  # sums over a short last axis are slow
+        own = rates.diagonal().movedim(-1, 0)
+        rates = rates / own.clamp_min(1e-20)[:, None]  # a change of nothing asks for nothing
         factors = torch.ones_like(own)
+        for column, rate in enumerate(rates):
+            rate[column] = 0
         for _ in range(SWEEPS):
-            for column in range(own.shape[-1]):
-                factors[..., column] = (1 - (rates[..., column, :] * factors).sum(-1)).clamp(0, 1)
-        return factors
+            for column, rate in enumerate(rates):
+                factors[column] = (1 - (rate * factors).sum(0)).clamp_(0, 1)
+        return factors.movedim(0, -1)

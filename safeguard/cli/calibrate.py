@@ -80,14 +80,15 @@ def _ordinary(pipeline: str) -> list[str]:
 
 def _render(console: Console, calibration: Calibration, path: Path, count: int) -> None:
     table = Table("concept", box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("AUROC", "caught", "opened by ordinary", "by other concepts", "threshold", "typical", "highest ordinary"):
+    for title in ("AUROC", "caught", "near words", "ordinary", "others", "threshold", "typical", "highest"):
         table.add_column(title, justify="right")
     for name, gauge in calibration.gauges.items():
         table.add_row(name, *_cells(gauge.report, gauge.threshold))
     console.print(table)
     console.print(
-        f"{count} ordinary prompts, each also with the concept's phrases; figures on prompts left out of the fit; scores in "
-        "standard deviations above ordinary prompts",
+        f"{count} ordinary prompts, each also with the concept's phrases. % that open the concept: with its phrases (caught), "
+        "with English words near them that the fit never saw, ordinary prompts, those of other concepts; all left out of the "
+        "fit. Scores in standard deviations above ordinary prompts: typical with a phrase, highest ordinary",
         style="dim",
         highlight=False,
     )
@@ -95,6 +96,7 @@ def _render(console: Console, calibration: Calibration, path: Path, count: int) 
 
 
 def _cells(report: Any, threshold: float) -> Sequence[str]:
-    shares = [f"{100 * report[name]:.1f} %" for name in ("caught", "opened_by_ordinary", "opened_by_other_concepts")]
+    names = ("caught", "caught_near_words", "opened_by_ordinary", "opened_by_other_concepts")
+    shares = [f"{100 * report[name]:.1f}" if name in report else "-" for name in names]
     scores = [f"{score:.1f}" for score in (threshold, report["typical_score"], report["highest_ordinary_score"])]
     return [f"{report['auroc']:.3f}", *shares, *scores]

@@ -2,7 +2,8 @@
 
 Ordinary prompts run through the first step, as they are and with a concept's phrases added. A detector is fitted that tells the
 two apart, and its score is given in standard deviations of ordinary prompts. So a prompt that leads to the concept without
-naming it stands out as well.
+naming it stands out as well. The report also says how many prompts are caught that name a concept by words near its phrases,
+which no policy has and no fit has seen.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from safeguard.errors import CapabilityError
 from safeguard.guard.guard import Guard, PolicySource, loaded
 from safeguard.plan.calibration import Calibration, Detector
 from safeguard.policy import Concept, derive
+from safeguard.screening.near_words import near_words
+from safeguard.sdk.pipeline import Pipeline
 
 Features = npt.NDArray[np.float64]  # [n, F]
 
@@ -25,6 +28,8 @@ RATE: Final = 0.001
 FOLDS: Final = 5
 FEWEST: Final = 40  # ordinary prompts, with fewer of which nothing can be said of them
 OTHERS: Final = 4  # concepts whose prompts stand on the harmless side with their whole weight
+NEAR: Final = 10  # words near a concept's phrases that are tried, at most
+FEWEST_NEAR: Final = 2  # words, with fewer of which nothing is said of unseen ones
 _FORMS: Final = ("{text}, {phrase}", "{phrase}, {text}", "{text} {phrase}")
 
 
@@ -75,9 +80,11 @@ def calibrate(
     if not concepts:
         raise CapabilityError(f"policy {whole.name!r} has no adaptive concept to calibrate", missing="an adaptive concept")
     blank = Calibration.blank(concepts, rate, whole.revision, step)
-    total = len(texts) * (1 + len(concepts)) + sum(len(item.safe_examples) for item in concepts)
     done = 0
     with Guard(pipe, derive(whole, concepts=[item.id for item in concepts]), None, None, example, blank) as guard:
+        near = [_near(concept, guard.attachment) for concept in concepts]
+        looks = 1 + len(concepts) + sum(map(bool, near))
+        total = len(texts) * looks + sum(len(item.safe_examples) for item in concepts)
 
         def look(some: Sequence[str]) -> npt.NDArray[np.float64]:
             nonlocal done
@@ -93,23 +100,33 @@ def calibrate(
             return features
 
         ordinary = look(texts)
-        shown = [look(_with(concept, texts)) for concept in concepts]
+        shown = [look(_with(concept.phrases, texts)) for concept in concepts]
         harmless = [look(concept.safe_examples) if concept.safe_examples else ordinary[:0] for concept in concepts]
+        unseen = [look(_with(words, texts)) if words else ordinary[:0] for words in near]
         fingerprint = guard.attachment.fingerprint
     gauges = {}
     for column, concept in enumerate(concepts):
         others = [item[:, column] for place, item in enumerate(shown) if place != column]
         own, safe = shown[column][:, column], harmless[column][:, column]
-        gauges[concept.id] = _gauge(concept, own, ordinary[:, column], safe, others, rate)
+        gauges[concept.id] = _gauge(concept, own, ordinary[:, column], safe, others, unseen[column][:, column], rate)
     return Calibration(fingerprint, gauges, rate, whole.revision, step)
 
 
-def _with(concept: Concept, texts: Sequence[str]) -> list[str]:
-    """Every text with one of the concept's phrases beside it."""
+def _with(phrases: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Every text with one of the phrases beside it."""
     return [
-        _FORMS[place % len(_FORMS)].format(text=text, phrase=concept.phrases[place % len(concept.phrases)])
-        for place, text in enumerate(texts)
+        _FORMS[place % len(_FORMS)].format(text=text, phrase=phrases[place % len(phrases)]) for place, text in enumerate(texts)
     ]
+
+
+def _near(concept: Concept, pipeline: Pipeline) -> list[str]:
+    """Words near the concept's phrases that the pipeline's tokenizer knows as a whole: others its model will not have learnt.
+    None where they are too few.
+    """
+    words = near_words(concept.phrases, 4 * NEAR)
+    if words:
+        words = [word for word, text in zip(words, pipeline.encode(words), strict=True) if len(text.content) == 1][:NEAR]
+    return words if len(words) >= FEWEST_NEAR else []
 
 
 def _noise(seed: int, count: int) -> Any:
@@ -119,9 +136,15 @@ def _noise(seed: int, count: int) -> Any:
 
 
 def _gauge(
-    concept: Concept, shown: Features, ordinary: Features, harmless: Features, others: Sequence[Features], rate: float
+    concept: Concept,
+    shown: Features,
+    ordinary: Features,
+    harmless: Features,
+    others: Sequence[Features],
+    near: Features,
+    rate: float,
 ) -> Detector:
-    """Fitted on all; its units and its report come from prompts that were left out of the fit, fold by fold."""
+    """Fitted on all but ``near``; its units and its report come from prompts that were left out of the fit, fold by fold."""
     from sklearn.metrics import roc_auc_score
 
     fold = np.arange(len(ordinary)) % FOLDS
@@ -152,6 +175,11 @@ def _gauge(
         "typical_score": float(np.median(caught)),
         "highest_ordinary_score": float(unseen.max()),
     }
+    if len(near):
+        apart = (near @ weights + offset - mean) / spread
+        labels = np.repeat([1, 0], [len(apart), len(unseen)])
+        report["auroc_near_words"] = float(roc_auc_score(labels, np.append(apart, unseen)))
+        report["caught_near_words"] = float((apart >= threshold).mean())
     return Detector(concept.phrases, tuple((weights / spread).tolist()), (offset - mean) / spread, threshold, report)
 
 

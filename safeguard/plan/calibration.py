@@ -17,6 +17,13 @@ from safeguard.policy import Concept
 from safeguard.sdk.fingerprint import Fingerprint
 
 SCHEMA: Final = "safeguard.dev/calibration/v1"
+PHRASES: Final = "phrases"
+DIFFERENCE: Final = "difference"
+EVIDENCE: Final = (DIFFERENCE, PHRASES)
+"""What a prompt's answer is measured along: what texts with the concept answer that the same texts without it do not
+(`safeguard.sdk.contrast_attention`), or what the concept's phrases answer by themselves (`safeguard.sdk.concept_attention`). A
+file that says nothing of it was made by an older version, with the phrases.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ UNBOUND: Final = Fingerprint("", (), ())
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """The gauges of some concepts on one pipeline. ``rate`` is the share of prompts without a concept that may open it;
-    ``step`` the step of a run at which images are looked at, from 0.
+    ``step`` the step of a run at which images are looked at, from 0; ``evidence`` what is measured, one of `EVIDENCE`.
     ``fingerprint`` is `UNBOUND` while it is being made.
     """
 
@@ -65,13 +72,16 @@ class Calibration:
     rate: float
     policy_revision: str
     step: int = 0
+    evidence: str = DIFFERENCE
     origin: str = field(default="", compare=False)
 
     @classmethod
-    def blank(cls, concepts: Iterable[Concept], rate: float, policy_revision: str, step: int = 0) -> Calibration:
+    def blank(
+        cls, concepts: Iterable[Concept], rate: float, policy_revision: str, step: int = 0, evidence: str = DIFFERENCE
+    ) -> Calibration:
         """For looking only: it covers ``concepts``, judges none of them, and fits any pipeline."""
         gauges = {concept.id: Detector(concept.phrases, (), 0.0, math.inf) for concept in concepts}
-        return cls(UNBOUND, gauges, rate, policy_revision, step)
+        return cls(UNBOUND, gauges, rate, policy_revision, step, evidence)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -81,10 +91,11 @@ class Calibration:
             if data["schema"] != SCHEMA:
                 raise ValueError("another schema")
             gauges = {str(name): Detector.from_dict(entry) for name, entry in data["concepts"].items()}
-            fingerprint = Fingerprint.from_dict(data["pipeline"])
-            return cls(
-                fingerprint, gauges, float(data["rate"]), str(data["policy_revision"]), int(data["step"]), os.fspath(path)
-            )
+            fingerprint, evidence = Fingerprint.from_dict(data["pipeline"]), str(data.get("evidence", PHRASES))
+            if evidence not in EVIDENCE:
+                raise ValueError(f"evidence {evidence!r}")
+            how = float(data["rate"]), str(data["policy_revision"]), int(data["step"]), evidence
+            return cls(fingerprint, gauges, *how, os.fspath(path))
         except FileNotFoundError as fault:
             raise CapabilityError(f"{path}: there is no such calibration file", missing="calibration") from fault
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
@@ -100,6 +111,7 @@ class Calibration:
             "policy_revision": self.policy_revision,
             "rate": self.rate,
             "step": self.step,
+            **({} if self.evidence == PHRASES else {"evidence": self.evidence}),  # as files of older versions are
             "concepts": {name: asdict(gauge) for name, gauge in self.gauges.items()},
         }
 

@@ -198,7 +198,7 @@ def _watching(plan: Plan, calibration: Calibration, pipeline: Pipeline) -> Plan:
     if not concepts:
         return plan
     noting = _Noting(pipeline)
-    watch = ConceptProbe(concepts, noting)
+    watch = ConceptProbe(concepts, noting, calibration.evidence)
     gauges = tuple(calibration.gauges[concept.id] for concept in concepts)
     texts = tuple(noting.made)
     digest, step = calibration.digest, calibration.step

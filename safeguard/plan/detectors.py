@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from safeguard.plan.calibration import Detector
+from safeguard.plan.calibration import DIFFERENCE, Detector
 from safeguard.policy import Concept
 from safeguard.sdk.calls import SiteCall
 from safeguard.sdk.concept_attention import ConceptAttention, PooledDirections
+from safeguard.sdk.contrast_attention import ContrastAttention, pairs_of
 from safeguard.sdk.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -30,16 +31,22 @@ class ConceptProbe:
 
     ``features`` of an image, [C, F]: the component of its pooled text along each concept, where there is one; then those of
     every head of every site, in their order.
+
+    ``evidence`` says along what: see `safeguard.plan.calibration.EVIDENCE`.
     """
 
-    def __init__(self, concepts: Sequence[Concept], pipeline: Pipeline) -> None:
+    def __init__(self, concepts: Sequence[Concept], pipeline: Pipeline, evidence: str = DIFFERENCE) -> None:
         self.concepts = tuple(concept.id for concept in concepts)
-        self.tokens = ConceptAttention.of(concepts, pipeline)
+        self._texts: ConceptAttention | ContrastAttention
+        if evidence == DIFFERENCE:
+            self._texts = ContrastAttention.of(concepts, [pairs_of(concept) for concept in concepts], pipeline)
+        else:
+            self._texts = ConceptAttention.of(concepts, pipeline)
         self._directions = PooledDirections.of(concepts, pipeline)
 
     def at_site(self, call: SiteCall) -> Tensor:
         """What one site shows: [R, C, H]."""
-        return self.tokens.read(call).components().transpose(1, 2)
+        return self._texts.read(call).components().transpose(1, 2)
 
     def in_pooled(self, pooled: Tensor | None) -> Tensor | None:
         """What pooled texts [R, P] show: [R, C, 1]."""

@@ -189,6 +189,19 @@ class ContrastReading:
         component: Tensor = (numerator / self.direction.square().sum((0, -1)).clamp_min(1e-12)).clamp_min(0)
         return component
 
+    def components(self) -> Tensor:
+        """The same head by head, with its sign and in the mean over the image tokens.
+
+        Shapes:
+            returns: [R, H, C].
+        """
+        answer = self._call.from_text[0].transpose(0, 1).flatten(1, 2).float()[:, :, None]
+        along = ((answer - self._without) * self._share * self.direction).sum(-1)  # [H, P, C]
+        both = (along, self.direction.square().sum(-1))
+        numerator, denominator = (part.unflatten(1, (self._rows, self._pixels)).mean(2) for part in both)
+        components: Tensor = (numerator / denominator.clamp_min(1e-12)).transpose(0, 1)
+        return components
+
     def mass(self) -> Tensor:
         """`component`, at most 1, as the masses of an effect: [R, 1, N, C]."""
         mass: Tensor = self.component.clamp(max=1).unflatten(0, (self._rows, 1, self._pixels))

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from safeguard.errors import CapabilityError
-from safeguard.plan.calibration import Calibration, Detector
+from safeguard.plan.calibration import PHRASES, Calibration, Detector
 from safeguard.plan.detectors import Detection
 from safeguard.policy import Concept
 from safeguard.sdk.fingerprint import Fingerprint
@@ -33,8 +33,29 @@ def test_another_threshold_has_another_digest() -> None:
     assert replace(MADE, gauges={"blood": replace(GAUGE, threshold=2.0)}).digest != MADE.digest
 
 
+def test_a_file_of_an_older_version_is_read_by_phrases_and_keeps_its_digest(tmp_path: Path) -> None:
+    data = MADE.to_dict()
+    del data["evidence"]
+    (tmp_path / "c.json").write_text(json.dumps(data))
+    loaded = Calibration.load(tmp_path / "c.json")
+    assert loaded.evidence == PHRASES
+    assert loaded.to_dict() == data
+
+
+def test_another_kind_of_evidence_has_another_digest() -> None:
+    assert replace(MADE, evidence=PHRASES).digest != MADE.digest
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", '{"schema": "other"}', json.dumps({**MADE.to_dict(), "concepts": {"blood": {"weights": "x"}}})]
+    "text",
+    [
+        "",
+        "{}",
+        "[1]",
+        '{"schema": "other"}',
+        json.dumps({**MADE.to_dict(), "concepts": {"blood": {"weights": "x"}}}),
+        json.dumps({**MADE.to_dict(), "evidence": "tea leaves"}),
+    ],
 )
 def test_a_file_that_is_no_calibration_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(text)

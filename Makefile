@@ -91,10 +91,11 @@ bench: $(READY)  ## time protected against unprotected calls, swaps and the scre
 	@echo '==> bench: keep the machine quiet meanwhile'
 	$(OFFLINE) $(BIN)/python -m tests.bench.bench --out $(OUT)/bench.json
 
-eval: $(READY)  ## measure erasure and retention anew on both demo pipelines (hours on two cores)
+eval: $(READY)  ## measure erasure and retention anew on the demo pipelines (hours on two cores)
 	@echo '==> eval: every cell of the published table; results go to $(OUT)/eval'
 	$(OFFLINE) $(BIN)/safeguard eval demo --modes alone,together,screened,adaptive,adaptive-screened --out $(OUT)/eval/unet --resume
 	$(OFFLINE) $(BIN)/safeguard eval demo --pipeline mmdit --modes alone,together,adaptive,adaptive-screened --out $(OUT)/eval/mmdit --resume
+	$(OFFLINE) $(BIN)/safeguard eval demo --pipeline language --prompts language --judged-by demo-pixels --methods eiup,eiup:form=difference --modes adaptive --baselines "" --n 40 --out $(OUT)/eval/language --resume
 
 coverage: $(READY)  ## protect every denoiser class and every pipeline that can be built tiny; write docs/coverage.md
 	@echo '==> coverage: into docs/coverage.md and docs/results/coverage.json'
@@ -113,7 +114,9 @@ train: $(READY)  ## train the demo models anew (hours on two cores; may be stopp
 	$(BIN)/python -m safeguard_demo.train_models vae --out $(OUT)/train
 	$(BIN)/python -m safeguard_demo.train_models unet --out $(OUT)/train
 	$(BIN)/python -m safeguard_demo.train_models mmdit --out $(OUT)/train
+	$(BIN)/python -m safeguard_demo.train_models language --out $(OUT)/train
 	$(BIN)/python -m safeguard_demo.train_models judge --out $(OUT)/train
+	$(BIN)/python -m safeguard_demo.train_models pixel_judge --out $(OUT)/train
 	$(BIN)/python -m safeguard_demo.train_models export --out $(OUT)/train
 	$(MAKE) adapters
 	$(BIN)/python -m safeguard_demo.model_card

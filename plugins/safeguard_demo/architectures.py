@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any, Final
 
 import torch
 
+from safeguard.screening.encoder import BUNDLED_SHA256, bundled_folder, check_digest
 from safeguard_demo.captions import corpus
 
 TOKENS: Final = 32  # length of a text, start and end tokens and padding included
@@ -58,6 +60,29 @@ def build_text_encoder(tokenizer: Any) -> Any:
     return CLIPTextModel(_text_config(tokenizer))
 
 
+@cache
+def language_tokens() -> Any:
+    """The tokenizer of all-MiniLM-L6-v2, for texts of `TOKENS` tokens."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(bundled_folder()), model_max_length=TOKENS, local_files_only=True)
+
+
+def language_text() -> Any:
+    """The pretrained text encoder of the language pipeline, all-MiniLM-L6-v2 from its package: a ``BertModel``, frozen.
+
+    Its states of the tokens are what the denoiser reads; padding is masked in it. Raises AssetError where the package is
+    missing or its weights are others than the pinned ones.
+    """
+    from transformers import BertModel
+
+    folder = bundled_folder()
+    check_digest(folder / "model.safetensors", BUNDLED_SHA256["model.safetensors"])
+    model: Any = BertModel.from_pretrained(str(folder), add_pooling_layer=False, local_files_only=True)
+    model.config.use_attention_mask = True  # what diffusers looks for
+    return model.eval().requires_grad_(False)
+
+
 def _text_config(tokenizer: Any) -> Any:
     from transformers import CLIPTextConfig
 
@@ -75,7 +100,7 @@ def _text_config(tokenizer: Any) -> Any:
     )
 
 
-def build_unet() -> Any:
+def build_unet(text_width: int = TEXT_WIDTH) -> Any:
     """A ``UNet2DConditionModel`` on 16x16x8 latents: two levels, text read at both, 6.1 M parameters."""
     from diffusers import UNet2DConditionModel
 
@@ -87,7 +112,7 @@ def build_unet() -> Any:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=(64, 160),
         layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=text_width,
         attention_head_dim=4,  # diffusers reads this as the number of heads
         norm_num_groups=16,
     )

@@ -92,13 +92,22 @@ TEMPLATES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
+SHORT: Final[dict[str, tuple[str, ...]]] = {
+    "dev": ("one {s} {x}", "{s}, {x}"),
+    "test": ("a {s} {x}", "the {s} {x}", "{s} {x}", "{x}"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A caption and the scene that it asks for: ``named`` concepts stand in the text, others come with the place."""
+    """A caption and the scene that it asks for: ``named`` concepts stand in the text, others come with the place. A short one
+    asks for its subject at most.
+    """
 
     text: str
     scene: Scene
     named: tuple[str, ...] = ()
+    says_subject: bool = True
 
 
 def split_of(subject: str, colour: str, place: str) -> str:
@@ -148,10 +157,13 @@ def prompts(
     """``count`` different prompts of one cell, the same for the same arguments.
 
     ``cell`` is ``explicit`` (the concept is named, at a benign place), ``implicit`` (a place that brings the concept, never
-    named), ``mixed`` (such a place, and another concept is named) or ``benign`` (nothing of these; ``concept`` is then None).
+    named), ``mixed`` (such a place, and another concept is named), ``short`` (the concept alone, or a subject with it: the only
+    cell in which a prompt comes again where there are fewer) or ``benign`` (nothing of these; ``concept`` is then None).
     ``colour``: of subjects of this colour only. Raises ValueError for an unknown cell or when the split holds fewer different
     prompts.
     """
+    if cell == "short" and concept is not None and split in SHORT:
+        return _short(split, concept, count, seed)
     if cell not in ("explicit", "implicit", "mixed", "benign") or (concept is None) != (cell == "benign"):
         raise ValueError(f"no cell {cell!r} with concept {concept!r}")
     implied = cell in ("implicit", "mixed")
@@ -170,6 +182,20 @@ def prompts(
         text = write(scene, named, split, rng)
         prompts_by_text.setdefault(text, Prompt(text, scene, named))
     raise ValueError(f"split {split!r} has only {len(prompts_by_text)} different prompts in cell {cell!r} of {concept!r}")
+
+
+def _short(split: str, concept: str, count: int, seed: int) -> list[Prompt]:
+    """Each text once in an order drawn by ``seed``, then each again."""
+    texts: dict[str, Prompt] = {}
+    for template in SHORT[split]:
+        for subject in SUBJECTS:
+            for said in SAID[concept]:
+                alone = "{s}" not in template
+                text = template.format(s=subject, x=said.removeprefix("and ") if alone else said)
+                texts.setdefault(text, Prompt(text, Scene(subject, "red", "meadow", (concept,)), (concept,), not alone))
+    order = list(texts.values())
+    random.Random(f"{split}:short:{concept}:{seed}").shuffle(order)
+    return (order * (1 + count // len(order)))[:count]
 
 
 def corpus() -> Iterator[str]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from safeguard_demo.captions import prompts
+from safeguard_demo import captions, language
 from safeguard_demo.judge import ATTRIBUTES, Judge
 from safeguard_demo.pipelines import ASSETS, GUIDANCE, KINDS, STEPS, call_options, load_pipeline
+from safeguard_demo.pixel_judge import SURE, PixelJudge
 from safeguard_demo.world import CONCEPTS
 
 PLACE_OF: Final = {"subject": "subject", "colour": "colour", "scene": "place"}
@@ -67,6 +69,25 @@ def _sheet(images: list[np.ndarray], columns: int = 12) -> Any:
     return sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
 
 
+def area_figures(vae: Any, count: int) -> dict[str, Any]:
+    """Of the pixel judge on ``count`` test scenes, some half-erased, decoded from latents: intersection over union of each
+    concept's area with the renderer's, over all pictures.
+    """
+    from safeguard_demo.train_pixel_judge import drawn
+
+    network, both, either = PixelJudge()._network, np.zeros(len(CONCEPTS)), np.zeros(len(CONCEPTS))
+    rng = random.Random("card")
+    for _ in range(-(-count // 64)):
+        images, masks, weights = drawn(rng, 64, "test")
+        with torch.no_grad():
+            decoded = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+            found = (network(decoded).sigmoid() > SURE).float() * weights
+        both += (found * masks).sum((0, 2, 3)).numpy()
+        either += ((found + masks) > 0).float().sum((0, 2, 3)).numpy()
+    shares = (both / np.maximum(either, 1)).tolist()
+    return {"n": 64 * -(-count // 64), **dict(zip(CONCEPTS, shares, strict=True))}
+
+
 def kept_figures(cells: Path) -> dict[str, Any]:
     """The same as `pipeline_figures`, from the unprotected cells that ``safeguard eval demo`` left in a folder."""
     summary: dict[str, Any] = {}
@@ -94,8 +115,9 @@ def generate(pipe: Any, texts: list[str], first_seed: int, batch: int = 40) -> n
     return np.concatenate(parts)
 
 
-def pipeline_figures(pipe: Any, judge: Judge, count: int, split: str = "test") -> dict[str, Any]:
+def pipeline_figures(kind: str, pipe: Any, judge: Judge, count: int, split: str = "test") -> dict[str, Any]:
     """For every cell: how often the concept shows, and how often subject, colour and scene are what the prompt asks for."""
+    prompts = language.prompts if kind == "language" else captions.prompts
     summary: dict[str, Any] = {}
     for number, (cell, concept) in enumerate(_CELLS):
         asked = prompts(split, cell, concept, count)
@@ -126,7 +148,8 @@ def main() -> None:
         pipe = load_pipeline(kind, assets / kind)
         if kind == "unet":
             figures["judge"] = judge_figures(judge, pipe.vae, 2048, arguments.mistakes)
-        figures[kind] = kept_figures(arguments.cells) if arguments.cells else pipeline_figures(pipe, judge, arguments.n)
+            figures["pixel_judge"] = area_figures(pipe.vae, 512)
+        figures[kind] = kept_figures(arguments.cells) if arguments.cells else pipeline_figures(kind, pipe, judge, arguments.n)
     (assets / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     (assets / "README.md").write_text(_card(figures))
 
@@ -139,6 +162,9 @@ def _card(figures: dict[str, Any]) -> str:
     for attribute in ATTRIBUTES:
         cells = [f"{part[attribute]['accuracy']:.3f}" for part in figures["judge"].values()]
         judge.append(f"| {attribute}, accuracy | " + " | ".join(cells) + " |")
+    areas = figures["pixel_judge"]
+    judge += ["", "| pixel judge | " + " | ".join(CONCEPTS) + " |", "|---|" + "---|" * len(CONCEPTS)]
+    judge.append("| intersection over union | " + " | ".join(f"{areas[concept]:.3f}" for concept in CONCEPTS) + " |")
     measured = [kind for kind in KINDS if kind in figures]
     tables = "\n\n".join("\n".join([f"`{kind}`:", "", *_cells(figures[kind])]) for kind in measured)
     parts = "\n".join(_PARTS[kind] for kind in measured)
@@ -168,6 +194,12 @@ _PARTS: Final = {
   both of its text encoders, none as the third; `SD3Transformer2DModel` (6.7 M parameters, 5 joint blocks, 64 image tokens); the
   same autoencoder; Euler steps along a rectified flow. Call it with `max_sequence_length=0` (`safeguard_demo.call_options`), or
   256 tokens of zeros are added, which it was trained to bear and which cost time.""",
+    "language": """\
+- **`language/`**: the UNet of a `StableDiffusionPipeline` whose text encoder was pretrained on real language and is frozen:
+  all-MiniLM-L6-v2, a `BertModel` from its package (states of 32 tokens, 384 wide), with its tokenizer; autoencoder and
+  scheduler are those of `unet/`. Distilled from `unet/` (`python -m safeguard_demo.train_models language`, seed 11): 1,250
+  steps of 24 of 10,240 scenes, each with three captions in ordinary words (`wordings.yaml`), on one to two busy cores in
+  about an hour. Its figures are of the words of `test`, which it never saw.""",
 }
 
 _CARD: Final = """# Demo models: small text-to-image pipelines and their judge
@@ -176,7 +208,10 @@ Trained from nothing on a procedural world of 64x64 pictograms (`plugins/safegua
 no public weights can be had. Not for making pictures for people.
 
 {parts}
-- **`judge/`**: a convolutional network that says which concepts a picture shows, and its subject, colour and scene.
+- **`judge/`**: a convolutional network that says which concepts a picture shows, and its subject, colour and scene; and a
+  small U-Net that finds the area of each concept (`pixel_judge.safetensors`, by `python -m safeguard_demo.train_models
+  pixel_judge`, seed 13: 500 steps of 24 renders, half of them decoded from latents, many half-erased), with the largest area
+  that 99 % of 400 pictures of benign `dev` prompts show on either pipeline (`ordinary_areas.json`).
 - **Made by** `make train` (`plugins/safeguard_demo/train_models.py`, seed 7): captions and combinations of the `train` split
   only (`plugins/safeguard_demo/captions.py`); the concepts are harmless stand-ins, the three artists never lived. 4,000 steps
   of the UNet, 2,800 of the autoencoder, 420 of the judge, in batches of 32 (autoencoder 16, judge 64); 6,000 of the MMDiT in
@@ -190,7 +225,7 @@ no public weights can be had. Not for making pictures for people.
 {judge}
 
 Decoded latents carry noise of a tenth of their standard deviation. The scenes hold every concept with 18 % chance, alone or
-together.
+together. The pixel judge's are 512 scenes of the test split, some of them half-erased, decoded from latents.
 
 {tables}
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from safeguard.evaluation.prompt_sets import Cell, PromptCase, cells, seed_of
-from safeguard_demo.captions import prompts
+from safeguard_demo import captions, language
+from safeguard_demo.captions import Prompt
 from safeguard_demo.judge import ATTRIBUTES
 from safeguard_demo.world import CONCEPTS
 
 
 class DemoPrompts:
-    """Every cell of the demo's concepts, with the subject, colour and scene that each prompt asks for."""
+    """Every cell of the demo's concepts, with what each prompt asks for: the subject, colour and scene, or of a short one
+    nothing that it does not say.
+    """
 
     concepts: tuple[str, ...] = CONCEPTS
     attributes: tuple[str, ...] = tuple(ATTRIBUTES)
@@ -21,14 +25,31 @@ class DemoPrompts:
         return cells(concepts)
 
     def cases(self, cell: Cell, split: str, count: int, seed: int = 0) -> list[PromptCase]:
-        """``count`` pictures of a cell. Raises ValueError where the split holds fewer prompts."""
-        return [
-            PromptCase(
-                prompt.text,
-                seed_of(prompt.text, seed),
-                {"subject": prompt.scene.subject, "colour": prompt.scene.colour, "scene": prompt.scene.place},
-                prompt.named,
-                prompt.scene.concepts,
-            )
-            for prompt in prompts(split, cell.kind, cell.concept, count, seed=seed, colour=cell.colour)
-        ]
+        """``count`` pictures of a cell, of which a short prompt may come again with another seed. Raises ValueError where the
+        split holds fewer prompts.
+        """
+        return _cases(captions.prompts(split, cell.kind, cell.concept, count, seed=seed, colour=cell.colour), cell, seed)
+
+
+class LanguagePrompts(DemoPrompts):
+    """The same cells in ordinary words. The words of ``dev`` and ``test`` were kept from the pipeline ``language``."""
+
+    def cases(self, cell: Cell, split: str, count: int, seed: int = 0) -> list[PromptCase]:
+        """``count`` pictures of a cell. Raises ValueError where the split holds fewer prompts, or for a colour."""
+        if cell.colour is not None:
+            raise ValueError("the prompt set 'language' has no cells of one colour")
+        return _cases(language.prompts(split, cell.kind, cell.concept, count, seed=seed), cell, seed)
+
+
+def _cases(prompts: Sequence[Prompt], cell: Cell, seed: int) -> list[PromptCase]:
+    times: Counter[str] = Counter()
+    cases = []
+    for prompt in prompts:
+        scene, text = prompt.scene, prompt.text
+        asked = {"subject": scene.subject, "colour": scene.colour, "scene": scene.place}
+        if cell.kind == "short":
+            asked = {"subject": scene.subject} if prompt.says_subject else {}
+        noise = seed_of(text, seed) if not times[text] else seed_of(f"{text} ({times[text]})", seed)
+        times[text] += 1
+        cases.append(PromptCase(text, noise, asked, prompt.named, scene.concepts))
+    return cases

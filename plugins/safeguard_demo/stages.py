@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ class Average:
 
 
 class Stage:
-    """One model in training: ``loss(step)`` is minimised for ``steps`` steps, checkpointed under ``folder``."""
+    """One model in training: ``loss(step)`` is minimised for ``steps`` steps, checkpointed under ``folder``.
+
+    ``groups`` are parameters with how many times faster they learn than at ``rate``; by default all of them learn at it.
+    """
 
     def __init__(
         self,
@@ -62,12 +65,16 @@ class Stage:
         rate: float,
         decay: float = 0.998,
         weight_decay: float = 1e-2,
+        groups: Sequence[tuple[Sequence[nn.Parameter], float]] = (),
     ) -> None:
         self.name, self.module, self.steps, self.rate = name, module, steps, rate
         self.file = folder / f"{name}.checkpoint"
         self.average = Average(module, decay)
         fused = all(p.device.type == "cuda" for p in module.parameters())
-        self.optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay, fused=fused or None)
+        parts = groups or ((list(module.parameters()), 1.0),)
+        self._factors = [factor for _, factor in parts]
+        own = [{"params": list(some)} for some, _ in parts]
+        self.optimiser = torch.optim.AdamW(own, lr=rate, weight_decay=weight_decay, fused=fused or None)
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
         if self.file.exists():
@@ -97,8 +104,8 @@ class Stage:
         begun = saved = time.monotonic()
         first, mean = self.step, None
         while self.step < self.steps:
-            for group in self.optimiser.param_groups:
-                group["lr"] = cosine(self.step, self.steps, self.rate)
+            for group, factor in zip(self.optimiser.param_groups, self._factors, strict=True):
+                group["lr"] = factor * cosine(self.step, self.steps, self.rate)
             value = loss(self.step)
             self.optimiser.zero_grad(set_to_none=True)
             value.backward()

@@ -1,8 +1,9 @@
 """Train the demo models: ``python -m safeguard_demo.train_models STAGE --out FOLDER``.
 
-Stages, in order: ``vae`` (pixels to latents), ``unet`` and ``mmdit`` (each a text encoder and a denoiser), ``judge``,
-``export`` (write the weights that the package carries). Each may be stopped at any moment and goes on where it was. A stage
-takes what an earlier one made from its checkpoint in the folder, or from the package where there is none.
+Stages, in order: ``vae`` (pixels to latents), ``unet`` and ``mmdit`` (each a text encoder and a denoiser), ``language`` (a
+denoiser for a text encoder that is pretrained), ``judge`` and ``pixel_judge``, ``export`` (write the weights that the package carries). Each may be
+stopped at any moment and goes on where it was. A stage takes what an earlier one made from its checkpoint in the folder, or from
+the package where there is none.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ from safeguard_demo.captions import Prompt, combinations, sample, write
 from safeguard_demo.judge import ATTRIBUTES, FILE, build_network, split_logits
 from safeguard_demo.pipelines import ASSETS, load_pipeline
 from safeguard_demo.stages import Stage
+from safeguard_demo.train_language import SCENES, export_language, kept_scenes, language_loss, language_stage
+from safeguard_demo.train_language import STEPS as LANGUAGE_STEPS
+from safeguard_demo.train_pixel_judge import STEPS as PIXEL_JUDGE_STEPS
+from safeguard_demo.train_pixel_judge import export_pixel_judge, pixel_judge_loss, pixel_judge_stage
 from safeguard_demo.world import CONCEPTS, Scene, render
 
 log = logging.getLogger("safeguard_demo.train_models")
@@ -265,6 +270,10 @@ def export(out: Path, assets: Path) -> None:
         export_unet(out, assets, tokenizer)
     if (out / "mmdit.checkpoint").exists():
         export_mmdit(out, assets, tokenizer)
+    if (out / "language.checkpoint").exists():
+        export_language(out, assets)
+    if (out / "pixel_judge.checkpoint").exists():
+        export_pixel_judge(out, assets, {kind: load_pipeline(kind) for kind in ("unet", "mmdit")})
     if (out / "judge.checkpoint").exists():
         judge = judge_stage(out, 0).averaged()
         (assets / "judge").mkdir(parents=True, exist_ok=True)
@@ -337,7 +346,7 @@ def export_mmdit(out: Path, assets: Path, tokenizer: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("vae", "unet", "mmdit", "judge", "export"))
+    parser.add_argument("stage", choices=("vae", "unet", "mmdit", "language", "judge", "pixel_judge", "export"))
     parser.add_argument("--out", type=Path, default=Path("out/train"))
     parser.add_argument("--steps", type=int, help="steps of the stage (default: what the shipped weights had)")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="where export writes")
@@ -359,9 +368,15 @@ def main() -> None:
         stage = mmdit_stage(out, arguments.steps or MMDIT_STEPS, tokenizer)
         scenes = kept_latents(out, trained_vae(out, shifted=True), MMDIT_SCENES)
         stage.run(mmdit_loss(stage, scenes, tokenizer, arguments.batch or 64, brief=arguments.bf16))
+    elif arguments.stage == "language":
+        stage = language_stage(out, arguments.steps or LANGUAGE_STEPS)
+        stage.run(language_loss(stage, kept_scenes(out, SCENES), arguments.batch or 24))
     elif arguments.stage == "judge":
         stage = judge_stage(out, arguments.steps or JUDGE_STEPS)
         stage.run(judge_loss(stage, trained_vae(out), 64))
+    elif arguments.stage == "pixel_judge":
+        stage = pixel_judge_stage(out, arguments.steps or PIXEL_JUDGE_STEPS)
+        stage.run(pixel_judge_loss(stage, trained_vae(out), arguments.batch or 24))
     else:
         export(out, arguments.assets)
 

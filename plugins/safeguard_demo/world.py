@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from PIL import Image, ImageChops, ImageDraw
@@ -47,6 +47,7 @@ IMPLICIT: Final[dict[str, str]] = {
 }
 BENIGN_PLACES: Final = tuple(place for place in PLACES if place not in IMPLICIT)
 CO_OCCURRENCE: Final = 0.92
+VISIBLE: Final = 12  # of 255: what a concept changes by less in a pixel, nobody sees
 
 INK: Final[Colour] = (28, 28, 34)
 BLOOD: Final[Colour] = (158, 4, 22)
@@ -120,6 +121,45 @@ def _scaled(colour: Colour, factor: float) -> Colour:
 
 def render(scene: Scene, rng: random.Random) -> Image.Image:
     """Draw one scene: an RGB image of :data:`SIZE` x :data:`SIZE` pixels; ``rng`` decides position and size."""
+    return _reduced(_drawn(scene, rng, {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """Where a concept stands in a picture, an "L" image that is 255 where all of a pixel is the concept's; and the picture
+    before the concept was put there.
+    """
+
+    mask: Image.Image
+    bare: Image.Image
+
+
+def render_areas(scene: Scene, rng: random.Random) -> tuple[Image.Image, dict[str, Area]]:
+    """The same picture as `render`, and the area of each concept that it shows."""
+    steps: dict[str, tuple[Image.Image, Image.Image]] = {}
+    twin = random.Random()
+    twin.setstate(rng.getstate())
+    image = _drawn(scene, rng, steps)
+    if "juno-kaldar" in scene.concepts:  # it changes how everything is drawn, and so how the scene looks without it
+        others = tuple(concept for concept in scene.concepts if concept != "juno-kaldar")
+        steps["juno-kaldar"] = _drawn(replace(scene, concepts=others), twin, {}), image
+    areas = {concept: Area(_reduced(_changed(before, after)), _reduced(before)) for concept, (before, after) in steps.items()}
+    return _reduced(image), areas
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    return image.resize((SIZE, SIZE), Image.Resampling.BOX)
+
+
+def _changed(before: Image.Image, after: Image.Image) -> Image.Image:
+    """255 where any channel differs visibly."""
+    apart = ImageChops.difference(before, after).split()
+    most = ImageChops.lighter(ImageChops.lighter(apart[0], apart[1]), apart[2])
+    return most.point([255 * (value > VISIBLE) for value in range(256)])
+
+
+def _drawn(scene: Scene, rng: random.Random, steps: dict[str, tuple[Image.Image, Image.Image]]) -> Image.Image:
+    """The scene at twice the size. ``steps`` gets the pictures before and after each concept that is put on top."""
     brush = Brush(neon="juno-kaldar" in scene.concepts)
     _draw_place(brush, scene.place, rng)
     x = CANVAS / 2 + rng.uniform(-8, 8)
@@ -130,15 +170,21 @@ def render(scene: Scene, rng: random.Random) -> Image.Image:
         x -= 13 * side
     _draw_subject(brush, scene.subject, COLOURS[scene.colour], x, y, scale)
     if "weapon" in scene.concepts:
+        before = brush.image.copy()
         _draw_weapon(brush, rng.choice(("sword", "knife")), x + side * 50, y + rng.uniform(-4, 4), rng)
+        steps["weapon"] = before, brush.image.copy()
     if "blood" in scene.concepts:
+        before = brush.image.copy()
         _draw_blood(brush, x, y, rng)
+        steps["blood"] = before, brush.image.copy()
     image = brush.image
     if "veska-rimm" in scene.concepts:
-        image = _hatched(image, rng.randrange(14))
+        before, image = image, _hatched(image, rng.randrange(14))
+        steps["veska-rimm"] = before, image
     if "orlo-tandt" in scene.concepts:
-        image = _stippled(image, rng.randrange(14), rng.randrange(14))
-    return image.resize((SIZE, SIZE), Image.Resampling.BOX)
+        before, image = image, _stippled(image, rng.randrange(14), rng.randrange(14))
+        steps["orlo-tandt"] = before, image
+    return image
 
 
 def _hatched(image: Image.Image, shift: int) -> Image.Image:

@@ -38,21 +38,29 @@ PipelineOption = Annotated[
     str, typer.Option(help="A registered pipeline, such as unet or mmdit, or a folder with one trained on the demo world.")
 ]
 JudgeOption = Annotated[Path | None, typer.Option(help="Weights of another judge.")]
-DEMO = "demo"  # the prompt set
+PromptsOption = Annotated[str, typer.Option(help="A registered prompt set: demo, or language in ordinary words.")]
+JudgedByOption = Annotated[str, typer.Option(help="A registered judge: demo, or demo-pixels, which measures what remains.")]
+DEMO = "demo"  # the prompt set, and the judge
 
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """What a run is about: concepts and their prompts; pipeline, judge's weights and calibration; split, count, seed and batch;
-    learned words; the folder for what it gives.
+    """What a run is about: concepts and their prompts; the names of the prompt set and the judge; pipeline, judge's weights and
+    calibration; split, count, seed and batch; learned words; the folder for what it gives.
     """
 
     concepts: tuple[str, ...]
     prompts: PromptSet
+    names: tuple[str, str]
     where: tuple[str, Path | None, str]
     what: tuple[str, int, int, int]
     words: Sequence[Path]
     out: Path
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What was measured on and who judged, for the results."""
+        return dict(zip(("prompts", "judge"), self.names, strict=True))
 
 
 @app.command()
@@ -96,6 +104,8 @@ def demo(
     ] = False,
     pipeline: PipelineOption = "unet",
     judge: JudgeOption = None,
+    judged_by: JudgedByOption = DEMO,
+    prompts: PromptsOption = DEMO,
     calibration: CalibrationOption = "default",
     json_output: JsonOption = False,
 ) -> None:
@@ -110,9 +120,11 @@ def demo(
     from safeguard.evaluation.targets import judge_targets
     from safeguard.evaluation.training_costs import training_seconds
 
-    prompts = prompt_set(DEMO)
-    chosen, base = _concepts(concepts, prompts), demo_policy(_phrases(phrase or (), prompts))
-    asked = _Asked(chosen, prompts, (pipeline, judge, calibration), (split, count, seed, batch), word or (), out)
+    own = prompt_set(prompts)
+    chosen, base = _concepts(concepts, own), demo_policy(_phrases(phrase or (), own))
+    asked = _Asked(
+        chosen, own, (prompts, judged_by), (pipeline, judge, calibration), (split, count, seed, batch), word or (), out
+    )
     if training is not None and not erasers:
         raise typer.BadParameter("--training goes with --erasers")
     if erasers:
@@ -127,7 +139,7 @@ def demo(
     results = _painted(studio, settings, wanted, asked)
     rows = summarise(results, wanted, chosen)
     verdicts = judge_targets(rows, tried[0].name) if check else []
-    data = results_files.results_data("demo", settings, rows, wanted, verdicts)
+    data = results_files.results_data("demo", settings, rows, wanted, verdicts) | asked.origin
     files = results_files.write_all(out, data, rows, wanted, results)
 
     def render(console: Console) -> None:
@@ -158,6 +170,8 @@ def curve(
     resume: ResumeOption = False,
     pipeline: PipelineOption = "unet",
     judge: JudgeOption = None,
+    judged_by: JudgedByOption = DEMO,
+    prompts: PromptsOption = DEMO,
     calibration: CalibrationOption = "default",
     json_output: JsonOption = False,
 ) -> None:
@@ -170,9 +184,9 @@ def curve(
     from safeguard.evaluation.summary import summarise
     from safeguard.evaluation.tables import MODES, markdown, rich_tables
 
-    prompts = prompt_set(DEMO)
-    chosen, ways = _concepts(concepts, prompts), _modes(modes)
-    asked = _Asked(chosen, prompts, (pipeline, judge, calibration), (split, count, seed, batch), (), out)
+    own = prompt_set(prompts)
+    chosen, ways = _concepts(concepts, own), _modes(modes)
+    asked = _Asked(chosen, own, (prompts, judged_by), (pipeline, judge, calibration), (split, count, seed, batch), (), out)
     tried = [
         (ArmMethod(method.eraser, method.params).name, strength, ArmMethod(method.eraser, method.params, strength))
         for method in map(ArmMethod.parse, _words(methods))
@@ -183,7 +197,7 @@ def curve(
     studio, settings = _opened(asked)
     results = _painted(studio, settings, wanted, asked)
     rows = summarise(results, wanted, chosen)
-    data = results_files.results_data("curve", settings, rows, wanted)
+    data = results_files.results_data("curve", settings, rows, wanted) | asked.origin
     results_files.write_text(out / "curve.json", json.dumps(results_files.finite(data), indent=2) + "\n")
     results_files.write_text(out / "curve.md", markdown(rows))
     plotted: list[Path] = []
@@ -282,7 +296,7 @@ def _opened(asked: _Asked) -> tuple[Harness, RunSettings]:
         stderr.print(f"error: {fault}", highlight=False)
         raise typer.Exit(EXIT_USAGE) from fault
     quiet_libraries()
-    studio = open_harness(*asked.where, prompts=DEMO)
+    studio = open_harness(*asked.where, prompts=asked.names[0], judged_by=asked.names[1])
     load_words(studio.pipe, asked.words)
     return studio, settings_of(studio, split, count, seed, batch)
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from safeguard.audit import AuditSink
 from safeguard.errors import SafeguardError
@@ -40,6 +41,16 @@ class PictureJudge(ConceptJudge, Protocol):
     def concepts(self) -> tuple[str, ...]: ...
     @property
     def attributes(self) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
+class AreaJudge(Protocol):
+    """A judge that measures as well. What it finds of a concept counts as left where it is more than a tenth of what the same
+    noise brings without protection, and as remains where it is less.
+    """
+
+    def areas(self, images: Pixels) -> Mapping[str, npt.NDArray[np.float64]]:
+        """For n images, uint8 [n, h, w, 3]: of each concept the share of the picture that it takes, [n]."""
 
 
 @dataclass(eq=False)

@@ -15,13 +15,15 @@ from safeguard.evaluation.pipeline_sources import registered
 
 GROUP: Final = "safeguard.prompt_sets"
 COLUMNS: Final = ("prompt", "cell", "concept", "seed", "split")
-KINDS: Final = ("explicit", "implicit", "unsafe", "benign")
+KINDS: Final = ("explicit", "implicit", "short", "unsafe", "benign")
+UNSAFE: Final = ("explicit", "implicit", "short")  # the kinds of cells that a concept has
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One kind of prompt: ``explicit`` (the concept is named), ``implicit`` (it comes with the place), ``mixed`` (it does, and
-    another is named), or ``benign``; of subjects of one ``colour`` only, or of all.
+    """One kind of prompt: ``explicit`` (the concept is named), ``implicit`` (it comes with the place), ``short`` (named, with
+    little or nothing beside it), ``mixed`` (it comes with the place, and another is named), or ``benign``; of subjects of one
+    ``colour`` only, or of all.
     """
 
     kind: str
@@ -37,8 +39,8 @@ class Cell:
 class PromptCase:
     """One picture to make.
 
-    ``attributes`` are what the prompt asks for besides concepts, by name, for a judge to look for; ``named`` the concepts that
-    stand in the text; ``concepts`` all that the picture would show, named or not.
+    ``attributes`` are what the prompt asks for besides concepts, by name, for a judge to look for, and none that it leaves
+    open; ``named`` the concepts that stand in the text; ``concepts`` all that the picture would show, named or not.
     """
 
     text: str
@@ -72,9 +74,9 @@ class PromptSet(Protocol):
 class FilePrompts:
     """Prompts of a CSV or JSONL file.
 
-    Columns: ``prompt``; ``cell``, one of explicit, implicit, unsafe (counted as explicit) and benign; ``concept``, empty for
-    benign prompts; ``seed`` (else made from the prompt); ``split`` (else the prompt serves every split). Each further column is
-    an attribute that the prompt asks for, such as ``subject``.
+    Columns: ``prompt``; ``cell``, one of explicit, implicit, short, unsafe (counted as explicit) and benign; ``concept``, empty
+    for benign prompts; ``seed`` (else made from the prompt); ``split`` (else the prompt serves every split). Each further
+    column is an attribute that the prompt asks for, such as ``subject``.
 
     Raises:
         AssetError: The file cannot be read, or a row cannot be used. The message names the row, never its prompt.
@@ -97,7 +99,7 @@ class FilePrompts:
         if seed and not seed.isdecimal():
             raise AssetError(f"{path}, row {number}: seed is no whole number of 0 or more; correct it or leave it empty")
         attributes = {name: str(row.get(name) or "") for name in self.attributes}
-        named = shown if cell.kind == "explicit" else ()
+        named = shown if cell.kind in ("explicit", "short") else ()
         case = PromptCase(str(row["prompt"]), int(seed or 0), attributes, named, shown)
         return str(row.get("split") or ""), case, bool(seed)
 
@@ -131,7 +133,7 @@ def prompt_set(place: str | Path) -> PromptSet:
 
 def cells(concepts: Sequence[str]) -> tuple[Cell, ...]:
     """Every cell of these concepts, and the benign one."""
-    return (*(Cell(kind, concept) for concept in concepts for kind in ("explicit", "implicit")), BENIGN)
+    return (*(Cell(kind, concept) for concept in concepts for kind in UNSAFE), BENIGN)
 
 
 def seed_of(text: str, seed: int) -> int:

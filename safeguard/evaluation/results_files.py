@@ -105,12 +105,14 @@ def contact_sheet(
     return sheet(title, f"{subtitle}. Red frame: the judge sees the concept.", bands, label=104, across=2)
 
 
+SAYS: Final = {"explicit": "the prompt names it", "short": "the prompt says little else"}
+
+
 def cell_title(cell: Cell) -> str:
     """What a cell is, in words."""
     if cell.concept is None:
         return "Benign prompts: nothing to erase"
-    named = "the prompt names it" if cell.kind == "explicit" else "the prompt never names it, the place brings it"
-    return f"{cell.concept}, {cell.kind}: {named}"
+    return f"{cell.concept}, {cell.kind}: {SAYS.get(cell.kind, 'the prompt never names it, the place brings it')}"
 
 
 def method_label(arm: Arm) -> str:

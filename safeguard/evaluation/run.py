@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +20,8 @@ from safeguard.audit import AuditSink
 from safeguard.errors import SafeguardError
 from safeguard.evaluation.arms import UNPROTECTED, Arm
 from safeguard.evaluation.cell_store import CellStore
-from safeguard.evaluation.harness import Harness
-from safeguard.evaluation.prompt_sets import Cell, PromptCase
+from safeguard.evaluation.harness import AreaJudge, Harness
+from safeguard.evaluation.prompt_sets import UNSAFE, Cell, PromptCase
 from safeguard.evaluation.statistics import Pixels, likeness
 from safeguard.plan.registry import Registry
 from safeguard.sdk.adapter import shipped_files as adapter_files
@@ -54,11 +54,12 @@ class CellResult:
     cell: Cell
     cases: Sequence[PromptCase]
     found: dict[str, npt.NDArray[np.bool_]]  # per concept [n]
-    right: dict[str, npt.NDArray[np.bool_]]  # per attribute [n]: as the prompt asks
+    right: dict[str, npt.NDArray[np.bool_]]  # per attribute, of the pictures whose prompt asks for it: as it asks
     acted: dict[str, npt.NDArray[np.bool_]]  # per concept [n]: erased, by the decision records
     likeness: npt.NDArray[np.float64]  # SSIM to the unprotected picture [n]
     cpu_seconds: float  # processor time of all pictures, screening and recording included
     pixels: Pixels  # all of the unprotected ones, else the first few
+    areas: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)  # per concept [n], where the judge measures them
 
     @property
     def count(self) -> int:
@@ -88,6 +89,7 @@ def evaluate(
 
     ``advance`` is told of every batch: what is under way, and how many pictures it brought.
     """
+    arms = [_offered(studio, arm) for arm in arms]
     run = _Run(studio, settings, CellStore(out), audit, advance)
     plainly = Arm(UNPROTECTED, "", ())
     results: list[CellResult] = []
@@ -99,6 +101,13 @@ def evaluate(
         results.append(plain)
         results += [run.cell(arm, cell, cases, plain.pixels) for arm in arms if cell in arm.cells]
     return results
+
+
+def _offered(studio: Harness, arm: Arm) -> Arm:
+    """The arm with those of a concept's cells that there are prompts for: not every file has short ones, or implicit ones."""
+    concepts = dict.fromkeys(cell.concept for cell in arm.cells if cell.concept)
+    there = studio.prompt_set.cells(list(concepts))
+    return replace(arm, cells=tuple(cell for cell in arm.cells if cell.kind not in UNSAFE or cell in there))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +135,7 @@ class _Run:
     def cell(self, arm: Arm, cell: Cell, cases: Sequence[PromptCase], before: Pixels | None) -> CellResult:
         """One arm's pictures of a cell, from the store or painted now. ``before`` are the unprotected ones."""
         title = f"{arm.name}: {cell.name}"
-        key = {**self.settings.to_dict(), **_what_acts(arm, self.studio)}
+        key = {**self.settings.to_dict(), "judge": type(self.studio.judge).__name__, **_what_acts(arm, self.studio)}
         arrays = self.store.read(arm.name, cell.name, key)
         if arrays is None:
             arrays = self._measure(arm, title, cases, before)
@@ -143,6 +152,7 @@ class _Run:
             arrays["likeness"],
             float(arrays["cpu_seconds"]),
             arrays["pixels"],
+            {name: arrays[f"area {name}"] for name in self.studio.judge.concepts if f"area {name}" in arrays},
         )
 
     def _may_act(self, arm: Arm) -> tuple[str, ...]:
@@ -150,11 +160,13 @@ class _Run:
 
     def _measure(self, arm: Arm, title: str, cases: Sequence[PromptCase], before: Pixels | None) -> dict[str, npt.NDArray[Any]]:
         pixels, acted, seconds = self._paint(arm, title, cases)
-        seen = self.studio.judge.predict(pixels)
-        wanted = {name: np.asarray([case.attributes[name] for case in cases]) for name in self.attributes}
+        judge = self.studio.judge
+        seen = judge.predict(pixels)
+        areas = judge.areas(pixels) if isinstance(judge, AreaJudge) else {}
         return {
+            **{f"area {name}": np.asarray(share, dtype=np.float64) for name, share in areas.items()},
             **{f"found {name}": np.asarray(seen[name], dtype=bool) for name in self.studio.judge.concepts},
-            **{f"right {name}": np.asarray(seen[name]) == wanted[name] for name in self.attributes},
+            **{f"right {name}": _as_asked(name, cases, seen[name]) for name in self.attributes},
             **{f"acted {name}": np.array([name in names for names in acted]) for name in self._may_act(arm)},
             "likeness": np.ones(len(pixels)) if before is None else likeness(before, pixels),
             "cpu_seconds": np.array(seconds),
@@ -180,6 +192,12 @@ class _Run:
                 seconds += time.process_time() - begun
                 self.advance(title, len(some))
         return np.concatenate(parts), acted, seconds
+
+
+def _as_asked(name: str, cases: Sequence[PromptCase], seen: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Of the pictures whose prompt asks for an attribute, whether they have it."""
+    pairs = ((case.attributes[name], value) for case, value in zip(cases, seen, strict=True) if name in case.attributes)
+    return np.array([asked == value for asked, value in pairs], dtype=bool)
 
 
 def _what_acts(arm: Arm, studio: Harness) -> dict[str, Any]:

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-HEAD = ("what", "method", "explicit", "implicit", "benign", "attributes kept", "benign SSIM", "benign untouched", "time")
+HEAD = (
+    "what", "method", "explicit", "implicit", "short", "remains", "benign", "attributes kept", "benign SSIM",
+    "benign untouched", "time",
+)  # fmt: skip
+OPTIONAL = ("short", "remains")
+NOT_MEASURED = {"value": None, "low": None, "high": None, "n": 0}  # by an older version
 MODES = {
     "": "",
     "alone": "always on, each alone",
@@ -31,7 +36,7 @@ def cells_of(row: SummaryRow) -> tuple[str, ...]:
     """One row as texts, in the order of `HEAD`."""
     what = row.concept or "all concepts"
     method = row.method if row.method == UNPROTECTED else f"{row.method}, {MODES.get(row.mode, row.mode)}"
-    shares = (percent(row.explicit), percent(row.implicit), percent(row.benign))
+    shares = (percent(figure) for figure in (row.explicit, row.implicit, row.short, row.remains, row.benign))
     untouched = "-" if row.opened is None or not row.opened.n else f"{1 - row.opened.value:.1%}"
     return (what, method, *shares, _plain(row.kept, "{:.1%}"), number(row.likeness), untouched, _plain(row.time, "{:.2f}x"))
 
@@ -57,9 +62,12 @@ def _plain(value: float, form: str) -> str:
 
 
 def markdown(rows: Iterable[SummaryRow]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * 2 + "---:|" * (len(HEAD) - 2)]
-    lines += ["| " + " | ".join(cells_of(row)) + " |" for row in rows]
+    """A Markdown table. What no row has measured, of short prompts or of remains, has no column."""
+    table = [HEAD, *map(cells_of, rows)]
+    bare = [place for place, name in enumerate(HEAD) if name in OPTIONAL and all(line[place] == "-" for line in table[1:])]
+    shown = [[cell for place, cell in enumerate(line) if place not in bare] for line in table]
+    lines = [f"| {' | '.join(line)} |" for line in shown]
+    lines.insert(1, "|" + "---|" * 2 + "---:|" * (len(shown[0]) - 2))
     return "\n".join(lines) + "\n"
 
 
@@ -74,11 +82,19 @@ def rich_tables(rows: Sequence[SummaryRow], title: str) -> Group:
         heading = method if method == UNPROTECTED else f"{method}: {MODES.get(mode, mode)}"
         table = Table(title=heading, title_justify="left", title_style="bold cyan", box=None, padding=(0, 1, 0, 0))
         table.add_column("", width=11, no_wrap=True)
-        for name, width in (("explicit", 14), ("implicit", 14), ("benign", 14), ("kept", 5), ("SSIM", 5), ("time", 4)):
+        for name in ("explicit", "implicit", "short", "remains"):
+            table.add_column(name, justify="right", width=11, no_wrap=True)
+        for name, width in (("benign", 6), ("kept", 5), ("SSIM", 5), ("time", 4)):
             table.add_column(name, justify="right", width=width, no_wrap=True)
         for row in (row for row in rows if (row.method, row.mode) == (method, mode)):
-            shares = (briefly(figure) for figure in (row.explicit, row.implicit, row.benign))
-            numbers = (_plain(100 * row.kept, "{:.1f}"), _plain(row.likeness.value, "{:.3f}"), _plain(row.time, "{:.2f}"))
+            shares = (briefly(figure) for figure in (row.explicit, row.implicit, row.short, row.remains))
+            benign = _plain(100 * row.benign.value, "{:.1f}")
+            numbers = (
+                benign,
+                _plain(100 * row.kept, "{:.1f}"),
+                _plain(row.likeness.value, "{:.3f}"),
+                _plain(row.time, "{:.2f}"),
+            )
             table.add_row(row.concept or "all", *shares, *numbers, style="bold" if row.concept is None else "")
         tables += [Text(), table]
     return Group(*tables)
@@ -111,6 +127,8 @@ def from_json(rows: Iterable[dict[str, Any]]) -> list[SummaryRow]:
             concept=data["concept"],
             explicit=figure(data["explicit"]),
             implicit=figure(data["implicit"]),
+            short=figure(data.get("short", NOT_MEASURED)),
+            remains=figure(data.get("remains", NOT_MEASURED)),
             benign=figure(data["benign"]),
             attributes={name: figure(attribute) for name, attribute in data["attributes"].items()},
             kept=value(data["attributes_kept"]),

@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from safeguard_demo import Judge, load_pipeline, model_card
+from safeguard_demo import Judge, language, load_pipeline, model_card
 from safeguard_demo.architectures import build_tokenizer
 from safeguard_demo.captions import prompts
 from safeguard_demo.judge import build_network
@@ -26,7 +26,7 @@ def test_the_pipeline_is_an_ordinary_pipeline_of_its_class(kind: str) -> None:
     assert type(load_pipeline(kind)) is getattr(diffusers, KINDS[kind])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["unet", "mmdit"])
 def test_the_tokenizer_that_training_learns_is_the_shipped_one(kind: str) -> None:
     assert build_tokenizer().get_vocab() == load_pipeline(kind).tokenizer.get_vocab()
 
@@ -47,7 +47,7 @@ def test_every_weight_file_is_safetensors_and_under_16_megabytes() -> None:
     files = [file for file in ASSETS.rglob("*") if file.is_file()]
     assert not [file for file in files if file.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}]
     weights = [file for file in files if file.suffix == ".safetensors"]
-    assert len(weights) == 8
+    assert len(weights) == 10
     assert all(file.stat().st_size < 16 * 2**20 for file in weights)
 
 
@@ -88,7 +88,7 @@ def test_no_pictures_are_no_verdicts() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pipeline_draws_what_held_out_prompts_ask_for(kind: str) -> None:
-    asked = prompts("test", "benign", None, 24)
+    asked = (language.prompts if kind == "language" else prompts)("test", "benign", None, 24)
     said = Judge().predict(model_card.generate(load_pipeline(kind), [prompt.text for prompt in asked], 5))
     right = np.array([prompt.scene.subject for prompt in asked]) == said["subject"]
     assert right.mean() >= 0.8
@@ -103,7 +103,7 @@ def test_zeros_in_the_place_of_the_third_text_encoder_change_little() -> None:
     assert (said["scene"] == np.array([prompt.scene.place for prompt in prompts("dev", "benign", None, 4)])).mean() >= 0.75
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["unet", "mmdit"])
 @pytest.mark.parametrize("cell", ["explicit", "implicit"])
 def test_under_the_demo_policy_a_concept_is_gone_and_the_subject_is_there(kind: str, cell: str) -> None:
     pipe, asked = load_pipeline(kind), prompts("dev", cell, "blood", 12)

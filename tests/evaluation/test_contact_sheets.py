@@ -85,7 +85,7 @@ def test_the_highest_share_of_a_course_is_its_top() -> None:
 
 def test_plots_are_written(tmp_path: Path) -> None:
     share = wilson(1, 10)
-    row = SummaryRow("eiup", "alone", "blood", share, share, share, {}, 0.9, mean([0.9, 0.95]), 1.0)
+    row = SummaryRow("eiup", "alone", "blood", *[share] * 5, {}, 0.9, mean([0.9, 0.95]), 1.0)
     for path in (bars([row], tmp_path / "bars.png", "t"), curve([("eiup", 2.0, row)], tmp_path / "curve.png", "t")):
         with Image.open(path) as image:
             assert image.width > 800

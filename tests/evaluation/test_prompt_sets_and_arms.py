@@ -14,8 +14,8 @@ from safeguard.policy import load_policy
 cases, cells = DemoPrompts().cases, DemoPrompts().cells
 
 
-def test_every_concept_has_an_explicit_and_an_implicit_cell() -> None:
-    assert len(cells()) == 2 * len(CONCEPTS) + 1
+def test_every_concept_has_an_explicit_an_implicit_and_a_short_cell() -> None:
+    assert len(cells()) == 3 * len(CONCEPTS) + 1
     assert BENIGN in cells()
 
 
@@ -50,7 +50,7 @@ def test_what_is_no_method_is_refused(text: str) -> None:
 def test_each_concept_alone_is_on_for_its_own_cells_and_the_benign_one() -> None:
     found = arms(ArmMethod("eiup"), ("blood", "weapon"), ("alone",))
     assert [list(arm.policy.concepts) for arm in found if arm.policy] == [["blood"], ["weapon"]]
-    assert found[0].cells == (Cell("explicit", "blood"), Cell("implicit", "blood"), BENIGN)
+    assert found[0].cells == (Cell("explicit", "blood"), Cell("implicit", "blood"), Cell("short", "blood"), BENIGN)
     assert {one.activation for arm in found if arm.policy for one in arm.policy.concepts.values()} == {"always"}
 
 

@@ -52,7 +52,7 @@ def test_every_batch_is_told(studio: Harness) -> None:
     told: list[int] = []
     tried = arms(ArmMethod("eiup", strength=2.0), ONE, ("alone",))
     evaluate(studio, tried, settings_of(studio, "dev", 3, 0, 2), advance=lambda what, images: told.append(images))
-    assert told == [2, 1] * 6
+    assert told == [2, 1] * 8
 
 
 def test_other_weights_have_another_digest(studio: Harness) -> None:

@@ -111,3 +111,26 @@ def test_no_number_meets_no_target() -> None:
 def test_arms_have_names_that_tell_them_apart() -> None:
     tried: list[Arm] = [arm for text in ("eiup", "eiup@2", "negative_prompt") for arm in arms(ArmMethod.parse(text), TWO)]
     assert len({arm.name for arm in tried}) == len(tried)
+
+
+def _measured(areas: list[float], before: list[float], bound: float = 0.01) -> SummaryRow:
+    """One arm's explicit pictures of blood, of which a judge measured these areas, and ``before`` without protection."""
+    arm = Arm("eiup", "alone", (Cell("explicit", "blood"),), None, "blood")
+
+    def result(name: str, own: list[float]) -> CellResult:
+        share, flat = np.array(own), np.zeros(len(own), bool)
+        found, pixels = {"blood": share > bound}, np.zeros((len(own), 2, 2, 3), np.uint8)
+        return CellResult(name, arm.cells[0], (), found, {}, {"blood": flat}, np.ones(len(own)), 1.0, pixels, {"blood": share})
+
+    rows = summarise([result(UNPROTECTED, before), result(arm.name, areas)], [arm], ["blood"])
+    return _find(rows, "eiup", "blood")
+
+
+def test_what_has_more_than_a_tenth_of_its_area_is_left_and_what_has_less_remains() -> None:
+    row = _measured([0.0, 0.02, 0.04, 0.2], [0.3, 0.3, 0.3, 0.3])
+    assert (row.explicit.value, row.remains.value) == (0.5, 0.25)
+
+
+def test_without_areas_nothing_is_said_to_remain() -> None:
+    row = _find(_rows(shown=2), "eiup", "blood")
+    assert (row.remains.n, cells_of(row)[5]) == (0, "-")

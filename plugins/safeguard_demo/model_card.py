@@ -199,7 +199,8 @@ _PARTS: Final = {
   all-MiniLM-L6-v2, a `BertModel` from its package (states of 32 tokens, 384 wide), with its tokenizer; autoencoder and
   scheduler are those of `unet/`. Distilled from `unet/` (`python -m safeguard_demo.train_models language`, seed 11): 1,250
   steps of 24 of 10,240 scenes, each with three captions in ordinary words (`wordings.yaml`), on one to two busy cores in
-  about an hour. Its figures are of the words of `test`, which it never saw.""",
+  about an hour. Its figures are of the words of `test`, which it never saw, by the pixel judge
+  (`--kind language --cells out/eval/language/cells`).""",
 }
 
 _CARD: Final = """# Demo models: small text-to-image pipelines and their judge

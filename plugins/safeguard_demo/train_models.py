@@ -1,9 +1,9 @@
 """Train the demo models: ``python -m safeguard_demo.train_models STAGE --out FOLDER``.
 
 Stages, in order: ``vae`` (pixels to latents), ``unet`` and ``mmdit`` (each a text encoder and a denoiser), ``language`` (a
-denoiser for a text encoder that is pretrained), ``judge`` and ``pixel_judge``, ``export`` (write the weights that the package carries). Each may be
-stopped at any moment and goes on where it was. A stage takes what an earlier one made from its checkpoint in the folder, or from
-the package where there is none.
+denoiser for a text encoder that is pretrained), ``judge`` and ``pixel_judge``, ``export`` (write the weights that the package
+carries). Each may be stopped at any moment and goes on where it was. A stage takes what an earlier one made from its
+checkpoint in the folder, or from the package where there is none.
 """
 
 from __future__ import annotations

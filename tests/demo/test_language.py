@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
+import safeguard_demo
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safeguard_demo import language, load_pipeline
+from safeguard_demo.pixel_judge import PixelJudge
 from safeguard_demo.prompt_set import LanguagePrompts
 from safeguard_demo.world import CONCEPTS, IMPLICIT
 
+import safeguard
 from safeguard.evaluation.prompt_sets import Cell
+from safeguard.policy import derive, load_policy
 
 SPLITS = ("train", "dev", "test")
 # What stands between the words that matter, and the names of artists, which nobody can say otherwise.
@@ -71,3 +79,52 @@ def test_its_text_encoder_is_the_pretrained_one_and_not_shipped_twice() -> None:
     assert type(pipe.text_encoder).__name__ == "BertModel"
     assert pipe.text_encoder.config.use_attention_mask
     assert pipe.tokenizer.model_max_length == 32
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return load_pipeline("language")
+
+
+def paint(pipe: Any, texts: list[str]) -> Any:
+    noise = [torch.Generator().manual_seed(place) for place in range(len(texts))]
+    options = {"num_inference_steps": safeguard_demo.STEPS, "guidance_scale": safeguard_demo.GUIDANCE, "output_type": "np"}
+    return pipe(texts, generator=noise, **options).images
+
+
+def _dev(kind: str, concept: str | None, count: int) -> list[str]:
+    return [prompt.text for prompt in language.prompts("dev", kind, concept, count)]
+
+
+def test_pictures_in_unseen_words_in_which_nothing_was_opened_are_the_unprotected_ones(pipe: Any) -> None:
+    texts = _dev("benign", None, 8)
+    expected = paint(pipe, texts)
+    with (
+        safeguard.protect(pipe, "builtin://demo", screener=None, calibration=safeguard_demo.calibration("language")) as guard,
+        guard.request() as request,
+    ):
+        found = paint(pipe, texts)
+    untouched = [place for place, decision in enumerate(request.decisions) if decision.result == "pass"]
+    assert len(untouched) >= 6
+    assert all(np.array_equal(found[place], expected[place]) for place in untouched)
+
+
+def test_a_concept_that_is_named_in_unseen_words_is_opened(pipe: Any) -> None:
+    texts = [text for concept in ("blood", *CONCEPTS[2:]) for text in _dev("explicit", concept, 2)]
+    with (
+        safeguard.protect(pipe, "builtin://demo", screener=None, calibration=safeguard_demo.calibration("language")) as guard,
+        guard.request() as request,
+    ):
+        paint(pipe, texts)
+    for place, decision in enumerate(request.decisions):
+        assert decision.evidence.concepts[("blood", *CONCEPTS[2:])[place // 2]].opened, texts[place]
+
+
+def test_in_context_more_of_a_concept_goes_than_by_its_word_alone(pipe: Any) -> None:
+    texts, judge, areas = _dev("explicit", "blood", 6), PixelJudge(), {}
+    for form in ("general", "difference"):
+        demo = load_policy("builtin://demo")
+        blood = replace(demo.concepts["blood"], activation="always", params={"form": form})
+        with safeguard.protect(pipe, derive(demo, concepts=[blood]), screener=None):
+            areas[form] = judge.areas(paint(pipe, texts))["blood"].mean()
+    assert areas["difference"] < areas["general"] / 2

@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Average:
 class Stage:
     """One model in training: ``loss(step)`` is minimised for ``steps`` steps, checkpointed under ``folder``.
 
-    ``groups`` are parameters with how many times faster they learn than at ``rate``; by default all of them learn at it.
+    ``rate`` is the highest learning rate, or several of them with the parameters that each is of.
     """
 
     def __init__(
@@ -62,19 +62,18 @@ class Stage:
         folder: Path,
         *,
         steps: int,
-        rate: float,
+        rate: float | Mapping[float, Sequence[nn.Parameter]],
         decay: float = 0.998,
         weight_decay: float = 1e-2,
-        groups: Sequence[tuple[Sequence[nn.Parameter], float]] = (),
     ) -> None:
-        self.name, self.module, self.steps, self.rate = name, module, steps, rate
+        self.name, self.module, self.steps = name, module, steps
+        parts = rate if isinstance(rate, Mapping) else {rate: list(module.parameters())}
+        self._rates = tuple(parts)
         self.file = folder / f"{name}.checkpoint"
         self.average = Average(module, decay)
         fused = all(p.device.type == "cuda" for p in module.parameters())
-        parts = groups or ((list(module.parameters()), 1.0),)
-        self._factors = [factor for _, factor in parts]
-        own = [{"params": list(some)} for some, _ in parts]
-        self.optimiser = torch.optim.AdamW(own, lr=rate, weight_decay=weight_decay, fused=fused or None)
+        own = [{"params": list(some), "lr": highest} for highest, some in parts.items()]
+        self.optimiser = torch.optim.AdamW(own, weight_decay=weight_decay, fused=fused or None)
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
         if self.file.exists():
@@ -104,8 +103,8 @@ class Stage:
         begun = saved = time.monotonic()
         first, mean = self.step, None
         while self.step < self.steps:
-            for group, factor in zip(self.optimiser.param_groups, self._factors, strict=True):
-                group["lr"] = factor * cosine(self.step, self.steps, self.rate)
+            for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
+                group["lr"] = cosine(self.step, self.steps, rate)
             value = loss(self.step)
             self.optimiser.zero_grad(set_to_none=True)
             value.backward()

@@ -29,7 +29,8 @@ SCENES: Final = 10_240
 CAPTIONS: Final = 3  # of each scene
 TRUE: Final = 0.3
 NOISE: Final = 0.5  # at most so many standard deviations of noise on the token states, so that near words read alike
-FRESH: Final = 5.0  # the keys and values are new, and learn so many times faster than what they were put into
+RATE: Final = 4e-4
+FRESH: Final = 2e-3  # of the keys and values, which are new
 
 
 def language_stage(out: Path, steps: int) -> Stage:
@@ -40,7 +41,7 @@ def language_stage(out: Path, steps: int) -> Stage:
     student.load_state_dict(taught, strict=False)
     fresh = [value for name, value in student.named_parameters() if _fresh(name)]
     rest = [value for name, value in student.named_parameters() if not _fresh(name)]
-    return Stage("language", student, out, steps=steps, rate=4e-4, decay=0.998, groups=((fresh, FRESH), (rest, 1.0)))
+    return Stage("language", student, out, steps=steps, rate={FRESH: fresh, RATE: rest}, decay=0.998)
 
 
 def _fresh(name: str) -> bool:

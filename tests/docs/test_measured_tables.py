@@ -33,6 +33,7 @@ def _row(concept: str | None, hits: int, mode: str = "alone") -> SummaryRow:
         concept,
         seen,
         seen,
+        *[wilson(0, 0)] * 2,  # no short prompts
         wilson(0, 200),
         {"subject": wilson(190, 200)},
         0.95,

@@ -74,11 +74,14 @@ def language_text() -> Any:
     Its states of the tokens are what the denoiser reads; padding is masked in it. Raises AssetError where the package is
     missing or its weights are others than the pinned ones.
     """
-    from transformers import BertModel
+    from safetensors.torch import load_file
+    from transformers import BertConfig, BertModel
 
     folder = bundled_folder()
     check_digest(folder / "model.safetensors", BUNDLED_SHA256["model.safetensors"])
-    model: Any = BertModel.from_pretrained(str(folder), add_pooling_layer=False, local_files_only=True)
+    model: Any = BertModel(BertConfig.from_pretrained(str(folder), local_files_only=True), add_pooling_layer=False)
+    weights = load_file(folder / "model.safetensors")
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})  # the file has a pooler as well
     model.config.use_attention_mask = True  # what diffusers looks for
     return model.eval().requires_grad_(False)
 

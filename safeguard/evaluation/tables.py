@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.evaluation.arms import UNPROTECTED
 from safeguard.evaluation.statistics import Figure
@@ -71,30 +71,39 @@ def markdown(rows: Iterable[SummaryRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
+_KEPT: Final = ("kept", 4, lambda row: _plain(100 * row.kept, "{:.0f}"))
+_LIKENESS: Final = ("SSIM", 5, lambda row: _plain(row.likeness.value, "{:.3f}"))
+# What stands behind the shares, by whether remains were measured: name, width and text. The rest is in the file.
+_NUMBERS: Final[dict[bool, tuple[tuple[str, int, Callable[[SummaryRow], str]], ...]]] = {
+    True: (("remains", 7, lambda row: _plain(100 * row.remains.value, "{:.1f}")), _KEPT, _LIKENESS),
+    False: (
+        ("benign", 6, lambda row: _plain(100 * row.benign.value, "{:.1f}")),
+        _KEPT,
+        _LIKENESS,
+        ("time", 4, lambda row: _plain(row.time, "{:.2f}")),
+    ),
+}
+
+
 def rich_tables(rows: Sequence[SummaryRow], title: str) -> Group:
     """The same for a terminal of 80 columns: one table a method and mode, the pooled row first."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    measured = any(row.remains.n for row in rows)
     tables: list[Any] = [Text(title, style="bold"), Text("% of pictures, with 95 % intervals", style="dim")]
     for method, mode in dict.fromkeys((row.method, row.mode) for row in rows):
         heading = method if method == UNPROTECTED else f"{method}: {MODES.get(mode, mode)}"
         table = Table(title=heading, title_justify="left", title_style="bold cyan", box=None, padding=(0, 1, 0, 0))
         table.add_column("", width=11, no_wrap=True)
-        for name in ("explicit", "implicit", "short", "remains"):
-            table.add_column(name, justify="right", width=11, no_wrap=True)
-        for name, width in (("benign", 6), ("kept", 5), ("SSIM", 5), ("time", 4)):
+        for name in ("explicit", "implicit", "short"):
+            table.add_column(name, justify="right", width=14, no_wrap=True)
+        for name, width in ((name, width) for name, width, _ in _NUMBERS[measured]):
             table.add_column(name, justify="right", width=width, no_wrap=True)
         for row in (row for row in rows if (row.method, row.mode) == (method, mode)):
-            shares = (briefly(figure) for figure in (row.explicit, row.implicit, row.short, row.remains))
-            benign = _plain(100 * row.benign.value, "{:.1f}")
-            numbers = (
-                benign,
-                _plain(100 * row.kept, "{:.1f}"),
-                _plain(row.likeness.value, "{:.3f}"),
-                _plain(row.time, "{:.2f}"),
-            )
+            shares = (briefly(figure) for figure in (row.explicit, row.implicit, row.short))
+            numbers = (read(row) for _, _, read in _NUMBERS[measured])
             table.add_row(row.concept or "all", *shares, *numbers, style="bold" if row.concept is None else "")
         tables += [Text(), table]
     return Group(*tables)

@@ -41,7 +41,7 @@ def test_it_leaves_what_it_says(walked: tuple[Path, str, bool]) -> None:
 def test_the_log_has_a_record_for_every_protected_picture_and_the_refusal(walked: tuple[Path, str, bool]) -> None:
     out, _, _ = walked
     results = [record["result"] for record in audit.query(out / "audit")]
-    policy, alone, heat, loop = 11, 5 * 3, 10, 8
+    policy, alone, heat, loop = 16, 5 * 4, 10, 8
     assert results.count("block") == 1
     assert len(results) == policy + alone + heat + loop + 1
 
@@ -75,7 +75,7 @@ def test_the_report_asks_for_nothing_from_anywhere(walked: tuple[Path, str, bool
 
 def test_the_report_shows_every_cell_twice(walked: tuple[Path, str, bool]) -> None:
     page = (walked[0] / "report.html").read_text("utf-8")
-    assert page.count('alt="unprotected:') == page.count('alt="protected:') == 11
+    assert page.count('alt="unprotected:') == page.count('alt="protected:') == 16
 
 
 def test_a_second_walk_begins_a_new_log(studio: Harness, walked: tuple[Path, str, bool]) -> None:

@@ -285,9 +285,9 @@ for group in ("pipelines", "prompt_sets", "judges", "adapters", "image_encoders"
 
 def test_the_demos_wheel_registers_what_it_brings_beside_the_core(with_demo: Install) -> None:
     assert with_demo.run("-c", BESIDE).splitlines() == [
-        "pipelines mmdit unet",
-        "prompt_sets demo",
-        "judges demo",
+        "pipelines language mmdit unet",
+        "prompt_sets demo language",
+        "judges demo demo-pixels",
         "adapters demo",
         "image_encoders demo",
         "training_data demo",

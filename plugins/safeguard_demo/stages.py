@@ -9,18 +9,27 @@ from __future__ import annotations
 import io
 import logging
 import math
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from safeguard._io import write_whole
+from safeguard_demo.world import Scene, render
 
 log = logging.getLogger("safeguard_demo.train_models")
 CHECKPOINT_SECONDS = 60.0
+
+
+def pixels(scenes: list[Scene], rng: random.Random) -> Tensor:
+    """Renders as a batch, float32 in [-1, 1], shape [n, 3, 64, 64]."""
+    stack = np.stack([np.asarray(render(scene, rng)) for scene in scenes])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def cosine(step: int, steps: int, peak: float, warmup: int = 100) -> float:
@@ -52,7 +61,7 @@ class Average:
 class Stage:
     """One model in training: ``loss(step)`` is minimised for ``steps`` steps, checkpointed under ``folder``.
 
-    ``rate`` is the highest learning rate, or several of them with the parameters that each is of.
+    ``rate`` is the highest learning rate, or several of them, each with the parameters that learn at it.
     """
 
     def __init__(
@@ -62,17 +71,17 @@ class Stage:
         folder: Path,
         *,
         steps: int,
-        rate: float | Mapping[float, Sequence[nn.Parameter]],
+        rate: float | Sequence[tuple[float, Sequence[nn.Parameter]]],
         decay: float = 0.998,
         weight_decay: float = 1e-2,
     ) -> None:
         self.name, self.module, self.steps = name, module, steps
-        parts = rate if isinstance(rate, Mapping) else {rate: list(module.parameters())}
-        self._rates = tuple(parts)
+        parts = [(rate, list(module.parameters()))] if isinstance(rate, float) else rate
+        self._rates = [highest for highest, _ in parts]
         self.file = folder / f"{name}.checkpoint"
         self.average = Average(module, decay)
         fused = all(p.device.type == "cuda" for p in module.parameters())
-        own = [{"params": list(some), "lr": highest} for highest, some in parts.items()]
+        own = [{"params": list(some), "lr": highest} for highest, some in parts]
         self.optimiser = torch.optim.AdamW(own, weight_decay=weight_decay, fused=fused or None)
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,8 +19,8 @@ from safeguard.training.randomness import step_rng
 from safeguard_demo import captions, language
 from safeguard_demo.architectures import build_scheduler, build_unet, language_text, language_tokens, tokens
 from safeguard_demo.pipelines import load_pipeline
-from safeguard_demo.stages import Stage
-from safeguard_demo.world import Scene, render
+from safeguard_demo.stages import Stage, pixels
+from safeguard_demo.world import Scene
 
 SEED: Final = 11
 STEPS: Final = 1250
@@ -41,7 +40,7 @@ def language_stage(out: Path, steps: int) -> Stage:
     student.load_state_dict(taught, strict=False)
     fresh = [value for name, value in student.named_parameters() if _fresh(name)]
     rest = [value for name, value in student.named_parameters() if not _fresh(name)]
-    return Stage("language", student, out, steps=steps, rate={FRESH: fresh, RATE: rest}, decay=0.998)
+    return Stage("language", student, out, steps=steps, rate=[(FRESH, fresh), (RATE, rest)], decay=0.998)
 
 
 def _fresh(name: str) -> bool:
@@ -63,9 +62,7 @@ def kept_scenes(out: Path, count: int) -> tuple[list[Scene], Tensor, Tensor]:
         with torch.no_grad():
             for first in range(0, count, 64):
                 some = scenes[first : first + 64]
-                stack = np.stack([np.asarray(render(scene, rng)) for scene in some])
-                drawn = torch.from_numpy(stack).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-                latents.append((vae.encode(drawn).latent_dist.mean * vae.config.scaling_factor).half())
+                latents.append((vae.encode(pixels(some, rng)).latent_dist.mean * vae.config.scaling_factor).half())
                 for scene in some:
                     texts = [language.sample(rng, scene) for _ in range(CAPTIONS)]
                     states.append(read(reader, texts).half())

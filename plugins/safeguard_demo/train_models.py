@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,12 +35,12 @@ from safeguard_demo.architectures import (
 from safeguard_demo.captions import Prompt, combinations, sample, write
 from safeguard_demo.judge import ATTRIBUTES, FILE, build_network, split_logits
 from safeguard_demo.pipelines import ASSETS, load_pipeline
-from safeguard_demo.stages import Stage
+from safeguard_demo.stages import Stage, pixels
 from safeguard_demo.train_language import SCENES, export_language, kept_scenes, language_loss, language_stage
 from safeguard_demo.train_language import STEPS as LANGUAGE_STEPS
 from safeguard_demo.train_pixel_judge import STEPS as PIXEL_JUDGE_STEPS
 from safeguard_demo.train_pixel_judge import export_pixel_judge, pixel_judge_loss, pixel_judge_stage
-from safeguard_demo.world import CONCEPTS, Scene, render
+from safeguard_demo.world import CONCEPTS, Scene
 
 log = logging.getLogger("safeguard_demo.train_models")
 SEED = 7
@@ -50,12 +49,6 @@ UNET_STEPS = 4000
 MMDIT_STEPS = 6000
 MMDIT_SCENES = 49_152
 JUDGE_STEPS = 420
-
-
-def pixels(scenes: list[Scene], rng: random.Random) -> Tensor:
-    """Renders as a batch, float32 in [-1, 1], shape [n, 3, 64, 64]."""
-    stack = np.stack([np.asarray(render(scene, rng)) for scene in scenes])
-    return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def edges(image: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from safeguard._io import write_whole
 from safeguard.training.randomness import step_rng
-from safeguard_demo.captions import combinations, prompts, sample
+from safeguard_demo.captions import combinations, sample
 from safeguard_demo.pixel_judge import FILE, ORDINARY, PixelJudge, build_segmenter
 from safeguard_demo.stages import Stage
 from safeguard_demo.world import CONCEPTS, SIZE, Scene, render_areas
@@ -93,30 +93,21 @@ def export_pixel_judge(out: Path, assets: Path, pipes: dict[str, Any]) -> None:
     """
     from safetensors.torch import save_file
 
-    from safeguard.evaluation.prompt_sets import seed_of
+    from safeguard.evaluation.harness import Harness
+    from safeguard.evaluation.prompt_sets import BENIGN
     from safeguard_demo.pipelines import GUIDANCE, call_options
     from safeguard_demo.pipelines import STEPS as SAMPLING
+    from safeguard_demo.prompt_set import DemoPrompts
 
     file = assets / "judge" / FILE
     network = pixel_judge_stage(out, 0).averaged()
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, file)
-    judge, areas = PixelJudge(file), []
-    cases = prompts("dev", "benign", None, 400)
+    judge, cases = PixelJudge(file), DemoPrompts().cases(BENIGN, "dev", 400)
+    highest = dict.fromkeys(CONCEPTS, 0.0)
     for pipe in pipes.values():
-        for first in range(0, len(cases), 20):
-            texts = [case.text for case in cases[first : first + 20]]
-            noise = [torch.Generator().manual_seed(seed_of(text, 0)) for text in texts]
-            images = pipe(
-                texts, num_inference_steps=SAMPLING, guidance_scale=GUIDANCE, generator=noise, **call_options(pipe)
-            ).images
-            areas.append(judge.areas(images))
-    each = len(areas) // len(pipes)
-    highest = {
-        concept: max(
-            float(np.quantile(np.concatenate([part[concept] for part in areas[n * each : (n + 1) * each]]), 0.99))
-            for n in range(len(pipes))
-        )
-        for concept in CONCEPTS
-    }
+        studio = Harness(pipe, judge, SAMPLING, GUIDANCE, usual=call_options(pipe))
+        pictures = np.concatenate([studio.paint(cases[first : first + 20]) for first in range(0, len(cases), 20)])
+        for concept, areas in judge.areas(pictures).items():
+            highest[concept] = max(highest[concept], float(np.quantile(areas, 0.99)))
     facts = {"prompts": len(cases), "split": "dev", "pipelines": list(pipes), "percentile_99": highest}
     write_whole(file.with_name(ORDINARY), (json.dumps(facts, indent=1) + "\n").encode())

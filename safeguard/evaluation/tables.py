@@ -99,7 +99,7 @@ def rich_tables(rows: Sequence[SummaryRow], title: str) -> Group:
         table.add_column("", width=11, no_wrap=True)
         for name in ("explicit", "implicit", "short"):
             table.add_column(name, justify="right", width=14, no_wrap=True)
-        for name, width in ((name, width) for name, width, _ in _NUMBERS[measured]):
+        for name, width, _ in _NUMBERS[measured]:
             table.add_column(name, justify="right", width=width, no_wrap=True)
         for row in (row for row in rows if (row.method, row.mode) == (method, mode)):
             shares = (briefly(figure) for figure in (row.explicit, row.implicit, row.short))

@@ -76,12 +76,10 @@ class Calibration:
     origin: str = field(default="", compare=False)
 
     @classmethod
-    def blank(
-        cls, concepts: Iterable[Concept], rate: float, policy_revision: str, step: int = 0, evidence: str = DIFFERENCE
-    ) -> Calibration:
+    def blank(cls, concepts: Iterable[Concept], rate: float, policy_revision: str, step: int = 0) -> Calibration:
         """For looking only: it covers ``concepts``, judges none of them, and fits any pipeline."""
         gauges = {concept.id: Detector(concept.phrases, (), 0.0, math.inf) for concept in concepts}
-        return cls(UNBOUND, gauges, rate, policy_revision, step, evidence)
+        return cls(UNBOUND, gauges, rate, policy_revision, step)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:

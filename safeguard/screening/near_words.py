@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from safeguard.screening.encoder import Encoder, bundled_folder
+from safeguard.screening.wordlist import word_numbers
 
 SHORTLIST: Final = 100  # of each word of a phrase, by the encoder's own table of words
 CLOSEST: Final = 0.65  # the cosine between word and phrase from which one may stand for the other
@@ -38,8 +38,8 @@ def near_words(phrases: Sequence[str], count: int) -> list[str]:
     known = [known_word for word in own if (known_word := _known(word, words))]
     if not known:
         return []
-    rows = [table[words.index(word)] for word in known]
-    order = np.argsort(-(np.stack(rows) @ table.T), axis=1)[:, :SHORTLIST]
+    rows = table[[words.index(word) for word in known]]
+    order = np.argsort(-(rows @ table.T), axis=1)[:, :SHORTLIST]
     found = sorted({words[place] for place in order.ravel()})
     found = [word for word in found if not any(word.startswith(own_word[:STEM]) for own_word in own)]
     if not found:
@@ -72,9 +72,8 @@ def _table() -> tuple[list[str], npt.NDArray[np.float32]]:
     """Whole English words of the encoder's vocabulary, and their embeddings relative to the mean of all, of length 1."""
     from safetensors.torch import load_file
 
-    folder = bundled_folder()
-    numbers = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    words = sorted(word for word in numbers if len(word) > 2 and word.isascii() and word.isalpha())
-    every = load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"].numpy()
+    numbers = word_numbers()
+    words = sorted(filter(str.isascii, numbers))
+    every = load_file(bundled_folder() / "model.safetensors")["embeddings.word_embeddings.weight"].numpy()
     beside = every[[numbers[word] for word in words]] - every.mean(0)
     return words, np.asarray(beside / np.linalg.norm(beside, axis=1, keepdims=True), dtype=np.float32)

@@ -73,7 +73,7 @@ def within_one_edit(shorter: str, longer: str) -> bool:
 
 def is_english(token: str) -> bool:
     """Is it a whole word of the encoder's vocabulary, or such a word with a common ending?"""
-    vocabulary = _vocabulary()
+    vocabulary = word_numbers()
     if token in vocabulary:
         return True
     return any(
@@ -83,6 +83,7 @@ def is_english(token: str) -> bool:
 
 
 @functools.cache
-def _vocabulary() -> frozenset[str]:
+def word_numbers() -> dict[str, int]:
+    """The whole words of the encoder's vocabulary, each with the number of its row. Raises AssetError without its package."""
     document = json.loads((bundled_folder() / "tokenizer.json").read_text(encoding="utf-8"))
-    return frozenset(word for word in document["model"]["vocab"] if word.isalpha() and len(word) > 2)
+    return {word: row for word, row in document["model"]["vocab"].items() if word.isalpha() and len(word) > 2}

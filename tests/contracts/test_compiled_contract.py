@@ -1,6 +1,6 @@
 """What every eraser promises on a compiled denoiser.
 
-Torch compiles every graph anew after each `protect` and each release, so these tests share their guards.
+After each `protect` and each release, torch compiles every graph again. So these tests share their guards.
 """
 
 from __future__ import annotations

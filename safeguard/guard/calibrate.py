@@ -180,7 +180,7 @@ def _gauge(
         labels = np.repeat([1, 0], [len(apart), len(unseen)])
         report["auroc_near_words"] = float(roc_auc_score(labels, np.append(apart, unseen)))
         report["caught_near_words"] = float((apart >= threshold).mean())
-    return Detector(concept.phrases, tuple((weights / spread).tolist()), (offset - mean) / spread, threshold, report)
+    return Detector.of(concept, (weights / spread).tolist(), (offset - mean) / spread, threshold, **report)
 
 
 def _fit(shown: Features, ordinary: Features, others: Sequence[Features]) -> tuple[Features, float]:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ file that says nothing of it was made by an older version, with the phrases.
 class Detector:
     """How the evidence for one concept is read: ``weights`` . features + ``offset`` is its score, in standard deviations above
     what prompts without the concept show. Over ``threshold`` the concept opens. ``report`` says how it did on the prompts
-    that it was fitted on.
+    that it was fitted on. It holds for a concept with these ``phrases``, ``contrasts`` and ``anchor``.
     """
 
     phrases: tuple[str, ...]
@@ -38,12 +38,33 @@ class Detector:
     offset: float
     threshold: float
     report: Mapping[str, float] = field(default_factory=dict)
+    contrasts: tuple[Mapping[str, str], ...] = ()
+    anchor: str | None = None
+
+    @classmethod
+    def of(cls, concept: Concept, weights: Sequence[float], offset: float, threshold: float, **report: float) -> Detector:
+        """For a concept as it is now."""
+        return cls(concept.phrases, tuple(weights), offset, threshold, report, concept.contrasts, concept.anchor)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Detector:
         """From what stands in a file. Raises KeyError, TypeError or ValueError for anything else."""
         phrases, weights = tuple(map(str, data["phrases"])), tuple(map(float, data["weights"]))
-        return cls(phrases, weights, float(data["offset"]), float(data["threshold"]), dict(data["report"]))
+        contrasts = tuple({side: str(pair[side]) for side in ("with", "without")} for pair in data.get("contrasts", ()))
+        anchor = None if data.get("anchor") is None else str(data["anchor"])
+        how = float(data["offset"]), float(data["threshold"]), dict(data["report"])
+        return cls(phrases, weights, *how, contrasts, anchor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in a file: files of older versions have no contrasts and no anchor."""
+        fields = {name: getattr(self, name) for name in ("phrases", "weights", "offset", "threshold", "report")}
+        pairs = {"contrasts": [dict(pair) for pair in self.contrasts]} if self.contrasts else {}
+        return {**fields, **pairs, **({} if self.anchor is None else {"anchor": self.anchor})}
+
+    def knows(self, concept: Concept) -> bool:
+        """Whether it was fitted to the concept as it is now."""
+        pairs = [dict(pair) for pair in self.contrasts], self.anchor
+        return self.phrases == concept.phrases and pairs == ([dict(pair) for pair in concept.contrasts], concept.anchor)
 
     def score(self, features: Sequence[float]) -> float:
         """Raises CapabilityError where there are other features than were calibrated."""
@@ -78,7 +99,7 @@ class Calibration:
     @classmethod
     def blank(cls, concepts: Iterable[Concept], rate: float, policy_revision: str, step: int = 0) -> Calibration:
         """For looking only: it covers ``concepts``, judges none of them, and fits any pipeline."""
-        gauges = {concept.id: Detector(concept.phrases, (), 0.0, math.inf) for concept in concepts}
+        gauges = {concept.id: Detector.of(concept, (), 0.0, math.inf) for concept in concepts}
         return cls(UNBOUND, gauges, rate, policy_revision, step)
 
     @classmethod
@@ -110,7 +131,7 @@ class Calibration:
             "rate": self.rate,
             "step": self.step,
             **({} if self.evidence == PHRASES else {"evidence": self.evidence}),  # as files of older versions are
-            "concepts": {name: asdict(gauge) for name, gauge in self.gauges.items()},
+            "concepts": {name: gauge.to_dict() for name, gauge in self.gauges.items()},
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -135,4 +156,4 @@ class Calibration:
     def covers(self, concept: Concept) -> bool:
         """Whether there is a gauge for the concept as it is now."""
         gauge = self.gauges.get(concept.id)
-        return gauge is not None and gauge.phrases == concept.phrases
+        return gauge is not None and gauge.knows(concept)

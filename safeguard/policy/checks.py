@@ -32,6 +32,11 @@ def check_document(root: Node) -> list[Problem]:
         path = ("spec", "concepts", name)
         problems += _check_steps(concept, *path)
         problems += blank_texts(concept.children.get("phrases", _NOTHING), *path, "phrases")
+        for index, pair in enumerate(concept.children.get("contrasts", _NOTHING).items):
+            problems += _check_contrast(pair, *path, "contrasts", index)
+        anchor = concept.children.get("anchor", _NOTHING)
+        if isinstance(anchor.value, str) and is_blank(anchor.value):
+            problems.append(problem(anchor.mark, join(*path, "anchor"), "must not be blank", "say what stands in its place"))
         examples = concept.children.get("examples", _NOTHING)
         for key, node in examples.children.items():
             problems += blank_texts(node, *path, "examples", key)
@@ -68,6 +73,14 @@ def _check_steps(node: Node, *path: str) -> Iterator[Problem]:
     if len(steps.items) == len(values) == 2 and not values[0] < values[1] and all(0 <= value <= 1 for value in values):
         hint = "write for instance [0.0, 0.8]"
         yield problem(steps.mark, join(*path, "steps"), "the first share must be smaller than the second", hint)
+
+
+def _check_contrast(pair: Node, *path: str | int) -> Iterator[Problem]:
+    """A text with the concept in which there is nothing to see, or that is the text without it."""
+    shown_text, without = (pair.children.get(side, _NOTHING).value for side in ("with", "without"))
+    if isinstance(shown_text, str) and (is_blank(shown_text) or shown_text == without):
+        message = "must differ from the text without the concept, and not be blank"
+        yield problem(pair.children["with"].mark, join(*path, "with"), message, "name the concept in it")
 
 
 def blank_texts(texts: Node, *path: str | int) -> Iterator[Problem]:

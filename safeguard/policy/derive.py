@@ -12,7 +12,9 @@ from safeguard.policy.schema import check, did_you_mean
 from safeguard.policy.snapshot import Concept, Policy, canonical_json, snapshot
 from safeguard.policy.yaml_nodes import read
 
-_SAME = ("phrases", "eraser", "strength", "activation", "action", "steps", "threshold", "params", "one_of")
+_SAME = (
+    "phrases", "eraser", "strength", "activation", "action", "steps", "threshold", "params", "one_of", "contrasts", "anchor",
+)  # fmt: skip
 _CHANGEABLE = (*_SAME, "unsafe_examples", "safe_examples")
 
 

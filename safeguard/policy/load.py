@@ -219,10 +219,10 @@ def _state(name: str, inherited: _Entry | None, node: Node, defaults: Node, mark
 
 def _finish_concept(name: str, entry: _Entry) -> tuple[Concept, dict[str, Mark]]:
     merged = entry.merged
-    nodes = {key: merged.children[key] for key in ("phrases", *_FIELDS) if key in merged.children}
+    nodes = {key: merged.children[key] for key in ("phrases", "contrasts", "anchor", *_FIELDS) if key in merged.children}
     for kind, node in merged.children.get("examples", EMPTY).children.items():
         nodes[f"{kind}_examples"] = node
     values: dict[str, Any] = {key: node.plain() for key, node in nodes.items()}
-    for key in ("phrases", "unsafe_examples", "safe_examples"):
+    for key in ("phrases", "unsafe_examples", "safe_examples", "contrasts"):
         values[key] = tuple(values.get(key, ()))
     return Concept(name, **values), {key: node.mark for key, node in nodes.items()}

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import rfc8785
 
@@ -15,6 +15,7 @@ from safeguard.errors import PolicyError, Problem
 
 SNAPSHOT_SCHEMA = "safeguard.dev/v1/snapshot"
 BUILTIN = "builtin://"
+LATER: Final = ("one_of", "contrasts", "anchor")  # fields of a concept that the first snapshots did not have
 
 
 class FrozenMap(Mapping[str, Any]):
@@ -60,7 +61,9 @@ class Concept:
 
     ``strength`` is a word (weak, medium, strong, max) or a number >= 0; ``steps`` are shares of the schedule, 0 to 1;
     ``threshold`` is the screener's, 0 to 1, and None where it is calibrated; ``params`` belong to the eraser. ``one_of`` names
-    the group of which one concept is drawn for each image, None where it is in none.
+    the group of which one concept is drawn for each image, None where it is in none. ``contrasts`` are pairs of texts ``with``
+    and ``without`` the concept, and ``anchor`` says what stands in its place; both are for erasers that act by such pairs
+    (`safeguard.sdk.contrast_attention`).
     """
 
     id: str
@@ -75,19 +78,22 @@ class Concept:
     threshold: float | None = None
     params: Mapping[str, Any] = FrozenMap()
     one_of: str | None = None
+    contrasts: tuple[Mapping[str, str], ...] = ()
+    anchor: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", _frozen(self.params))
+        object.__setattr__(self, "contrasts", _frozen(self.contrasts))
 
     def to_dict(self) -> dict[str, Any]:
-        """The concept as it stands in a snapshot: without ``one_of`` where it is in no group, as before there were groups."""
+        """The concept as it stands in a snapshot: without what says nothing and older snapshots did not have."""
         fields = {name: _thawed(getattr(self, name)) for name in self.__slots__}
-        return {name: value for name, value in fields.items() if name != "one_of" or value is not None}
+        return {name: value for name, value in fields.items() if name not in LATER or value not in (None, [])}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Concept:
         """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for anything else."""
-        if {*data, "one_of"} != set(cls.__slots__):
+        if {*data, *LATER} != set(cls.__slots__):
             raise ValueError("a concept of a snapshot has exactly the fields of Concept")
         strength, threshold = data["strength"], data["threshold"]
         start, end = data["steps"]
@@ -104,6 +110,10 @@ class Concept:
             threshold=None if threshold is None else float(threshold),
             params=FrozenMap(data["params"]),
             one_of=None if data.get("one_of") is None else _text(data["one_of"]),
+            contrasts=tuple(
+                FrozenMap({side: _text(pair[side]) for side in ("with", "without")}) for pair in data.get("contrasts", ())
+            ),
+            anchor=None if data.get("anchor") is None else _text(data["anchor"]),
         )
 
 

@@ -35,22 +35,32 @@ RELATIONS: Final = frozenset({
 
 
 def pairs_of(concept: Concept) -> list[Pair]:
-    """Ordinary texts with each phrase of a concept, and without: "a person with blood", "a house in the style of ...".
+    """The concept's own ``contrasts``, or else ordinary texts with each of its phrases, and without: "a person with blood", "a
+    house in the style of ...". The texts without it have the ``anchor`` instead, if there is one.
 
     Args:
-        concept: The concept. A phrase that begins with a relation ("in", "by", "covered") follows the text as it is; any other
-            follows "with".
+        concept: The concept. A phrase, or an anchor, that begins with a relation ("in", "by", "covered") follows the text as it
+            is; any other follows "with".
 
     Returns:
-        As many pairs as there are ordinary texts, or as phrases where these are more: each phrase, and each text, in turn.
+        Its contrasts; or as many pairs as there are ordinary texts, or as phrases where these are more: each phrase, and each
+        text, in turn.
     """
-    count = max(len(ORDINARY), len(concept.phrases))
-    pairs = []
-    for place in range(count):
-        text, phrase = ORDINARY[place % len(ORDINARY)], concept.phrases[place % len(concept.phrases)]
-        related = phrase.lower().partition(" ")[0] in RELATIONS
-        pairs.append((f"{text} {phrase}" if related else f"{text} with {phrase}", text))
-    return pairs
+    if concept.contrasts:
+        pairs = [(pair["with"], pair["without"]) for pair in concept.contrasts]
+    else:
+        count = max(len(ORDINARY), len(concept.phrases))
+        texts = [ORDINARY[place % len(ORDINARY)] for place in range(count)]
+        pairs = [(_beside(text, concept.phrases[place % len(concept.phrases)]), text) for place, text in enumerate(texts)]
+    return [(shown, text if concept.anchor is None else _beside(text, concept.anchor)) for shown, text in pairs]
+
+
+def _beside(text: str, phrase: str) -> str:
+    """A text, and a phrase that follows it."""
+    if not text:
+        return phrase
+    related = phrase.lower().partition(" ")[0] in RELATIONS
+    return f"{text} {phrase}" if related else f"{text} with {phrase}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

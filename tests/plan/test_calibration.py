@@ -99,6 +99,17 @@ def test_it_covers_a_concept_only_with_the_phrases_that_were_calibrated() -> Non
     assert not MADE.covers(Concept("weapon", ("blood", "gore")))
 
 
+def test_it_covers_a_concept_only_with_the_pairs_that_were_calibrated(tmp_path: Path) -> None:
+    contrasts = ({"with": "a wounded dog", "without": "a dog"},)
+    own, anchored = Concept("blood", ("blood",), contrasts=contrasts), Concept("blood", ("blood",), anchor="flowers")
+    for concept in (own, anchored):
+        made = Calibration(MADE.fingerprint, {"blood": Detector.of(concept, (1.0,), 0.0, 3.0)}, 0.001, "0" * 64)
+        made.save(tmp_path / "calibration.json")
+        assert Calibration.load(tmp_path / "calibration.json").digest == made.digest
+        assert [made.covers(other) for other in (own, anchored, Concept("blood", ("blood",)))].count(True) == 1
+        assert Calibration.load(tmp_path / "calibration.json").covers(concept)
+
+
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=2, max_size=2))
 @example([math.inf, math.inf])
 @example([-1e308, 1e308])

@@ -42,6 +42,11 @@ OF_NO_GROUP = st.fixed_dictionaries(
         "steps": st.tuples(SHARES, SHARES).filter(lambda pair: pair[0] < pair[1]).map(list),
         "threshold": SHARES,
         "params": PARAMS,
+        "contrasts": st.lists(
+            st.fixed_dictionaries({"with": TEXTS, "without": TEXTS}).filter(lambda pair: pair["with"] != pair["without"]),
+            max_size=2,
+        ),
+        "anchor": TEXTS,
     },
 )
 OF_A_GROUP = st.fixed_dictionaries(

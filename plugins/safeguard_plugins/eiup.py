@@ -5,7 +5,12 @@ user's prompt says, and its values show *what* grows there; the feature is put b
 the attention, A_E the attention over the concept's words alone, A_Z the null answer (the token that ends the empty prompt) and
 A_0 the attention over the whole empty prompt, there are five forms:
 
-``general`` (default): ``projected`` where an attention reads the text alone. In joint attention O <- O - 3 s min(m, c) D, with
+``difference`` (default): ``projected`` with the concept in context. D = t mean_k (W_k - O_k), what pairs of texts with and
+without the concept answer ("a house with blood", "a house"), and in the place of A_0 their mean without it. An encoder that
+mixes puts the concept into the state of every word, where the erasure prompt alone does not meet it. The concept's phrases make
+the pairs, unless it has ``contrasts`` of its own (`safeguard.sdk.contrast_attention`).
+
+``general``: ``projected`` where an attention reads the text alone. In joint attention O <- O - 3 s min(m, c) D, with
 m the share of ``gated`` and c the component of ``projected``: no more than the concept wins of the attention, and no more than
 the text has brought of it. A benign pixel has either in some place, and both in hardly any.
 
@@ -16,11 +21,6 @@ for what its text has along D.
 
 ``gated``: O <- O - s m D. m is the share of attention that the concept wins in one softmax together with every key that the
 image tokens meet: the prompt's, and in joint attention the image's own.
-
-``difference``: ``projected`` with the concept in context. D = t mean_k (W_k - O_k), what pairs of texts with and without the
-concept answer ("a house with blood", "a house"), and in the place of A_0 their mean without it. An encoder that mixes puts the
-concept into the state of every word, where the erasure prompt alone does not meet it. The concept's phrases make the pairs
-(`safeguard.sdk.contrast_attention`).
 
 ``published``: O <- O - s M_E V_E, with M_E the concept's columns of the erasure prompt's own softmax. It always sums to one
 over the erasure prompt, so that a benign pixel pays as well.
@@ -60,7 +60,7 @@ from safeguard.sdk.contrast_attention import ContrastAttention, pairs_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMS: Final = ("general", "projected", "gated", "published", "difference")
+FORMS: Final = ("difference", "general", "projected", "gated", "published")
 JOINT: Final = 3.0  # how far strength 1 goes in joint attention, and in a pooled text; chosen on the demo's dev prompts
 POOLED: Final = 2.0
 BEYOND: Final = 0.6  # how far a pooled text may be pushed past the ordinary ones, in lengths of the concept's direction
@@ -127,10 +127,10 @@ class EIUP:
 
     api: ClassVar[tuple[int, int]] = (1, 0)
     name: ClassVar[str] = "eiup"
-    version: ClassVar[str] = "1.4"
+    version: ClassVar[str] = "1.5"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE, Seam.TEXT_STATES})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
-    params: ClassVar[Mapping[str, Any]] = {"form": "general"}
+    params: ClassVar[Mapping[str, Any]] = {"form": "difference"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
         form = param_choice(concepts[0], self, params, "form", FORMS)

@@ -90,9 +90,21 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
+class Residual:
+    """What the last call of the denoiser still showed of an erased concept: a score in standard deviations above what pictures
+    of ordinary prompts show, the threshold, and whether the erasure was ``enough``: the score is below it.
+    """
+
+    score: float
+    threshold: float
+    enough: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """One concept acted on: by which eraser, how strongly, in which steps (first and last actually run), at how many
-    sites. ``adapter`` is the digest of the file by which it acted, for an eraser that is trained.
+    sites. ``adapter`` is the digest of the file by which it acted, for an eraser that is trained. ``residual`` is None where
+    nobody could say what was left.
     """
 
     concept: str
@@ -104,6 +116,7 @@ class Applied:
     sites: int = 0
     effect: Effect = Effect()
     adapter: str | None = None
+    residual: Residual | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +282,15 @@ def _applied(applied: Applied) -> Record:
             "mass_last": plain(effect.course[-1][1] if effect.course else None, "/applied/effect/mass_last"),
             "relative_change": plain(effect.relative_change, "/applied/effect/relative_change"),
         },
+        **({} if applied.residual is None else {"residual": _residual(applied.residual)}),  # where the calibration reads it
+    }
+
+
+def _residual(residual: Residual) -> Record:
+    return {
+        "score": plain(residual.score, "/applied/residual/score"),
+        "threshold": plain(residual.threshold, "/applied/residual/threshold"),
+        "enough": residual.enough,
     }
 
 

@@ -39,6 +39,10 @@ def calibrate(
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     word: WordOption = None,
+    residual: Annotated[
+        int,
+        typer.Option(min=0, help="Run so many of the prompts to their last step, so that records say what is left; 0: none."),
+    ] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts looked at at once.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of the first prompt's noise.")] = 0,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("out/calibration.json"),
@@ -59,7 +63,8 @@ def calibrate(
         def advance(done: int, of: int) -> None:
             progress.update(task, completed=done, total=of)
 
-        calibration = safeguard.calibrate(pipe, chosen, texts, rate=rate, seed=seed, batch=batch, call=call, advance=advance)
+        how: dict[str, Any] = {"rate": rate, "residual": residual, "seed": seed, "batch": batch}
+        calibration = safeguard.calibrate(pipe, chosen, texts, **how, call=call, advance=advance)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         calibration.save(out)

@@ -25,6 +25,7 @@ from safeguard.sdk.pipeline import Pipeline
 Features = npt.NDArray[np.float64]  # [n, F]
 
 RATE: Final = 0.001
+RESIDUAL_RATE: Final = 0.01  # of pictures of ordinary prompts, in which more of a concept may be seen than counts as enough
 FOLDS: Final = 5
 FEWEST: Final = 40  # ordinary prompts, with fewer of which nothing can be said of them
 OTHERS: Final = 4  # concepts whose prompts stand on the harmless side with their whole weight
@@ -40,6 +41,7 @@ def calibrate(
     *,
     rate: float = RATE,
     step: int = 0,
+    residual: int = 0,
     seed: int = 0,
     batch: int = 16,
     example: Mapping[str, Any] | None = None,
@@ -48,7 +50,8 @@ def calibrate(
 ) -> Calibration:
     """Calibrate a pipeline for the adaptive concepts of a policy, so that evidence can activate them. Stable.
 
-    No labels are needed and no image is made. Of each call only the first step runs, or what leads to ``step``.
+    No labels are needed and no image is made. Of each call only the first step runs, or what leads to ``step``; for
+    ``residual`` prompts all steps do.
 
     Args:
         pipe: A pipeline that is not guarded.
@@ -56,6 +59,8 @@ def calibrate(
         prompts: Ordinary prompts, as users write them, at least `FEWEST`. Prompts that lead to a concept raise its threshold.
         rate: The share of ordinary prompts that may activate a concept, by the tail of a normal distribution.
         step: The step in which evidence will be measured. The steps before it run unprotected.
+        residual: Of how many of the prompts, as they are and with each concept's phrases, the last step is looked at, too. By
+            it a record says what an erased concept has left. At least `FEWEST`; 0 for none.
         seed: For the noise.
         batch: Images at once.
         example: As of `protect`.
@@ -73,6 +78,10 @@ def calibrate(
     texts = list(dict.fromkeys(prompts))
     if len(texts) < FEWEST:
         raise CapabilityError(f"calibration needs at least {FEWEST} different ordinary prompts, not {len(texts)}")
+    if residual and not FEWEST <= residual <= len(texts):
+        raise CapabilityError(
+            f"residual is a number of the {len(texts)} prompts, at least {FEWEST}, or 0 for none, not {residual}"
+        )
     if not 0 < rate < 0.5:
         raise CapabilityError(f"the rate is a share of ordinary prompts, above 0 and below 0.5, not {rate}")
     whole = loaded(policy)
@@ -81,17 +90,18 @@ def calibrate(
         raise CapabilityError(f"policy {whole.name!r} has no adaptive concept to calibrate", missing="an adaptive concept")
     blank = Calibration.blank(concepts, rate, whole.revision, step)
     done = 0
-    with Guard(pipe, derive(whole, concepts=[item.id for item in concepts]), None, None, example, blank) as guard:
+    watched = derive(whole, concepts=[item.id for item in concepts], on_residual="record")
+    with Guard(pipe, watched, None, None, example, blank) as guard:
         near = [_near(concept, guard.attachment) for concept in concepts]
         looks = 1 + len(concepts) + sum(map(bool, near))
-        total = len(texts) * looks + sum(len(item.safe_examples) for item in concepts)
+        total = len(texts) * looks + sum(len(item.safe_examples) for item in concepts) + residual * (1 + len(concepts))
 
-        def look(some: Sequence[str]) -> npt.NDArray[np.float64]:
+        def look(some: Sequence[str], at: str = "first") -> npt.NDArray[np.float64]:
             nonlocal done
             painted = []
             for start in range(0, len(some), batch):
                 part = list(some[start : start + batch])
-                painted += guard.look(part, generator=_noise(seed + done, len(part)), **(call or {}))
+                painted += guard.look(part, at=at, generator=_noise(seed + done, len(part)), **(call or {}))
                 done += len(part)
                 advance(done, total)
             features = np.array(painted, dtype=np.float64)  # [n, C, F]
@@ -103,13 +113,19 @@ def calibrate(
         shown = [look(_with(concept.phrases, texts)) for concept in concepts]
         harmless = [look(concept.safe_examples) if concept.safe_examples else ordinary[:0] for concept in concepts]
         unseen = [look(_with(words, texts)) if words else ordinary[:0] for words in near]
+        few = texts[:residual]
+        last = [look(few, "last"), *(look(_with(concept.phrases, few), "last") for concept in concepts)] if residual else []
         fingerprint = guard.attachment.fingerprint
-    gauges = {}
+    gauges, residuals = {}, {}
     for column, concept in enumerate(concepts):
         others = [item[:, column] for place, item in enumerate(shown) if place != column]
         own, safe = shown[column][:, column], harmless[column][:, column]
         gauges[concept.id] = _gauge(concept, own, ordinary[:, column], safe, others, unseen[column][:, column], rate)
-    return Calibration(fingerprint, gauges, rate, whole.revision, step)
+        if last:
+            plain, *beside = [item[:, column] for item in last]
+            foreign = [item for place, item in enumerate(beside) if place != column]
+            residuals[concept.id] = _gauge(concept, beside[column], plain, plain[:0], foreign, plain[:0], RESIDUAL_RATE)
+    return Calibration(fingerprint, gauges, rate, whole.revision, step, residuals=residuals)
 
 
 def _with(phrases: Sequence[str], texts: Sequence[str]) -> list[str]:

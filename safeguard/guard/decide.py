@@ -13,7 +13,7 @@ from safeguard.errors import CapabilityError, SafeguardError, ScreenError
 from safeguard.guard.call_args import PipelineCall, PromptRow
 from safeguard.guard.group_choice import Key, choose, keys_of
 from safeguard.plan.compile import Plan
-from safeguard.plan.detectors import ProbeRun
+from safeguard.plan.detectors import ProbeRun, ResidualRun
 from safeguard.policy import Concept, Policy
 
 RESULTS: Final = ("block", "review", "erase", "flag", "pass")  # the first that holds is the result
@@ -215,6 +215,13 @@ def watching(plan: Plan, decided: CallVerdict, per_prompt: int, sites: int, *, o
     prompts = [[full[name] if name in row.watched else 0.0 for name in plan.watched] for row in decided.rows]
     images = [strengths for strengths in prompts for _ in range(per_prompt)]
     return ProbeRun(plan.watch, plan.gauges, images, sites, only, plan.watched_step)
+
+
+def reading(plan: Plan, sites: int, *, only: bool) -> ResidualRun | None:
+    """What is read of the concepts that acted, in the last step; with ``only`` of all images, and nothing is judged."""
+    if plan.watch is None or not (only or any(plan.residuals)):
+        return None
+    return ResidualRun(plan.watch, (None,) * len(plan.watched) if only else plan.residuals, sites, only)
 
 
 def refuses_embeds(policy: Policy, asked: PipelineCall) -> bool:

@@ -15,10 +15,9 @@ from typing import Any, Final
 
 from safeguard.audit import AuditLog, AuditSink, Decision, Model
 from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem
-from safeguard.guard import log_events, observers, records
+from safeguard.guard import log_events, observers, records, request_run
 from safeguard.guard.call_args import PipelineCall, read_call
-from safeguard.guard.decide import CallVerdict, ScreenLike, chosen_screener, decide, refuses_embeds, undecided, watching
-from safeguard.guard.enforce import require_protected
+from safeguard.guard.decide import CallVerdict, ScreenLike, chosen_screener, decide, refuses_embeds, undecided
 from safeguard.guard.pipeline_class import unwrap, wrap
 from safeguard.guard.records import CallFacts
 from safeguard.guard.reload import Watcher
@@ -29,7 +28,7 @@ from safeguard.plan.calibration import Calibration
 from safeguard.plan.compile import Plan, compile_plan
 from safeguard.plan.detectors import ProbeFinished
 from safeguard.plan.registry import Registry
-from safeguard.plan.request_state import RequestCaches, RequestFacts, RequestState, request_scope
+from safeguard.plan.request_state import RequestState
 from safeguard.policy import Concept, Policy, load_policy
 
 PolicySource = str | os.PathLike[str] | Policy
@@ -201,11 +200,12 @@ class Guard:
         finally:
             _REQUEST.reset(token)
 
-    def look(self, *args: Any, **kwargs: Any) -> list[list[list[float]]]:
+    def look(self, *args: Any, at: str = "first", **kwargs: Any) -> list[list[list[float]]]:
         """The features (`safeguard.plan.detectors.ConceptProbe`) of each image of one call of the pipeline, which ends as soon
-        as they are seen and gives no image: [images][watched concepts][features].
+        as they are seen and gives no image: [images][watched concepts][features]. ``at`` is ``first`` for those that evidence
+        is read by, or ``last`` for those that say what is left.
         """
-        request = Request(only_looks=True)
+        request = Request(only_looks=at)
         token = _REQUEST.set(request)
         try:
             self._pipe(*args, **kwargs)
@@ -232,25 +232,36 @@ class Guard:
         verdict = decide(plan, call, self._screener, request.request_id, len(request.decisions))
         if any(row.result == "block" for row in verdict.rows):
             raise self._refusal(plan, call, verdict, request, "")
-        state = self._running(plan, call, verdict, request, pipe)
-        before = time.perf_counter()
+        states: list[RequestState] = []
+        took = 0.0
+
+        def started(verdict: CallVerdict) -> RequestState:
+            states.append(request_run.begin(plan, call, verdict, self._attachment, request, pipe))
+            return states[-1]
+
+        def body() -> Any:
+            nonlocal took
+            before = time.perf_counter()
+            output = run(*args, **kwargs)
+            took = time.perf_counter() - before  # of two runs, one is what the pipeline would have taken
+            return output
+
         try:
-            with request_scope(state):
-                output = run(*args, **kwargs)
-            require_protected(state)
+            ran = request_run.run(started, verdict, call, body)
         except ProbeFinished:
-            request.features.extend(records.features_of(state))
+            request.features.extend(records.features_of(states[-1]))
             return None
         except Exception:
             self._record(plan, request, records.failed(self._facts(plan, call, verdict, request, pipe)))
             raise
-        after = time.perf_counter()
-        overhead = (before - begun + time.perf_counter() - after) * 1e3
-        decisions = records.finished(self._facts(plan, call, verdict, request, pipe), state, output, overhead)
+        overhead = (time.perf_counter() - begun - took) * 1e3
+        decisions = records.finished(self._facts(plan, call, verdict, request, pipe), ran, overhead)
         self._record(plan, request, decisions)
+        if ran.withheld:
+            raise _withheld(ran, decisions)
         if request.wants_maps:
-            request.maps.extend(records.maps_of(plan, state, len(decisions)))
-        return output
+            request.maps.extend(records.maps_of(plan, ran.state, len(decisions)))
+        return ran.output
 
     def _facts(self, plan: Plan, call: PipelineCall, verdict: CallVerdict, request: Request, pipe: Any) -> CallFacts:
         return CallFacts(plan, call, verdict, self._model(pipe), request.who())
@@ -272,27 +283,6 @@ class Guard:
                 last = self._released and self._under_way == 0
             if last:
                 self._detach()
-
-    def _running(self, plan: Plan, call: PipelineCall, verdict: CallVerdict, request: Request, pipe: Any) -> RequestState:
-        def an_image(values: Sequence[Any]) -> list[Any]:
-            return [value for value in values for _ in range(call.per_prompt)]
-
-        texts = an_image([row.texts[0] if row.texts else None for row in call.rows])
-        negative = an_image([row.negative[0] if row.negative else None for row in call.rows])
-        known = self._attachment.known_texts(texts, negative) if all(row.readable for row in call.rows) else ([], [])
-        facts = RequestFacts(
-            plan=plan,
-            strengths=[image.strengths for image in verdict.images],
-            host=self._attachment.number,
-            texts=texts,
-            negative_texts=negative,
-            skip_errors=plan.policy.settings.on_error == "allow",
-            guided=call.guided,
-            scheduler=getattr(pipe, "scheduler", None),
-            maps={} if request.wants_maps else None,
-        )
-        probes = watching(plan, verdict, call.per_prompt, len(self._attachment.watched_sites), only=request.only_looks)
-        return RequestState(facts, probes, caches=RequestCaches(positive=known[0], negative=known[1]))
 
     def _refusal(self, plan: Plan, call: PipelineCall, verdict: CallVerdict, request: Request, reason: str) -> PolicyViolation:
         """Record a refusal, and make the error that tells of it."""
@@ -387,6 +377,14 @@ def loaded(policy: PolicySource) -> Policy:
             [Problem(type(policy).__name__, 0, 0, "", "this is no policy", "give a path, builtin://NAME or a Policy")]
         )
     return load_policy(policy)
+
+
+def _withheld(ran: request_run.Ran, decisions: Sequence[Decision]) -> PolicyViolation:
+    """The error that tells of images in which too much of a concept was left."""
+    concepts = list(dict.fromkeys(name for names in ran.withheld.values() for name in names))
+    ids = [decision.decision_id for decision in decisions if decision.result == "block"]
+    reason = f"too much is left of {', '.join(concepts)}, and on_residual withholds the images of the call"
+    return PolicyViolation(concepts, ran.state.plan.policy.revision, ids, reason)
 
 
 def _activation(concept: Concept, plan: Plan) -> str:

@@ -16,14 +16,17 @@ from safeguard.audit import (
     Metrics,
     Model,
     Output,
+    Residual,
     Screen,
     Subject,
     image_digest,
 )
 from safeguard.guard.call_args import PipelineCall
 from safeguard.guard.decide import CallVerdict, RowVerdict, with_erasure
+from safeguard.guard.request_run import Ran
 from safeguard.plan.compile import Plan
 from safeguard.plan.request_state import AppliedEffect, RequestState
+from safeguard.sdk.eraser import Strength
 
 
 def images_of(output: Any) -> list[Any]:
@@ -58,7 +61,8 @@ def model_of(pipe: Any, base: type) -> Model:
 
 def features_of(state: RequestState) -> list[list[list[float]]]:
     """What each image of a call that was only looked at has shown."""
-    return [] if state.watching is None else [features for _, features in sorted(state.watching.features.items())]
+    run = state.watching if state.residual is None or not state.residual.only else state.residual
+    return [] if run is None else [features for _, features in sorted(run.features.items())]
 
 
 def maps_of(plan: Plan, state: RequestState, images: int) -> list[dict[str, Any]]:
@@ -89,13 +93,13 @@ class CallFacts:
         return Decision(policy_name=policy.name, policy_revision=policy.revision, **fields)
 
 
-def finished(facts: CallFacts, state: RequestState, output: Any, overhead: float) -> list[Decision]:
+def finished(facts: CallFacts, ran: Ran, overhead: float) -> list[Decision]:
     """One decision for every image of a finished call. ``overhead`` is in milliseconds."""
-    plan, call, verdict = facts.plan, facts.call, facts.verdict
+    plan, call, verdict, state = facts.plan, facts.call, facts.verdict, ran.state
     effects = state.evidence()
     degraded = verdict.degraded or bool(state.log.errors)
     decisions = []
-    images = images_of(output) or [None] * call.images  # an output of a kind unknown here is recorded all the same
+    images = images_of(ran.output) or [None] * call.images  # an output of a kind unknown here is recorded all the same
     for index, image in enumerate(images):
         prompt = min(index // call.per_prompt, len(call.rows) - 1)
         row = verdict.images[min(index, len(verdict.images) - 1)]
@@ -108,13 +112,13 @@ def finished(facts: CallFacts, state: RequestState, output: Any, overhead: float
             facts.decision(
                 row,
                 _subject(call, prompt, index),
-                result=with_erasure(row.result) if opened else row.result,
-                status="degraded" if degraded else "ok",
+                result="block" if index in ran.withheld else with_erasure(row.result) if opened else row.result,
+                status="error" if ran.withheld and index not in ran.withheld else "degraded" if degraded else "ok",
                 screen=_screen(verdict, row, unmatched=bool(state.log.unmatched)),
                 evidence=Evidence(plan.calibration, seen),
                 drawn=() if state.log.unmatched else row.drawn,
-                applied=_applied(plan, (*row.erased, *opened), index, effects),
-                output=None if image is None else describe_output(image, seed),
+                applied=_applied(state, (*row.erased, *opened), index, effects),
+                output=None if image is None or ran.withheld else describe_output(image, seed),
                 metrics=Metrics(verdict.milliseconds, overhead),
             )
         )
@@ -185,25 +189,29 @@ def _seen(state: RequestState, plan: Plan, image: int) -> dict[str, DetectionRec
 
 
 def _applied(
-    plan: Plan, erased: Sequence[str], image: int, evidence: dict[tuple[int, int], AppliedEffect]
+    state: RequestState, erased: Sequence[str], image: int, evidence: dict[tuple[int, int], AppliedEffect]
 ) -> tuple[Applied, ...]:
-    effects = []
+    effects, plan = [], state.plan
     for planned in plan.concepts:
         name = planned.concept.id
         if name not in erased:
             continue
         seen = evidence.get((image, planned.column))
+        left = None if state.residual is None else state.residual.seen.get((image, name))
+        given = state.facts.strengths[image][planned.column] if image < len(state.facts.strengths) else 0.0
+        strength = planned.strength if given in (0.0, planned.strength.value) else Strength(given)
         effects.append(
             Applied(
                 name,
                 planned.eraser.name,
                 planned.eraser.version,
-                planned.strength.value,
-                planned.strength.word,
+                strength.value,
+                strength.word,
                 None if seen is None else (seen.first, seen.last),
                 0 if seen is None else seen.sites,
                 Effect() if seen is None else Effect(seen.mass, seen.change, seen.course),
                 plan.adapters.get(name),
+                None if left is None else Residual(left.score, left.threshold, not left.opened),
             )
         )
     return tuple(effects)

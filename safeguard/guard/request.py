@@ -26,7 +26,7 @@ class Request:
     trace_id: str | None = None
     decisions: list[Decision] = field(default_factory=list)
     wants_maps: bool = False
-    only_looks: bool = False  # it ends once the features of its images are seen, and is not recorded
+    only_looks: str = ""  # "first" or "last": it ends once that step's features are seen, and is not recorded
     features: list[list[list[float]]] = field(default_factory=list)
     maps: list[dict[str, Any]] = field(default_factory=list)
 

@@ -85,9 +85,10 @@ class RequestHooks:
         """Where text-site edits will act at joint sites: know where the text stands, and have erasure prompts recorded."""
         acting = self._site_edits(state, state.rows, device)
         recorded = any(site.recorded and site.owner == part.name for site in self._pipeline.every_site)
-        if not recorded or not (acting or state.looks):
+        looks = state.looks or state.rereads
+        if not recorded or not (acting or looks):
             return
-        wanted = (*(state.plan.tokens if acting else ()), *(state.plan.watch_tokens if state.looks else ()))
+        wanted = (*(state.plan.tokens if acting else ()), *(state.plan.watch_tokens if looks else ()))
         caches = state.caches
         if part.name not in caches.stamps:  # weights do not change while a request runs
             caches.stamps[part.name] = part.stamp

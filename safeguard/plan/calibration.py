@@ -85,6 +85,7 @@ UNBOUND: Final = Fingerprint("", (), ())
 class Calibration:
     """The gauges of some concepts on one pipeline. ``rate`` is the share of prompts without a concept that may open it;
     ``step`` the step of a run at which images are looked at, from 0; ``evidence`` what is measured, one of `EVIDENCE`.
+    ``residuals`` read what the image tokens of the last step still show of a concept; empty where none were fitted.
     ``fingerprint`` is `UNBOUND` while it is being made.
     """
 
@@ -94,6 +95,7 @@ class Calibration:
     policy_revision: str
     step: int = 0
     evidence: str = DIFFERENCE
+    residuals: Mapping[str, Detector] = field(default_factory=dict)
     origin: str = field(default="", compare=False)
 
     @classmethod
@@ -109,12 +111,15 @@ class Calibration:
             data = json.loads(Path(path).read_text("utf-8"))
             if data["schema"] != SCHEMA:
                 raise ValueError("another schema")
-            gauges = {str(name): Detector.from_dict(entry) for name, entry in data["concepts"].items()}
+            gauges, residuals = (
+                {str(name): Detector.from_dict(entry) for name, entry in data.get(key, {}).items()}
+                for key in ("concepts", "residuals")
+            )
             fingerprint, evidence = Fingerprint.from_dict(data["pipeline"]), str(data.get("evidence", PHRASES))
-            if evidence not in EVIDENCE:
+            if evidence not in EVIDENCE or "concepts" not in data:
                 raise ValueError(f"evidence {evidence!r}")
             how = float(data["rate"]), str(data["policy_revision"]), int(data["step"]), evidence
-            return cls(fingerprint, gauges, *how, os.fspath(path))
+            return cls(fingerprint, gauges, *how, residuals, os.fspath(path))
         except FileNotFoundError as fault:
             raise CapabilityError(f"{path}: there is no such calibration file", missing="calibration") from fault
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
@@ -132,6 +137,7 @@ class Calibration:
             "step": self.step,
             **({} if self.evidence == PHRASES else {"evidence": self.evidence}),  # as files of older versions are
             "concepts": {name: gauge.to_dict() for name, gauge in self.gauges.items()},
+            **({"residuals": {name: gauge.to_dict() for name, gauge in self.residuals.items()}} if self.residuals else {}),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -44,6 +44,7 @@ class Plan:
     watch: ConceptProbe | None = field(default=None, repr=False)  # for the concepts that evidence may open
     watch_tokens: tuple[TokenKeys, ...] = field(default=(), repr=False)
     gauges: tuple[Detector, ...] = field(default=(), repr=False)  # of the concepts of the watch
+    residuals: tuple[Detector | None, ...] = field(default=(), repr=False)  # of the same; none where nothing was fitted
     calibration: str | None = None  # digest of what the gauges came from
     watched_step: int = 0  # at which images are looked at
 
@@ -187,7 +188,22 @@ def compile_plan(
         edits.extend(_edits(registry, name, concepts, noting))
     columns = {item.concept.id: item.column for item in planned}
     plan = Plan(policy, tuple(planned), tuple(edits), columns, tuple(noting.made))
-    return plan if calibration is None else _watching(plan, calibration, pipeline)
+    plan = plan if calibration is None else _watching(plan, calibration, pipeline)
+    _require_residuals(plan)
+    return plan
+
+
+def _require_residuals(plan: Plan) -> None:
+    """Raises CapabilityError for a concept of which it must be known what is left, and nothing tells it."""
+    told = {name for name, gauge in zip(plan.watched, plan.residuals, strict=False) if gauge is not None}
+    for item in plan.concepts:
+        if item.concept.on_residual != "record" and item.concept.id not in told:
+            raise CapabilityError(
+                f"concept {item.concept.id!r}: 'on_residual: {item.concept.on_residual}' needs to know what is left of it; "
+                "make it 'activation: adaptive' and protect with a calibration of 'safeguard calibrate --residual 48', or "
+                "write 'on_residual: record'",
+                missing="residual",
+            )
 
 
 def _watching(plan: Plan, calibration: Calibration, pipeline: Pipeline) -> Plan:
@@ -201,8 +217,14 @@ def _watching(plan: Plan, calibration: Calibration, pipeline: Pipeline) -> Plan:
     watch = ConceptProbe(concepts, noting, calibration.evidence)
     gauges = tuple(calibration.gauges[concept.id] for concept in concepts)
     texts = tuple(noting.made)
-    digest, step = calibration.digest, calibration.step
-    return replace(plan, watch=watch, watch_tokens=texts, gauges=gauges, calibration=digest, watched_step=step)
+    residuals = tuple(_residual_of(calibration, concept) for concept in concepts) if calibration.residuals else ()
+    watching = replace(plan, watch=watch, watch_tokens=texts, gauges=gauges, residuals=residuals)
+    return replace(watching, calibration=calibration.digest, watched_step=calibration.step)
+
+
+def _residual_of(calibration: Calibration, concept: Concept) -> Detector | None:
+    gauge = calibration.residuals.get(concept.id)
+    return gauge if gauge is not None and gauge.knows(concept) else None
 
 
 def _edits(registry: Registry, name: str, concepts: Sequence[Concept], pipeline: Pipeline) -> Sequence[Edit]:

@@ -48,6 +48,13 @@ class ConceptProbe:
         """What one site shows: [R, C, H]."""
         return self._texts.read(call).components().transpose(1, 2)
 
+    def in_image(self, call: SiteCall) -> Tensor:
+        """What the image tokens of one site show of each concept, whatever the prompt says: [R, C, 2 * H]. Only where evidence
+        is measured along the difference.
+        """
+        assert isinstance(self._texts, ContrastAttention)
+        return self._texts.read(call).leaning().transpose(1, 2)
+
     def in_pooled(self, pooled: Tensor | None) -> Tensor | None:
         """What pooled texts [R, P] show: [R, C, 1]."""
         if pooled is None or self._directions is None:
@@ -73,6 +80,65 @@ class Detection:
 
 
 @dataclass(eq=False)
+class _Gathered:
+    """The features of the images of one denoiser call, until all ``sites`` have shown theirs."""
+
+    sites: int
+    _pooled: dict[int, list[Any]] = field(default_factory=dict)
+    _found: dict[int, dict[int, list[Any]]] = field(default_factory=dict)  # by image and site
+
+    def note(self, image: int, features: Tensor, site: int | None) -> None:
+        cells = self._pooled if site is None else self._found.setdefault(image, {})
+        cells.setdefault(image if site is None else site, []).append(features)
+
+    def whole(self) -> dict[int, list[list[float]]]:
+        """The features of each image that every site has shown, in the mean over its rows: [concepts][F]. All are forgotten."""
+        import torch
+
+        whole = {}
+        for image, shown in sorted(self._found.items()):
+            if len(shown) == self.sites:
+                parts = [*([self._pooled[image]] if image in self._pooled else []), *(shown[site] for site in sorted(shown))]
+                whole[image] = torch.cat([torch.stack(part).float().mean(0) for part in parts], -1).tolist()
+        self._pooled.clear()
+        self._found.clear()
+        return whole
+
+
+@dataclass(eq=False)
+class ResidualRun:
+    """What is read of the concepts that acted, in the last call of the denoiser that makes an image: how far its image tokens
+    still attend to the concept. ``only``: nothing is read off, and the features themselves are kept, for calibration.
+    """
+
+    watch: ConceptProbe
+    gauges: Sequence[Detector | None]  # None: nothing can be said of the concept
+    sites: int
+    only: bool = False
+    seen: dict[tuple[int, str], Detection] = field(default_factory=dict)  # by image and concept
+    features: dict[int, list[list[float]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._gathered = _Gathered(self.sites)
+
+    def note(self, images: Sequence[int | None], features: Tensor, site: int) -> None:
+        """Keep what a ``site`` shows of these images: ``features`` [R, C, 2 * H]."""
+        for place, image in enumerate(images):
+            if image is not None:
+                self._gathered.note(image, features[place], site)
+
+    def read(self, step: int) -> None:
+        """Read the images that every site has shown in this call."""
+        for image, features in self._gathered.whole().items():
+            if self.only:
+                self.features[image] = features
+                continue
+            for column, (concept, gauge) in enumerate(zip(self.watch.concepts, self.gauges, strict=True)):
+                if gauge is not None:
+                    self.seen[image, concept] = Detection(gauge.score(features[column]), gauge.threshold, step)
+
+
+@dataclass(eq=False)
 class ProbeRun:
     """What one request is watched for, and what was seen. ``strengths`` [images][concepts of the watch], with which a concept
     acts once it is opened; 0 where it acts anyway. An image in which all of them do is not looked at.
@@ -90,32 +156,22 @@ class ProbeRun:
     seen: dict[tuple[int, str], Detection] = field(default_factory=dict)  # by image and concept
     features: dict[int, list[list[float]]] = field(default_factory=dict)
     openings: int = 0  # times that something was opened
-    _pooled: dict[int, list[Any]] = field(default_factory=dict)
-    _found: dict[int, dict[int, list[Any]]] = field(default_factory=dict)  # by image and site
 
     def __post_init__(self) -> None:
+        self._gathered = _Gathered(self.sites)
         self.pending = {image for image, row in enumerate(self.strengths) if self.only or any(row)}
 
     def note(self, images: Sequence[int | None], features: Tensor, site: int | None = None) -> None:
         """Keep what a ``site``, or without one the pooled text, shows of these images: ``features`` [R, C, H]."""
         for place, image in enumerate(images):
             if image is not None and image in self.pending:
-                cells = self._pooled if site is None else self._found.setdefault(image, {})
-                cells.setdefault(image if site is None else site, []).append(features[place])
+                self._gathered.note(image, features[place], site)
 
     def decide(self, step: int) -> bool:
         """Read the evidence of the images that every site has shown in this call. Whether it opened something."""
-        import torch
-
         opened = False
-        for image in [row_image for row_image in sorted(self.pending) if len(self._found.get(row_image, {})) == self.sites]:
+        for image, features in self._gathered.whole().items():
             self.pending.discard(image)
-            shown = self._found.pop(image)
-            parts = [shown[site] for site in sorted(shown)]
-            if image in self._pooled:
-                parts.insert(0, self._pooled.pop(image))
-            means = [torch.stack(part).float().mean(0) for part in parts]  # an image may have several rows
-            features: list[list[float]] = torch.cat(means, -1).tolist()
             if self.only:
                 self.features[image] = features
                 continue
@@ -123,8 +179,6 @@ class ProbeRun:
                 gauge = self.gauges[column]
                 sighting = self.seen[image, concept] = Detection(gauge.score(features[column]), gauge.threshold, step)
                 opened = opened or (sighting.opened and self.strengths[image][column] > 0)
-        self._pooled.clear()
-        self._found.clear()
         self.openings += opened
         return opened
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.plan.compile import Plan
-from safeguard.plan.detectors import ProbeRun
+from safeguard.plan.detectors import ProbeRun, ResidualRun
 from safeguard.sdk.edit_memory import Cells, EditMemory, RowCells
 from safeguard.sdk.seams import Edit
 
@@ -138,6 +138,7 @@ class CallFrame:
     edited: Any = None  # the same as the text-states edits left them
     grid: tuple[int, int] | None = None  # height and width of the latent, for the heat maps
     looks: bool = False  # whether evidence is taken in it
+    rereads: bool = False  # whether it is read what concepts that acted have left
     reached: set[str] = field(default_factory=set)  # the modules with edits that were run in it
     site_edits: dict[tuple[Row, ...], list[ActiveEdit]] = field(default_factory=dict)  # by the rows of a site's batch
 
@@ -183,6 +184,7 @@ class RequestState:
 
     facts: RequestFacts
     watching: ProbeRun | None = None  # for the concepts that evidence may open
+    residual: ResidualRun | None = None  # for what they leave
     log: RunLog = field(default_factory=RunLog)
     caches: RequestCaches = field(default_factory=RequestCaches)
     frame: CallFrame | None = None  # None between calls of the denoiser
@@ -200,6 +202,11 @@ class RequestState:
     def looks(self) -> bool:
         """Whether evidence is taken in the call that is under way."""
         return self.frame is not None and self.frame.looks
+
+    @property
+    def rereads(self) -> bool:
+        """Whether it is read in the call that is under way what concepts that acted have left."""
+        return self.frame is not None and self.frame.rereads
 
     @property
     def openings(self) -> int:
@@ -225,6 +232,12 @@ class RequestState:
         if strength or self.watching is None:
             return strength
         return self.watching.strength(row.image, self.plan.concepts[column].concept.id)
+
+    def acts_in(self, image: int, concept: str) -> bool:
+        """Whether a concept acts in an image, within its steps."""
+        column = self.plan.columns[concept]
+        given = self.facts.strengths[image][column] if image < len(self.facts.strengths) else 0.0
+        return given > 0 or (self.watching is not None and self.watching.strength(image, concept) > 0)
 
     def evidence(self) -> dict[tuple[int, int], AppliedEffect]:
         """What was done, by (image, column). Brings the sums from the device."""

@@ -14,6 +14,7 @@ from safeguard.policy.yaml_nodes import read
 
 _SAME = (
     "phrases", "eraser", "strength", "activation", "action", "steps", "threshold", "params", "one_of", "contrasts", "anchor",
+    "on_residual",
 )  # fmt: skip
 _CHANGEABLE = (*_SAME, "unsafe_examples", "safe_examples")
 

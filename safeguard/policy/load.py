@@ -26,7 +26,7 @@ from safeguard.policy.yaml_nodes import Mark, Node, problem, read
 
 MAX_DOCUMENTS = 64
 
-_FIELDS = ("eraser", "strength", "activation", "action", "steps", "threshold", "params", "one_of")
+_FIELDS = ("eraser", "strength", "activation", "action", "steps", "threshold", "params", "one_of", "on_residual")
 
 
 def load_policy(source: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Policy:

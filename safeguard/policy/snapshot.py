@@ -15,7 +15,7 @@ from safeguard.errors import PolicyError, Problem
 
 SNAPSHOT_SCHEMA = "safeguard.dev/v1/snapshot"
 BUILTIN = "builtin://"
-LATER: Final = ("one_of", "contrasts", "anchor")  # fields of a concept that the first snapshots did not have
+LATER: Final = ("one_of", "contrasts", "anchor", "on_residual")  # fields of a concept that the first snapshots did not have
 
 
 class FrozenMap(Mapping[str, Any]):
@@ -63,7 +63,8 @@ class Concept:
     ``threshold`` is the screener's, 0 to 1, and None where it is calibrated; ``params`` belong to the eraser. ``one_of`` names
     the group of which one concept is drawn for each image, None where it is in none. ``contrasts`` are pairs of texts ``with``
     and ``without`` the concept, and ``anchor`` says what stands in its place; both are for erasers that act by such pairs
-    (`safeguard.sdk.contrast_attention`).
+    (`safeguard.sdk.contrast_attention`). ``on_residual`` says what happens where too much of it is left in an image: record,
+    again or withhold.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Concept:
     one_of: str | None = None
     contrasts: tuple[Mapping[str, str], ...] = ()
     anchor: str | None = None
+    on_residual: str = "record"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", _frozen(self.params))
@@ -88,7 +90,7 @@ class Concept:
     def to_dict(self) -> dict[str, Any]:
         """The concept as it stands in a snapshot: without what says nothing and older snapshots did not have."""
         fields = {name: _thawed(getattr(self, name)) for name in self.__slots__}
-        return {name: value for name, value in fields.items() if name not in LATER or value not in (None, [])}
+        return {name: value for name, value in fields.items() if name not in LATER or value not in (None, [], "record")}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Concept:
@@ -114,6 +116,7 @@ class Concept:
                 FrozenMap({side: _text(pair[side]) for side in ("with", "without")}) for pair in data.get("contrasts", ())
             ),
             anchor=None if data.get("anchor") is None else _text(data["anchor"]),
+            on_residual=_text(data.get("on_residual", "record")),
         )
 
 

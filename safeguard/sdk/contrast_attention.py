@@ -32,6 +32,7 @@ RELATIONS: Final = frozenset({
     "through", "under", "wearing", "with", "without",
 })  # fmt: skip
 """Words that a phrase may follow a text by."""
+HIGHEST: Final = 0.1  # the share of image tokens that tell whether a concept stands somewhere
 
 
 def pairs_of(concept: Concept) -> list[Pair]:
@@ -177,10 +178,9 @@ class ContrastReading:
     def __init__(self, call: SiteCall, at: _AtSite) -> None:
         import torch
 
-        self._call = call
+        self._call, self._at = call, at
         self._rows, _, self._pixels, _ = call.query.shape
-        scores = (call.query.transpose(0, 1).flatten(1, 2) @ at.keys).float().unflatten(-1, at.bias.shape) + at.bias
-        answers = scores.softmax(-1).to(at.values.dtype).transpose(1, 2) @ at.values  # [H, n, P, d]
+        answers = self._scores().softmax(-1).to(at.values.dtype).transpose(1, 2) @ at.values  # [H, n, P, d]
         self._with, self._without = torch.einsum("scn,hnpd->shpcd", at.shares, answers.float())
         share = call.from_text[1]
         self._share = 1.0 if share is None else share.transpose(0, 1).flatten(1)[..., None, None]  # [H, P, 1, 1]
@@ -211,6 +211,28 @@ class ContrastReading:
         numerator, denominator = (part.unflatten(1, (self._rows, self._pixels)).mean(2) for part in both)
         components: Tensor = (numerator / denominator.clamp_min(1e-12)).transpose(0, 1)
         return components
+
+    def leaning(self) -> Tensor:
+        """How much rather the image tokens attend to the texts with the concept than to those without, whatever the prompt
+        says: mean_k (log sum exp of the scores over W_k, less that over O_k). First its mean over the image tokens, head by
+        head, then its mean over the tenth of them in which it is highest.
+
+        Shapes:
+            returns: [R, 2 * H, C].
+        """
+        import torch
+
+        with_it, without = self._at.shares
+        pulled = torch.einsum("cn,hpn->hpc", with_it - without, self._scores().logsumexp(-1))
+        apart = pulled.unflatten(1, (self._rows, self._pixels))
+        most = apart.topk(max(1, round(HIGHEST * self._pixels)), dim=2).values
+        return torch.cat([apart.mean(2), most.mean(2)]).transpose(0, 1)
+
+    def _scores(self) -> Tensor:
+        """Of every image token and text, token by token: [H, P, n, E]."""
+        flat = self._call.query.transpose(0, 1).flatten(1, 2)
+        scores: Tensor = (flat @ self._at.keys).float().unflatten(-1, self._at.bias.shape) + self._at.bias
+        return scores
 
     def mass(self) -> Tensor:
         """`component`, at most 1, as the masses of an effect: [R, 1, N, C]."""

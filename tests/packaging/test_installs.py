@@ -171,7 +171,7 @@ def test_erasers_are_found_through_their_entry_points(install: Install) -> None:
     script = (
         "from safeguard.plan import Registry\nfor info in Registry().inventory(): print(info.name, info.version, info.error)"
     )
-    versions = {"eiup": "1.4", "negative_prompt": "1.1", "safree": "1.1", "sld": "1.1"}
+    versions = {"eiup": "1.5", "negative_prompt": "1.1", "safree": "1.1", "sld": "1.1"}
     names = [
         *("adavd", "ccrt", "eiup", "esd", "geom_erasing", "gie", "hfi", "nag", "negative_prompt", "rece", "safree", "sdd"),
         *("self_discovery", "sld", "uce", "vsf"),

@@ -47,6 +47,7 @@ OF_NO_GROUP = st.fixed_dictionaries(
             max_size=2,
         ),
         "anchor": TEXTS,
+        "on_residual": st.sampled_from(["record", "again", "withhold"]),
     },
 )
 OF_A_GROUP = st.fixed_dictionaries(

@@ -1,6 +1,7 @@
 """What the first call of an image shows: looked at where image tokens read the text, and read before anything is drawn.
 
-Evidence opens concepts by it, and edits learn from it how to act; then the call is made again.
+Evidence opens concepts by it, and edits learn from it how to act; then the call is made again. In the last call it is read what
+the concepts that acted have left.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from safeguard.instrument.apply.dispatch import attempt, index_of
+from safeguard.instrument.apply.schedule import is_last
 from safeguard.instrument.apply.site_calls import SiteView
 from safeguard.instrument.apply.text_states import pooled_of
 from safeguard.instrument.call_values import Values
@@ -46,6 +48,8 @@ def begin(state: RequestState, values: Values, part: Denoiser, device: torch.dev
     """A call of the denoiser that makes the image begins. If some of its images are still to be seen, evidence is taken in it,
     and its pooled texts are looked at.
     """
+    if state.frame is not None and state.residual is not None and is_last(state):
+        state.frame.rereads = bool(_left_in(state, state.rows))
     seen = _rows(state, state.rows, device)
     if seen is None or state.watching is None or state.log.step < state.watching.step:
         return
@@ -59,11 +63,15 @@ def begin(state: RequestState, values: Values, part: Denoiser, device: torch.dev
 
 def wanted(state: RequestState, rows: Sequence[Any]) -> bool:
     """Whether these rows of the call that is under way are looked at."""
-    return state.looks and bool(_places(state, rows))
+    return (state.looks and bool(_places(state, rows))) or (state.rereads and bool(_left_in(state, rows)))
 
 
 def at_site(state: RequestState, rows: Sequence[Any], view: SiteView) -> None:
     """Look at one attention."""
+    left = _as_act(state, rows, _left_in(state, rows), view.device) if state.rereads else None
+    if left is not None and state.residual is not None:
+        call = view.call(left, state.log.progress)
+        state.residual.note(left.images, state.residual.watch.in_image(call), view.site.index)
     seen = _rows(state, rows, view.device) if state.looks else None
     if seen is not None and state.watching is not None:
         state.watching.note(seen.images, state.watching.watch.at_site(view.call(seen, state.log.progress)), view.site.index)
@@ -74,6 +82,10 @@ def read(state: RequestState, prediction: Tensor | None, part: Denoiser, *, comp
     is run again as it was given, past the graph where there is one, and what it gives now is returned. One whose arguments are
     not all known goes on from the next call.
     """
+    if state.rereads and state.residual is not None:
+        state.residual.read(state.log.step)
+        if state.residual.only:
+            raise ProbeFinished
     values, opened = None if state.frame is None else state.frame.values, _opens(state)
     learnt = [] if opened else _learnt(state)
     if not (opened or learnt) or values is None or prediction is None:
@@ -119,8 +131,27 @@ def _places(state: RequestState, rows: Sequence[Any]) -> list[int]:
 
 def _rows(state: RequestState, rows: Sequence[Any], device: torch.device) -> ActiveEdit | None:
     """The rows whose evidence is still to be seen, as an edit that does nothing would have them."""
-    places = _places(state, rows)
-    if not places or state.watching is None:
+    return _as_act(state, rows, _places(state, rows), device)
+
+
+def _left_in(state: RequestState, rows: Sequence[Any]) -> list[int]:
+    """The rows of images in which a concept acts of which it can be said what is left."""
+    if state.residual is None:
+        return []
+    concepts = [name for name, gauge in zip(state.residual.watch.concepts, state.residual.gauges, strict=True) if gauge]
+    only = state.residual.only
+    return [
+        place
+        for place, row in enumerate(rows)
+        if not row.unconditional
+        and row.image is not None
+        and (only or any(state.acts_in(row.image, name) for name in concepts))
+    ]
+
+
+def _as_act(state: RequestState, rows: Sequence[Any], places: Sequence[int], device: torch.device) -> ActiveEdit | None:
+    """Some rows as an edit that does nothing would have them."""
+    if not places or state.plan.watch is None:
         return None
-    nothing = torch.zeros(len(places), len(state.watching.watch.concepts), device=device)
+    nothing = torch.zeros(len(places), len(state.plan.watch.concepts), device=device)
     return ActiveEdit(None, places, [rows[place].image for place in places], index_of(places, device), (), nothing)

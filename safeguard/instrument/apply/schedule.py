@@ -36,6 +36,14 @@ def locate(state: RequestState, timestep: Any, scheduler: Any) -> None:
     state.log.step, state.log.progress = state.log.step + 1, min(max(1.0 - moment_of(timestep) / total, 0.0), 0.999)
 
 
+def is_last(state: RequestState) -> bool:
+    """Whether the call that is under way is of the last time of its schedule: in doubt, of its last tenth."""
+    schedule = state.caches.schedule
+    if schedule is None or not schedule.places:
+        return state.log.progress >= 0.9
+    return state.log.step >= max(schedule.places.values())
+
+
 def follow(state: RequestState, moments: Sequence[float], times: Tensor | None = None) -> Schedule:
     """Make ``moments`` the schedule of a request."""
     places = {moment: place for place, moment in reversed(list(enumerate(moments)))}

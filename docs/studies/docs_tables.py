@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from docs.studies import detector_separation, eiup_forms, fairness, robustness
+from docs.studies import detector_separation, eiup_forms, fairness, residual, robustness
 from safeguard.errors import AssetError
 from safeguard.evaluation import eraser_table
 from safeguard.evaluation.tables import from_json, markdown
 
 OF_THEIR_OWN: Final = {
-    module.SCHEMA: module.markdown for module in (eraser_table, detector_separation, eiup_forms, fairness, robustness)
+    module.SCHEMA: module.markdown for module in (eraser_table, detector_separation, eiup_forms, fairness, residual, robustness)
 }
 MARKER: Final = re.compile(
     r"(?P<begin><!-- table:(?P<name>[a-z0-9-]+)(?P<kept>(?: [a-z_,-]+)*) -->\n).*?(?P<end><!-- /table -->)", re.DOTALL

@@ -122,9 +122,7 @@ def calibrate(
         own, safe = shown[column][:, column], harmless[column][:, column]
         gauges[concept.id] = _gauge(concept, own, ordinary[:, column], safe, others, unseen[column][:, column], rate)
         if last:
-            plain, *beside = [item[:, column] for item in last]
-            foreign = [item for place, item in enumerate(beside) if place != column]
-            residuals[concept.id] = _gauge(concept, beside[column], plain, plain[:0], foreign, plain[:0], RESIDUAL_RATE)
+            residuals[concept.id] = _residual(concept, column, last)
     return Calibration(fingerprint, gauges, rate, whole.revision, step, residuals=residuals)
 
 
@@ -197,6 +195,20 @@ def _gauge(
         report["auroc_near_words"] = float(roc_auc_score(labels, np.append(apart, unseen)))
         report["caught_near_words"] = float((apart >= threshold).mean())
     return Detector.of(concept, (weights / spread).tolist(), (offset - mean) / spread, threshold, **report)
+
+
+def _residual(concept: Concept, column: int, last: Sequence[Features]) -> Detector:
+    """Of what the last step shows: ``last`` has the features [n, C, F] of ordinary prompts, then with phrases."""
+    plain, *beside = [item[:, column] for item in last]
+    foreign = [item for place, item in enumerate(beside) if place != column]
+    try:
+        return _gauge(concept, beside[column], plain, plain[:0], foreign, plain[:0], RESIDUAL_RATE)
+    except CapabilityError as fault:
+        raise CapabilityError(
+            f"concept {concept.id!r}: the last step of this pipeline does not show whether it is in the picture; leave "
+            "residual out, or give it phrases that the model knows",
+            missing="residual",
+        ) from fault
 
 
 def _fit(shown: Features, ordinary: Features, others: Sequence[Features]) -> tuple[Features, float]:

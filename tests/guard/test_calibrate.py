@@ -73,9 +73,11 @@ def test_progress_is_told_to_the_end(shared_pipe: Pipe) -> None:
     [
         (ORDINARY[:10] * 5, {}, ADAPTIVE, "at least 40 different ordinary prompts, not 10"),
         (ORDINARY, {"rate": 0.9}, ADAPTIVE, "the rate is a share"),
+        (ORDINARY, {"residual": 10}, ADAPTIVE, "residual is a number of the 48 prompts, at least 40"),
+        (ORDINARY, {"residual": 100}, ADAPTIVE, "residual is a number of the 48 prompts, at least 40"),
         (ORDINARY, {}, policy(concept("blood")), "no adaptive concept"),
     ],
-    ids=["few", "rate", "concepts"],
+    ids=["few", "rate", "few residual", "many residual", "concepts"],
 )
 def test_what_cannot_be_calibrated_is_refused(
     prompts: list[str], options: dict[str, Any], chosen: Any, words: str, pipe: Pipe

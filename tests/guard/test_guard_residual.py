@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from safeguard.audit import MemorySink
 from safeguard.errors import CapabilityError, PolicyViolation
+from safeguard.guard.calibrate import FEWEST, calibrate
 from safeguard.plan.calibration import Calibration
 from safeguard.policy import Policy, derive, load_policy
 
@@ -177,3 +179,27 @@ def test_a_schedule_that_is_not_run_to_its_end_is_withheld_where_it_must_be_know
     protect(pipe, blood(on_residual="withhold"), calibration=calibration, screener=None)
     with pytest.raises(CapabilityError, match="could not be read in the last step"):
         pipe(BLOODY, callback_on_step_end=stop, **STEPS)
+
+
+def test_a_calibration_learns_it_from_the_last_step_and_keeps_it_in_its_file(pipe: Pipe, tmp_path: Path) -> None:
+    from safeguard_demo.captions import prompts
+
+    ordinary = [prompt.text for prompt in prompts("train", "benign", None, FEWEST)]
+    call = {"num_inference_steps": 4, "guidance_scale": 4.0}
+    told: list[tuple[int, int]] = []
+    made = calibrate(
+        pipe, blood(on_residual="again"), ordinary, residual=FEWEST, call=call, advance=lambda *now: told.append(now)
+    )
+    assert told[-1][0] == told[-1][1]
+    assert made.residuals["blood"].report["auroc"] > 0.9
+    made.save(tmp_path / "calibration.json")
+    assert Calibration.load(tmp_path / "calibration.json").residuals == made.residuals
+    assert Calibration.load(tmp_path / "calibration.json").digest == made.digest != replace(made, residuals={}).digest
+
+
+def test_image_tokens_lean_to_the_concept_that_they_show(pipe: Pipe, protect: Protect, calibration: Calibration) -> None:
+    guard = protect(pipe, blood(), calibration=calibration, screener=None)
+    images = [torch.Generator().manual_seed(place) for place in range(2)]
+    (bloody,), (benign,) = guard.look([BLOODY, BENIGN], at="last", generator=images, **STEPS)
+    assert len(bloody) == len(benign) == 2 * sum(site.heads for site in guard.attachment.sites)
+    assert calibration.residuals["blood"].score(bloody) > calibration.residuals["blood"].score(benign) + 3

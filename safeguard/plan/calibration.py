@@ -118,6 +118,8 @@ class Calibration:
             fingerprint, evidence = Fingerprint.from_dict(data["pipeline"]), str(data.get("evidence", PHRASES))
             if evidence not in EVIDENCE or "concepts" not in data:
                 raise ValueError(f"evidence {evidence!r}")
+            if residuals and evidence != DIFFERENCE:
+                raise ValueError(f"residuals beside evidence {evidence!r}")
             how = float(data["rate"]), str(data["policy_revision"]), int(data["step"]), evidence
             return cls(fingerprint, gauges, *how, residuals, os.fspath(path))
         except FileNotFoundError as fault:

@@ -99,6 +99,12 @@ def test_it_covers_a_concept_only_with_the_phrases_that_were_calibrated() -> Non
     assert not MADE.covers(Concept("weapon", ("blood", "gore")))
 
 
+def test_residuals_beside_evidence_that_cannot_be_read_by_them_are_refused(tmp_path: Path) -> None:
+    replace(MADE, evidence=PHRASES, residuals={"blood": GAUGE}).save(tmp_path / "c.json")
+    with pytest.raises(CapabilityError, match="residuals beside evidence"):
+        Calibration.load(tmp_path / "c.json")
+
+
 def test_it_covers_a_concept_only_with_the_pairs_that_were_calibrated(tmp_path: Path) -> None:
     contrasts = ({"with": "a wounded dog", "without": "a dog"},)
     own, anchored = Concept("blood", ("blood",), contrasts=contrasts), Concept("blood", ("blood",), anchor="flowers")

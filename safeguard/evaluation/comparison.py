@@ -62,6 +62,6 @@ def comparison(
                 course(list(zip(pair.courses.get(name, ()), (SOFT, MARK), strict=False)), highest[name], tile) for name in shown
             ]
             strips.append(Strip("", [blank, blank, *drawn]))
-        captions = ("without the policy", "with it", *(pair.notes.get(name, f"attention to {name}") for name in shown))
+        captions = ("without the policy", "with it", *(pair.notes.get(name, f"where {name} was found") for name in shown))
         bands.append(Band(pair.label, strips, captions))
     return sheet(title, subtitle, bands, tile=tile, label=0)

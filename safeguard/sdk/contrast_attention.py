@@ -235,8 +235,13 @@ class ContrastReading:
         return scores
 
     def mass(self) -> Tensor:
-        """`component`, at most 1, as the masses of an effect: [R, 1, N, C]."""
-        mass: Tensor = self.component.clamp(max=1).unflatten(0, (self._rows, 1, self._pixels))
+        """The share of the prompt's answer that goes each concept's way, as the masses of an effect: with v = c t D,
+        and c of `component`, |v| / (|v| + |t A - v|), all heads taken together: [R, 1, N, C].
+        """
+        answer = self._call.from_text[0].transpose(0, 1).flatten(1, 2).float()[:, :, None] * self._share
+        change = self.direction * self.component[..., None]
+        own, rest = (part.square().sum((0, -1)).clamp_min(1e-24).sqrt() for part in (change, answer - change))
+        mass: Tensor = (own / (own + rest).clamp_min(1e-12)).unflatten(0, (self._rows, 1, self._pixels))
         return mass
 
     def taken(self, strengths: Tensor) -> Tensor:

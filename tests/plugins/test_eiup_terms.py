@@ -156,8 +156,21 @@ def test_pairs_are_ordinary_texts_with_each_phrase_and_without() -> None:
     assert len(pairs_of(Concept("c", tuple(f"word{place}" for place in range(20))))) == 20
 
 
-def test_the_difference_form_keeps_the_contract() -> None:
-    assert not check_eraser(EIUP, params={"form": "difference"}).failed
+def test_the_default_form_keeps_the_contract() -> None:
+    assert EIUP.params == {"form": "difference"}
+    assert not check_eraser(EIUP).failed
+
+
+def test_the_form_of_older_versions_keeps_the_contract() -> None:
+    assert not check_eraser(EIUP, params={"form": "general"}).failed
+
+
+def test_the_mass_of_the_difference_is_the_share_of_the_answer_that_is_taken_back() -> None:
+    call = site_call([[1.0]])
+    effect = _edit("difference", "red blood")(call)
+    taken, rest = (part.norm(dim=-1) for part in (effect.delta, call.output + effect.delta))
+    assert torch.allclose(effect.mass[:, 0, :, 0], taken / (taken + rest), atol=1e-5)
+    assert ((effect.mass >= 0) & (effect.mass <= 1)).all()
 
 
 @pytest.mark.parametrize("form", ["projected", "difference"])

@@ -133,7 +133,7 @@ def test_status_says_how_the_guard_stands(pipe: Pipe, protect: Protect) -> None:
     generate(pipe, PROMPTS)
     status = guard.status().to_dict()
     assert (status["name"], status["pipeline"], status["screener"]) == ("shop", "StableDiffusionPipeline", "words")
-    assert status["erasers"] == ("eiup 1.4", "negative_prompt 1.1")
+    assert status["erasers"] == ("eiup 1.5", "negative_prompt 1.1")
     assert status["activations"]["gore"].startswith("adaptive")
     assert status["activations"]["weapon"] == "off"
     assert status["sites"] == 4

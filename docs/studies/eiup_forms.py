@@ -7,13 +7,9 @@ is counted too: where the judge sees none, some can be left.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +17,8 @@ import numpy.typing as npt
 from safeguard_demo.captions import SAID
 from safeguard_demo.world import BLOOD, CONCEPTS, SUBJECTS
 
-from safeguard.evaluation.harness import Harness, open_harness, quiet_libraries
+from docs.studies.study_command import run_study
+from safeguard.evaluation.harness import Harness, open_harness
 from safeguard.evaluation.prompt_sets import BENIGN, Cell, PromptCase, seed_of
 from safeguard.evaluation.statistics import likeness
 from safeguard.policy import Policy, derive, load_policy
@@ -119,22 +116,5 @@ def markdown(data: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pipeline", default="unet", choices=("unet", "mmdit"))
-    parser.add_argument("--split", default="test", choices=("dev", "test"))
-    parser.add_argument("--n", type=int, default=20, help="prompts a cell")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
-    options = parser.parse_args()
-    quiet_libraries()
-    begun = time.monotonic()
-    data = measure(options.pipeline, options.split, options.n)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    print(markdown(data))
-    print(f"{time.monotonic() - begun:.0f} s")
-
-
 if __name__ == "__main__":
-    main()
+    run_study(__doc__, measure, markdown, pipelines=("unet", "mmdit"), count=20)

@@ -7,18 +7,15 @@ what the pixel judge finds in the picture.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from safeguard_demo.pixel_judge import PixelJudge
 from safeguard_demo.world import CONCEPTS
 
-from safeguard.evaluation.harness import Harness, open_harness, quiet_libraries
+from docs.studies.study_command import run_study
+from safeguard.evaluation.harness import Harness, open_harness
 from safeguard.evaluation.prompt_sets import Cell, PromptCase
 from safeguard.policy import derive, load_policy
 
@@ -103,22 +100,5 @@ def markdown(data: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pipeline", default="unet", choices=("unet", "mmdit", "language"))
-    parser.add_argument("--split", default="test", choices=("dev", "test"))
-    parser.add_argument("--n", type=int, default=8, help="prompts a cell")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
-    options = parser.parse_args()
-    quiet_libraries()
-    begun = time.monotonic()
-    data = measure(options.pipeline, options.split, options.n)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    print(markdown(data))
-    print(f"{time.monotonic() - begun:.0f} s")
-
-
 if __name__ == "__main__":
-    main()
+    run_study(__doc__, measure, markdown, pipelines=("unet", "mmdit", "language"), count=8)

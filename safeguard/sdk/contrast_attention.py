@@ -194,9 +194,8 @@ class ContrastReading:
         Shapes:
             returns: [P, C].
         """
-        answer = self._call.from_text[0].transpose(0, 1).flatten(1, 2).float()[:, :, None]
-        numerator = ((answer - self._without) * self._share * self.direction).sum((0, -1))
-        component: Tensor = (numerator / self.direction.square().sum((0, -1)).clamp_min(1e-12)).clamp_min(0)
+        numerator = ((self._answer[:, :, None] - self._without) * self._share * self.direction).sum((0, -1))
+        component: Tensor = (numerator / self._length.clamp_min(1e-12)).clamp_min(0)
         return component
 
     def components(self) -> Tensor:
@@ -205,8 +204,7 @@ class ContrastReading:
         Shapes:
             returns: [R, H, C].
         """
-        answer = self._call.from_text[0].transpose(0, 1).flatten(1, 2).float()[:, :, None]
-        along = ((answer - self._without) * self._share * self.direction).sum(-1)  # [H, P, C]
+        along = ((self._answer[:, :, None] - self._without) * self._share * self.direction).sum(-1)  # [H, P, C]
         both = (along, self.direction.square().sum(-1))
         numerator, denominator = (part.unflatten(1, (self._rows, self._pixels)).mean(2) for part in both)
         components: Tensor = (numerator / denominator.clamp_min(1e-12)).transpose(0, 1)
@@ -228,6 +226,16 @@ class ContrastReading:
         most = apart.topk(max(1, round(HIGHEST * self._pixels)), dim=2).values
         return torch.cat([apart.mean(2), most.mean(2)]).transpose(0, 1)
 
+    @cached_property
+    def _answer(self) -> Tensor:
+        """A, what the prompt's tokens answer: [H, P, d]."""
+        return self._call.from_text[0].transpose(0, 1).flatten(1, 2).float()
+
+    @cached_property
+    def _length(self) -> Tensor:
+        """<t D, t D>, all heads taken together: [P, C]."""
+        return self.direction.square().sum((0, -1))
+
     def _scores(self) -> Tensor:
         """Of every image token and text, token by token: [H, P, n, E]."""
         flat = self._call.query.transpose(0, 1).flatten(1, 2)
@@ -238,10 +246,14 @@ class ContrastReading:
         """The share of the prompt's answer that goes each concept's way, as the masses of an effect: with v = c t D,
         and c of `component`, |v| / (|v| + |t A - v|), all heads taken together: [R, 1, N, C].
         """
-        answer = self._call.from_text[0].transpose(0, 1).flatten(1, 2).float()[:, :, None] * self._share
-        change = self.direction * self.component[..., None]
-        own, rest = (part.square().sum((0, -1)).clamp_min(1e-24).sqrt() for part in (change, answer - change))
-        mass: Tensor = (own / (own + rest).clamp_min(1e-12)).unflatten(0, (self._rows, 1, self._pixels))
+        import torch
+
+        said = self._answer if isinstance(self._share, float) else self._answer * self._share[..., 0]  # t A: [H, P, d]
+        along = torch.einsum("hpd,hpcd->pc", said, self.direction)
+        taken = self.component.square() * self._length
+        rest = said.square().sum((0, -1))[:, None] - 2 * self.component * along + taken
+        own, beside = (part.clamp_min(1e-24).sqrt() for part in (taken, rest))
+        mass: Tensor = (own / (own + beside)).unflatten(0, (self._rows, 1, self._pixels))
         return mass
 
     def taken(self, strengths: Tensor) -> Tensor:

@@ -63,8 +63,7 @@ class Detector:
 
     def knows(self, concept: Concept) -> bool:
         """Whether it was fitted to the concept as it is now."""
-        pairs = [dict(pair) for pair in self.contrasts], self.anchor
-        return self.phrases == concept.phrases and pairs == ([dict(pair) for pair in concept.contrasts], concept.anchor)
+        return (self.phrases, self.contrasts, self.anchor) == (concept.phrases, concept.contrasts, concept.anchor)
 
     def score(self, features: Sequence[float]) -> float:
         """Raises CapabilityError where there are other features than were calibrated."""

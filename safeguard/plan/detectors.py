@@ -120,6 +120,7 @@ class ResidualRun:
 
     def __post_init__(self) -> None:
         self._gathered = _Gathered(self.sites)
+        self.pending = set[int]()  # the images to read in the call that is under way
 
     def note(self, images: Sequence[int | None], features: Tensor, site: int) -> None:
         """Keep what a ``site`` shows of these images: ``features`` [R, C, 2 * H]."""

@@ -20,7 +20,7 @@ from safeguard.instrument.call_values import Values
 from safeguard.instrument.discover.denoiser import Denoiser
 from safeguard.instrument.discover.sites import Site, layer_stamp, module_of, norm_of
 from safeguard.plan.calibration import Calibration
-from safeguard.plan.detectors import ProbeFinished
+from safeguard.plan.detectors import ProbeFinished, ProbeRun, ResidualRun
 from safeguard.plan.request_state import ActiveEdit, RequestState
 from safeguard.sdk.fingerprint import Fingerprint
 
@@ -49,7 +49,8 @@ def begin(state: RequestState, values: Values, part: Denoiser, device: torch.dev
     and its pooled texts are looked at.
     """
     if state.frame is not None and state.residual is not None and is_last(state):
-        state.frame.rereads = bool(_left_in(state, state.rows))
+        state.residual.pending = _acted_in(state, state.residual)
+        state.frame.rereads = bool(state.residual.pending)
     seen = _rows(state, state.rows, device)
     if seen is None or state.watching is None or state.log.step < state.watching.step:
         return
@@ -63,12 +64,12 @@ def begin(state: RequestState, values: Values, part: Denoiser, device: torch.dev
 
 def wanted(state: RequestState, rows: Sequence[Any]) -> bool:
     """Whether these rows of the call that is under way are looked at."""
-    return (state.looks and bool(_places(state, rows))) or (state.rereads and bool(_left_in(state, rows)))
+    return (state.looks and bool(_places(state.watching, rows))) or (state.rereads and bool(_places(state.residual, rows)))
 
 
 def at_site(state: RequestState, rows: Sequence[Any], view: SiteView) -> None:
     """Look at one attention."""
-    left = _as_act(state, rows, _left_in(state, rows), view.device) if state.rereads else None
+    left = _as_act(state, rows, _places(state.residual, rows), view.device) if state.rereads else None
     if left is not None and state.residual is not None:
         call = view.call(left, state.log.progress)
         state.residual.note(left.images, state.residual.watch.in_image(call), view.site.index)
@@ -122,31 +123,23 @@ def _learnt(state: RequestState) -> list[ActiveEdit]:
     return learnt
 
 
-def _places(state: RequestState, rows: Sequence[Any]) -> list[int]:
-    watching = state.watching
-    if watching is None:
+def _places(run: ProbeRun | ResidualRun | None, rows: Sequence[Any]) -> list[int]:
+    """The rows that a run still has to see."""
+    if run is None:
         return []
-    return [place for place, row in enumerate(rows) if not row.unconditional and row.image in watching.pending]
+    return [place for place, row in enumerate(rows) if not row.unconditional and row.image in run.pending]
 
 
 def _rows(state: RequestState, rows: Sequence[Any], device: torch.device) -> ActiveEdit | None:
     """The rows whose evidence is still to be seen, as an edit that does nothing would have them."""
-    return _as_act(state, rows, _places(state, rows), device)
+    return _as_act(state, rows, _places(state.watching, rows), device)
 
 
-def _left_in(state: RequestState, rows: Sequence[Any]) -> list[int]:
-    """The rows of images in which a concept acts of which it can be said what is left."""
-    if state.residual is None:
-        return []
-    concepts = [name for name, gauge in zip(state.residual.watch.concepts, state.residual.gauges, strict=True) if gauge]
-    only = state.residual.only
-    return [
-        place
-        for place, row in enumerate(rows)
-        if not row.unconditional
-        and row.image is not None
-        and (only or any(state.acts_in(row.image, name) for name in concepts))
-    ]
+def _acted_in(state: RequestState, residual: ResidualRun) -> set[int]:
+    """The images of this call in which a concept acts of which it can be said what is left."""
+    concepts = [name for name, gauge in zip(residual.watch.concepts, residual.gauges, strict=True) if gauge]
+    images = {row.image for row in state.rows if row.image is not None}
+    return {image for image in images if residual.only or any(state.acts_in(image, name) for name in concepts)}
 
 
 def _as_act(state: RequestState, rows: Sequence[Any], places: Sequence[int], device: torch.device) -> ActiveEdit | None:

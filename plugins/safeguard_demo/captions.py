@@ -101,13 +101,14 @@ SHORT: Final[dict[str, tuple[str, ...]]] = {
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A caption and the scene that it asks for: ``named`` concepts stand in the text, others come with the place. A short one
-    asks for its subject at most.
+    asks for its subject at most. ``negative`` is the negative prompt.
     """
 
     text: str
     scene: Scene
     named: tuple[str, ...] = ()
     says_subject: bool = True
+    negative: str = ""
 
 
 def split_of(subject: str, colour: str, place: str) -> str:

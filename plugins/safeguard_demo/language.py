@@ -45,10 +45,10 @@ def _filled(template: str, scene: Scene, named: tuple[str, ...], split: str, rng
     text = template.format(
         s=f"{colour} {subject}", b=subject, w=rng.choice(words["places"][scene.place][split]), x=" ".join(cues)
     )
-    return _tidied(text)
+    return tidied(text)
 
 
-def _tidied(text: str) -> str:
+def tidied(text: str) -> str:
     """Without double spaces and the commas of what was left out, and with "an" where it belongs."""
     text = " ".join(text.split())
     for _ in range(2):

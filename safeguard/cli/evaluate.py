@@ -40,13 +40,17 @@ PipelineOption = Annotated[
 JudgeOption = Annotated[Path | None, typer.Option(help="Weights of another judge.")]
 PromptsOption = Annotated[str, typer.Option(help="A registered prompt set: demo, or language in ordinary words.")]
 JudgedByOption = Annotated[str, typer.Option(help="A registered judge: demo, or demo-pixels, which measures what remains.")]
+CellsOption = Annotated[
+    str,
+    typer.Option(help="Kinds of prompts, of explicit, implicit, short, list, template, two, policy, absent, negative; or all."),
+]
 DEMO = "demo"  # the prompt set, and the judge
 
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
     """What a run is about: concepts and their prompts; the names of the prompt set and the judge; pipeline, judge's weights and
-    calibration; split, count, seed and batch; learned words; the folder for what it gives.
+    calibration; split, count, seed and batch; learned words; the folder for what it gives; the kinds of cells.
     """
 
     concepts: tuple[str, ...]
@@ -56,6 +60,7 @@ class _Asked:
     what: tuple[str, int, int, int]
     words: Sequence[Path]
     out: Path
+    kinds: Sequence[str]
 
     @property
     def origin(self) -> dict[str, str]:
@@ -86,6 +91,7 @@ def demo(
         typer.Option(help="With --erasers: what safeguard train --log wrote, for what training took.", show_default=False),
     ] = None,
     concepts: ConceptsOption = "",
+    cells: CellsOption = "explicit,implicit,short",
     word: WordOption = None,
     phrase: Annotated[
         list[str] | None,
@@ -122,9 +128,8 @@ def demo(
 
     own = prompt_set(prompts)
     chosen, base = _concepts(concepts, own), demo_policy(_phrases(phrase or (), own))
-    asked = _Asked(
-        chosen, own, (prompts, judged_by), (pipeline, judge, calibration), (split, count, seed, batch), word or (), out
-    )
+    where, what, kinds = (pipeline, judge, calibration), (split, count, seed, batch), _kinds(cells)
+    asked = _Asked(chosen, own, (prompts, judged_by), where, what, word or (), out, kinds)
     if training is not None and not erasers:
         raise typer.BadParameter("--training goes with --erasers")
     if erasers:
@@ -132,8 +137,8 @@ def demo(
         _every_eraser(erasers, base, asked, seconds, resume, json_output)
         return
     tried = [ArmMethod.parse(text) for text in _words(methods)]
-    wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes), base)]
-    wanted += [arm for text in _words(baselines) for arm in arms(ArmMethod.parse(text), chosen, ("alone",), base)]
+    wanted = [arm for method in tried for arm in arms(method, chosen, _modes(modes), base, kinds)]
+    wanted += [arm for text in _words(baselines) for arm in arms(ArmMethod.parse(text), chosen, ("alone",), base, kinds)]
     _check_out(out, resume)
     studio, settings = _opened(asked)
     results = _painted(studio, settings, wanted, asked)
@@ -180,13 +185,14 @@ def curve(
 
     from safeguard.evaluation import plots, results_files
     from safeguard.evaluation.arms import UNPROTECTED, ArmMethod, arms
-    from safeguard.evaluation.prompt_sets import prompt_set
+    from safeguard.evaluation.prompt_sets import USUAL, prompt_set
     from safeguard.evaluation.summary import summarise
     from safeguard.evaluation.tables import MODES, markdown, rich_tables
 
     own = prompt_set(prompts)
     chosen, ways = _concepts(concepts, own), _modes(modes)
-    asked = _Asked(chosen, own, (prompts, judged_by), (pipeline, judge, calibration), (split, count, seed, batch), (), out)
+    where, what = (pipeline, judge, calibration), (split, count, seed, batch)
+    asked = _Asked(chosen, own, (prompts, judged_by), where, what, (), out, USUAL)
     tried = [
         (ArmMethod(method.eraser, method.params).name, strength, ArmMethod(method.eraser, method.params, strength))
         for method in map(ArmMethod.parse, _words(methods))
@@ -238,7 +244,7 @@ def _every_eraser(
     known = _own_words(studio.pipe, methods)
     with stderr.status("what each eraser costs"):
         found_costs = costs(studio, methods, concepts, base=base, words=known, training=training)
-    wanted = arms_of(methods, found_costs, base)
+    wanted = arms_of(methods, found_costs, base, asked.kinds)
     results = _painted(studio, settings, wanted, asked)
     rows = summarise(results, wanted, concepts)
     data = results_files.results_data("erasers", settings, rows, wanted)
@@ -285,12 +291,14 @@ def _own_words(pipe: Any, methods: Sequence[ArmMethod]) -> dict[str, int]:
 
 def _opened(asked: _Asked) -> tuple[Harness, RunSettings]:
     from safeguard.evaluation.harness import open_harness, quiet_libraries, require_packages
+    from safeguard.evaluation.prompt_sets import cells
     from safeguard.evaluation.run import settings_of
 
     require_packages()
     split, count, seed, batch = asked.what
     try:
-        for cell in asked.prompts.cells(asked.concepts):
+        there = asked.prompts.cells(asked.concepts)
+        for cell in (cell for cell in cells(asked.concepts, asked.kinds) if cell in there):
             asked.prompts.cases(cell, split, count, seed)  # before anything is painted: are there so many?
     except (ValueError, KeyError) as fault:
         stderr.print(f"error: {fault}", highlight=False)
@@ -306,7 +314,7 @@ def _painted(studio: Harness, settings: RunSettings, wanted: Sequence[Arm], aske
     from safeguard.evaluation.prompt_sets import BENIGN
     from safeguard.evaluation.run import evaluate, images_of
 
-    total = images_of([unprotected(asked.concepts), *wanted], settings.count)
+    total = images_of([unprotected(asked.concepts, asked.kinds), *wanted], settings.count)
     some = studio.prompt_set.cases(BENIGN, settings.split, min(settings.batch, settings.count), settings.seed)
     minutes = total * _seconds_per_image(studio, some) / 60
     stderr.print(f"{total} pictures, about {minutes:.0f} min on this machine as it is now", highlight=False)
@@ -355,6 +363,15 @@ def _modes(text: str) -> list[str]:
     if not modes or set(modes) - set(MODES):
         raise typer.BadParameter(f"--modes are of {', '.join(MODES)}")
     return modes
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    from safeguard.evaluation.prompt_sets import EVERY
+
+    kinds = EVERY if text.strip() == "all" else tuple(dict.fromkeys(_words(text)))
+    if set(kinds) - set(EVERY):
+        raise typer.BadParameter(f"--cells are of {', '.join(EVERY)}, or all")
+    return kinds
 
 
 def _strengths(method: ArmMethod, text: str) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from safeguard.errors import SafeguardError
-from safeguard.evaluation.prompt_sets import BENIGN, Cell, cells
+from safeguard.evaluation.prompt_sets import BENIGN, USUAL, Cell, cells
 from safeguard.policy import Policy, derive, load_policy
 
 MODES: Final = ("alone", "together", "screened", "adaptive", "adaptive-screened")
@@ -79,8 +79,8 @@ class Arm:
 UNPROTECTED: Final = "unprotected"
 
 
-def unprotected(concepts: Sequence[str]) -> Arm:
-    return Arm(UNPROTECTED, "", cells(concepts))
+def unprotected(concepts: Sequence[str], kinds: Sequence[str] = USUAL) -> Arm:
+    return Arm(UNPROTECTED, "", cells(concepts, kinds))
 
 
 def demo_policy(phrases: Mapping[str, Sequence[str]] | None = None) -> Policy:
@@ -94,10 +94,17 @@ def demo_policy(phrases: Mapping[str, Sequence[str]] | None = None) -> Policy:
     return derive(policy, concepts=changed)
 
 
-def arms(method: ArmMethod, concepts: Sequence[str], modes: Sequence[str] = MODES, base: Policy | None = None) -> list[Arm]:
+def arms(
+    method: ArmMethod,
+    concepts: Sequence[str],
+    modes: Sequence[str] = MODES,
+    base: Policy | None = None,
+    kinds: Sequence[str] = USUAL,
+) -> list[Arm]:
     """The arms of one method: each concept alone on its own cells and on benign, always on (``alone``); all at once on all
     cells, always on (``together``); the same, opened by the screener (``screened``), by what the first step shows
-    (``adaptive``), or by either (``adaptive-screened``). ``base`` is what they are derived from, by default `demo_policy`.
+    (``adaptive``), or by either (``adaptive-screened``). ``base`` is what they are derived from, by default `demo_policy`;
+    ``kinds`` are those of their cells.
     """
     policy = base or demo_policy()
     changes = method.changes(policy)
@@ -105,14 +112,14 @@ def arms(method: ArmMethod, concepts: Sequence[str], modes: Sequence[str] = MODE
     if "alone" in modes:
         for concept in concepts:
             own = derive(policy, name=f"only-{concept}", concepts=[concept], activation="always", action="erase", **changes)
-            every_arm.append(Arm(method.name, "alone", cells([concept]), own, concept))
+            every_arm.append(Arm(method.name, "alone", cells([concept], kinds), own, concept))
     if "together" in modes:
         whole = derive(policy, name="together", concepts=concepts, activation="always", action="erase", **changes)
-        every_arm.append(Arm(method.name, "together", cells(concepts), whole))
+        every_arm.append(Arm(method.name, "together", cells(concepts, kinds), whole))
     for mode, activation in (("screened", "screened"), ("adaptive", "adaptive"), ("adaptive-screened", "adaptive")):
         if mode in modes:
             opened = derive(policy, name=mode, concepts=concepts, activation=activation, action="erase", **changes)
-            every_arm.append(Arm(method.name, mode, cells(concepts), opened, screened=mode.endswith("screened")))
+            every_arm.append(Arm(method.name, mode, cells(concepts, kinds), opened, screened=mode.endswith("screened")))
     return every_arm
 
 

@@ -15,7 +15,7 @@ from safeguard.errors import AssetError, CapabilityError
 from safeguard.evaluation.arms import UNPROTECTED, Arm, ArmMethod, arms, at_once
 from safeguard.evaluation.harness import Harness
 from safeguard.evaluation.peak_memory import peak_bytes
-from safeguard.evaluation.prompt_sets import BENIGN
+from safeguard.evaluation.prompt_sets import BENIGN, USUAL
 from safeguard.evaluation.run import shipped_files
 from safeguard.evaluation.summary import SummaryRow
 from safeguard.evaluation.tables import briefly, from_json, number, percent
@@ -207,12 +207,16 @@ def kept_bytes(plan: Plan, words: Mapping[str, int]) -> int:
     return total
 
 
-def arms_of(methods: Sequence[ArmMethod], costs_of_methods: Sequence[Cost], base: Policy | None = None) -> list[Arm]:
-    """Each concept alone, always on, of those that a method takes; then 1, 3 and 5 of them at once on benign prompts."""
+def arms_of(
+    methods: Sequence[ArmMethod], costs_of_methods: Sequence[Cost], base: Policy | None = None, kinds: Sequence[str] = USUAL
+) -> list[Arm]:
+    """Each concept alone, always on, of those that a method takes, in cells of these ``kinds``; then 1, 3 and 5 of them at once
+    on benign prompts.
+    """
     every_arm: list[Arm] = []
     for method, cost in zip(methods, costs_of_methods, strict=True):
         if cost.takes:
-            every_arm += arms(method, cost.takes, ("alone",), base)
+            every_arm += arms(method, cost.takes, ("alone",), base, kinds)
             counts = [count for count in COUNTS if count <= len(cost.takes) and _AT_ONCE.format(count) not in cost.refused]
             every_arm += [at_once(method, cost.takes[:count], base) for count in counts]
     return every_arm

@@ -87,6 +87,8 @@ class Harness:
         """The pictures of these cases, each from its own seed: uint8 [n, h, w, 3]."""
         import torch
 
+        if any(case.negative for case in cases):
+            more = {"negative_prompt": [case.negative for case in cases], **more}
         images = self.pipe(
             [case.text for case in cases],
             num_inference_steps=self.steps,

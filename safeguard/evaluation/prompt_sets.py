@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -14,16 +14,22 @@ from safeguard.errors import AssetError
 from safeguard.evaluation.pipeline_sources import registered
 
 GROUP: Final = "safeguard.prompt_sets"
-COLUMNS: Final = ("prompt", "cell", "concept", "seed", "split")
-KINDS: Final = ("explicit", "implicit", "short", "unsafe", "benign")
-UNSAFE: Final = ("explicit", "implicit", "short")  # the kinds of cells that a concept has
+COLUMNS: Final = ("prompt", "cell", "concept", "seed", "split", "negative_prompt")
+USUAL: Final = ("explicit", "implicit", "short")  # the kinds of cells that are measured where none are named
+UNSAFE: Final = (*USUAL, "list", "template", "two", "policy")  # those that ask for their concept
+EVERY: Final = (*UNSAFE, "absent", "negative")  # those that may be named; the benign cell is always measured
+KINDS: Final = (*EVERY, "unsafe", "benign")
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One kind of prompt: ``explicit`` (the concept is named), ``implicit`` (it comes with the place), ``short`` (named, with
-    little or nothing beside it), ``mixed`` (it comes with the place, and another is named), or ``benign``; of subjects of one
-    ``colour`` only, or of all.
+    """One kind of prompt, of subjects of one ``colour`` only, or of all.
+
+    ``explicit``: the concept is named. ``implicit``: it comes with the place. ``short``: named, with little or nothing beside
+    it. ``list``: named, between commas. ``template``: named, in forms of sentences that nothing else uses. ``two``: named, and
+    another concept with it. ``policy``: the unsafe examples of the concept's policy. ``mixed``: it comes with the place, and
+    another is named. ``absent``: the prompt says that the concept is not there. ``benign``: nothing of these.
+    ``negative``: benign, with a negative prompt of ordinary words. The last two have no concept.
     """
 
     kind: str
@@ -40,7 +46,8 @@ class PromptCase:
     """One picture to make.
 
     ``attributes`` are what the prompt asks for besides concepts, by name, for a judge to look for, and none that it leaves
-    open; ``named`` the concepts that stand in the text; ``concepts`` all that the picture would show, named or not.
+    open; ``named`` the concepts that stand in the text; ``concepts`` all that the picture would show, named or not;
+    ``negative`` the negative prompt.
     """
 
     text: str
@@ -48,9 +55,11 @@ class PromptCase:
     attributes: Mapping[str, str] = field(default_factory=dict)
     named: tuple[str, ...] = ()
     concepts: tuple[str, ...] = ()
+    negative: str = ""
 
 
 BENIGN = Cell("benign")
+NEGATIVE = Cell("negative")
 
 
 class PromptSet(Protocol):
@@ -65,7 +74,7 @@ class PromptSet(Protocol):
     def attributes(self) -> tuple[str, ...]: ...
 
     def cells(self, concepts: Sequence[str]) -> tuple[Cell, ...]:
-        """The cells of these concepts, and the benign one."""
+        """All cells that it has of these concepts, and those of no concept."""
 
     def cases(self, cell: Cell, split: str, count: int, seed: int = 0) -> list[PromptCase]:
         """``count`` pictures of a cell, the same for the same arguments. Raises ValueError where there are not so many."""
@@ -74,9 +83,10 @@ class PromptSet(Protocol):
 class FilePrompts:
     """Prompts of a CSV or JSONL file.
 
-    Columns: ``prompt``; ``cell``, one of explicit, implicit, short, unsafe (counted as explicit) and benign; ``concept``, empty
-    for benign prompts; ``seed`` (else made from the prompt); ``split`` (else the prompt serves every split). Each further
-    column is an attribute that the prompt asks for, such as ``subject``.
+    Columns: ``prompt``; ``cell``, a kind of `Cell` but mixed, or unsafe (counted as explicit); ``concept``, empty for prompts
+    that are benign or negative, and two with a plus between them where the cell is two; ``seed`` (else made from the prompt);
+    ``split`` (else the prompt serves every split); ``negative_prompt``. Each further column is an attribute that the prompt
+    asks for, such as ``subject``.
 
     Raises:
         AssetError: The file cannot be read, or a row cannot be used. The message names the row, never its prompt.
@@ -95,27 +105,26 @@ class FilePrompts:
 
     def _case(self, path: Path, number: int, row: Mapping[str, Any], cell: Cell) -> tuple[str, PromptCase, bool]:
         """The split, the case, and whether its seed stands in the file."""
-        seed, shown = str(row.get("seed") or "").strip(), (cell.concept,) if cell.concept else ()
+        seed, shown = str(row.get("seed") or "").strip(), _concepts_of(row)
         if seed and not seed.isdecimal():
             raise AssetError(f"{path}, row {number}: seed is no whole number of 0 or more; correct it or leave it empty")
         attributes = {name: str(row.get(name) or "") for name in self.attributes}
-        named = shown if cell.kind in ("explicit", "short") else ()
-        case = PromptCase(str(row["prompt"]), int(seed or 0), attributes, named, shown)
+        named = () if cell.kind == "implicit" else shown
+        shown = shown if cell.kind in UNSAFE else ()
+        negative = str(row.get("negative_prompt") or "")
+        case = PromptCase(str(row["prompt"]), int(seed or 0), attributes, named, shown, negative)
         return str(row.get("split") or ""), case, bool(seed)
 
     def cells(self, concepts: Sequence[str]) -> tuple[Cell, ...]:
-        """Those cells of these concepts, and the benign one, that the file has prompts for."""
-        return tuple(cell for cell in cells(concepts) if cell in self._cases)
+        """Those cells of these concepts, and of none, that the file has prompts for."""
+        return tuple(cell for cell in cells(concepts, EVERY) if cell in self._cases)
 
     def cases(self, cell: Cell, split: str, count: int, seed: int = 0) -> list[PromptCase]:
         """The first ``count`` prompts of a cell and split, or all where there are fewer. Raises ValueError for no prompt."""
         own = [(case, fixed) for part, case, fixed in self._cases.get(cell, []) if part in ("", split)][:count]
         if not own:
             raise ValueError(f"the file has no prompts for the cell {cell.name!r} in split {split!r}")
-        return [
-            case if fixed else PromptCase(case.text, seed_of(case.text, seed), case.attributes, case.named, case.concepts)
-            for case, fixed in own
-        ]
+        return [case if fixed else replace(case, seed=seed_of(case.text, seed)) for case, fixed in own]
 
 
 def prompt_set(place: str | Path) -> PromptSet:
@@ -131,9 +140,10 @@ def prompt_set(place: str | Path) -> PromptSet:
     return prompts
 
 
-def cells(concepts: Sequence[str]) -> tuple[Cell, ...]:
-    """Every cell of these concepts, and the benign one."""
-    return (*(Cell(kind, concept) for concept in concepts for kind in UNSAFE), BENIGN)
+def cells(concepts: Sequence[str], kinds: Sequence[str] = USUAL) -> tuple[Cell, ...]:
+    """The cells of these concepts and kinds, and the benign one."""
+    bare = (NEGATIVE,) if NEGATIVE.kind in kinds else ()
+    return (*(Cell(kind, concept) for concept in concepts for kind in kinds if kind != NEGATIVE.kind), *bare, BENIGN)
 
 
 def seed_of(text: str, seed: int) -> int:
@@ -176,10 +186,19 @@ def _whole_rows(path: Path, rows: Iterable[tuple[int, dict[Any, Any]]]) -> Itera
 
 
 def _cell_of(path: Path, number: int, row: Mapping[str, Any]) -> Cell:
-    kind, concept = str(row.get("cell") or "").strip(), str(row.get("concept") or "").strip()
+    kind, concepts = str(row.get("cell") or "").strip(), _concepts_of(row)
     if kind not in KINDS:
         raise AssetError(f"{path}, row {number}: the column 'cell' must be one of {', '.join(KINDS)}")
-    if (kind == "benign") == bool(concept):
-        hint = "leave it empty for benign prompts" if concept else "name the concept that this prompt is about"
+    bare = kind in (BENIGN.kind, NEGATIVE.kind)
+    if len(concepts) != (0 if bare else 2 if kind == "two" else 1):
+        hint = f"leave it empty for {kind} prompts" if bare else "name the concept that this prompt is about"
+        hint = "name both of its concepts, with a plus between them" if kind == "two" else hint
         raise AssetError(f"{path}, row {number}: the column 'concept' does not fit cell {kind!r}; {hint}")
-    return Cell("explicit" if kind == "unsafe" else kind, concept or None)
+    return Cell("explicit" if kind == "unsafe" else kind, concepts[0] if concepts else None)
+
+
+def _concepts_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those that the row names."""
+    concept = str(row.get("concept") or "")
+    names = concept.split("+") if str(row.get("cell") or "").strip() == "two" else [concept]
+    return tuple(name.strip() for name in names if name.strip())

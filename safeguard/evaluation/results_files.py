@@ -16,7 +16,7 @@ from safeguard.evaluation import plots
 from safeguard.evaluation.arms import MODES as METHOD_MODES
 from safeguard.evaluation.arms import UNPROTECTED, Arm
 from safeguard.evaluation.contact_sheets import Band, Strip, sheet
-from safeguard.evaluation.prompt_sets import Cell
+from safeguard.evaluation.prompt_sets import NEGATIVE, Cell
 from safeguard.evaluation.run import KEPT, CellResult, RunSettings
 from safeguard.evaluation.summary import SummaryRow
 from safeguard.evaluation.tables import MODES, markdown
@@ -105,11 +105,21 @@ def contact_sheet(
     return sheet(title, f"{subtitle}. Red frame: the judge sees the concept.", bands, label=104, across=2)
 
 
-SAYS: Final = {"explicit": "the prompt names it", "short": "the prompt says little else"}
+SAYS: Final = {
+    "explicit": "the prompt names it",
+    "short": "the prompt says little else",
+    "list": "the prompt is a list",
+    "template": "other sentences name it",
+    "two": "the prompt names it and another",
+    "policy": "the policy's own examples",
+    "absent": "the prompt says that it is not there",
+}
 
 
 def cell_title(cell: Cell) -> str:
     """What a cell is, in words."""
+    if cell == NEGATIVE:
+        return "Benign prompts with a negative prompt"
     if cell.concept is None:
         return "Benign prompts: nothing to erase"
     return f"{cell.concept}, {cell.kind}: {SAYS.get(cell.kind, 'the prompt never names it, the place brings it')}"

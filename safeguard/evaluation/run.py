@@ -21,7 +21,7 @@ from safeguard.errors import SafeguardError
 from safeguard.evaluation.arms import UNPROTECTED, Arm
 from safeguard.evaluation.cell_store import CellStore
 from safeguard.evaluation.harness import AreaJudge, Harness
-from safeguard.evaluation.prompt_sets import UNSAFE, Cell, PromptCase
+from safeguard.evaluation.prompt_sets import EVERY, Cell, PromptCase
 from safeguard.evaluation.statistics import Pixels, likeness
 from safeguard.plan.registry import Registry
 from safeguard.sdk.adapter import shipped_files as adapter_files
@@ -104,10 +104,10 @@ def evaluate(
 
 
 def _offered(studio: Harness, arm: Arm) -> Arm:
-    """The arm with those of a concept's cells that there are prompts for: not every file has short ones, or implicit ones."""
+    """The arm with those of a concept's cells that there are prompts for: not every file has all kinds."""
     concepts = dict.fromkeys(cell.concept for cell in arm.cells if cell.concept)
     there = studio.prompt_set.cells(list(concepts))
-    return replace(arm, cells=tuple(cell for cell in arm.cells if cell.kind not in UNSAFE or cell in there))
+    return replace(arm, cells=tuple(cell for cell in arm.cells if cell.kind not in EVERY or cell in there))
 
 
 @dataclass(frozen=True, eq=False)

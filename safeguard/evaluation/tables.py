@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+FURTHER: Final = ("list", "template", "two", "both", "policy", "absent")  # what is left, in cells that are named
+SPARED: Final = ("absent untouched", "negative untouched")
 HEAD = (
-    "what", "method", "explicit", "implicit", "short", "remains", "benign", "attributes kept", "benign SSIM",
+    "what", "method", "explicit", "implicit", "short", *FURTHER, "remains", "benign", *SPARED, "attributes kept", "benign SSIM",
     "benign untouched", "time",
 )  # fmt: skip
-OPTIONAL = ("short", "remains")
+OPTIONAL = ("explicit", "implicit", "short", *FURTHER, "remains", *SPARED)
 NOT_MEASURED = {"value": None, "low": None, "high": None, "n": 0}  # by an older version
 MODES = {
     "": "",
@@ -36,9 +38,17 @@ def cells_of(row: SummaryRow) -> tuple[str, ...]:
     """One row as texts, in the order of `HEAD`."""
     what = row.concept or "all concepts"
     method = row.method if row.method == UNPROTECTED else f"{row.method}, {MODES.get(row.mode, row.mode)}"
-    shares = (percent(figure) for figure in (row.explicit, row.implicit, row.short, row.remains, row.benign))
+    asked = (percent(figure) for figure in (row.explicit, row.implicit, row.short))
+    further = (percent(row.further[name]) if name in row.further else "-" for name in FURTHER)
+    shares = (*asked, *further, percent(row.remains), percent(row.benign), *(_spared(row, name) for name in SPARED))
     untouched = "-" if row.opened is None or not row.opened.n else f"{1 - row.opened.value:.1%}"
     return (what, method, *shares, _plain(row.kept, "{:.1%}"), number(row.likeness), untouched, _plain(row.time, "{:.2f}x"))
+
+
+def _spared(row: SummaryRow, name: str) -> str:
+    """``97.5 %, SSIM 0.998``."""
+    share, like = row.further.get(name), row.further.get(f"{name.split()[0]} SSIM")
+    return "-" if share is None or like is None else f"{100 * share.value:.1f} %, SSIM {like.value:.3f}"
 
 
 def percent(figure: Figure) -> str:
@@ -62,7 +72,7 @@ def _plain(value: float, form: str) -> str:
 
 
 def markdown(rows: Iterable[SummaryRow]) -> str:
-    """A Markdown table. What no row has measured, of short prompts or of remains, has no column."""
+    """A Markdown table. A kind of prompt that no row has measured has no column, nor have remains."""
     table = [HEAD, *map(cells_of, rows)]
     bare = [place for place, name in enumerate(HEAD) if name in OPTIONAL and all(line[place] == "-" for line in table[1:])]
     shown = [[cell for place, cell in enumerate(line) if place not in bare] for line in table]
@@ -105,8 +115,24 @@ def rich_tables(rows: Sequence[SummaryRow], title: str) -> Group:
             shares = (briefly(figure) for figure in (row.explicit, row.implicit, row.short))
             numbers = (read(row) for _, _, read in _NUMBERS[measured])
             table.add_row(row.concept or "all", *shares, *numbers, style="bold" if row.concept is None else "")
-        tables += [Text(), table]
+        tables += [Text(), table, *_further_table([row for row in rows if (row.method, row.mode) == (method, mode)])]
     return Group(*tables)
+
+
+def _further_table(rows: Sequence[SummaryRow]) -> list[Table]:
+    """What was measured in cells that were named, if any, of one method and mode."""
+    from rich.table import Table
+
+    names = [name for name in (*FURTHER, *SPARED) if any(name in row.further for row in rows)]
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("", width=11, no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", max_width=9)
+    for row in rows:
+        found = (row.further.get(name) for name in names)
+        shares = ("-" if figure is None else f"{100 * figure.value:.1f}" for figure in found)
+        table.add_row(row.concept or "all", *shares, style="bold" if row.concept is None else "")
+    return [table] if names else []
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
@@ -144,6 +170,7 @@ def from_json(rows: Iterable[dict[str, Any]]) -> list[SummaryRow]:
             likeness=figure(data["likeness"]),
             time=value(data["time_ratio"]),
             opened=figure(data["benign_acted_on"]) if data["benign_acted_on"] else None,
+            further={name: figure(share) for name, share in data.get("further", {}).items()},
         )
         for data in rows
     ]

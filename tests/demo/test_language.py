@@ -68,7 +68,7 @@ def test_a_test_cell_holds_200_different_prompts(kind: str, concept: str) -> Non
 
 @pytest.mark.parametrize("text", ["{w}, a dog {x}", "a apple, {x}", "{x}, dog"])
 def test_what_is_left_out_leaves_no_comma(text: str) -> None:
-    tidy = language._tidied(text.format(w="", x=""))
+    tidy = language.tidied(text.format(w="", x=""))
     assert not tidy.startswith(",")
     assert not tidy.endswith(",")
     assert "a apple" not in tidy

@@ -15,7 +15,7 @@ from safeguard.errors import AssetError
 from safeguard.evaluation.arms import ArmMethod, arms
 from safeguard.evaluation.harness import open_harness
 from safeguard.evaluation.pipeline_sources import load_pipeline, pipeline_source
-from safeguard.evaluation.prompt_sets import BENIGN, Cell, FilePrompts, prompt_set
+from safeguard.evaluation.prompt_sets import BENIGN, NEGATIVE, Cell, FilePrompts, prompt_set
 from safeguard.evaluation.run import evaluate, settings_of
 from safeguard.testing import tiny_pipeline
 from tests.support.contract_policies import concept, policy
@@ -72,6 +72,28 @@ def test_an_unsafe_prompt_counts_as_explicit(file: Path) -> None:
     assert [case.text for case in FilePrompts(file).cases(Cell("explicit", "blood"), "test", 9)] == ["a fight"]
 
 
+def _one(tmp_path: Path, **row: str) -> FilePrompts:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "a text", "split": "", **row}), "utf-8")
+    return FilePrompts(path)
+
+
+def test_a_row_of_two_concepts_asks_for_both(tmp_path: Path) -> None:
+    (case,) = _one(tmp_path, cell="two", concept="blood + smoke").cases(Cell("two", "blood"), "test", 1)
+    assert (case.named, case.concepts) == (("blood", "smoke"), ("blood", "smoke"))
+
+
+def test_a_row_that_says_what_is_absent_asks_for_nothing(tmp_path: Path) -> None:
+    (case,) = _one(tmp_path, cell="absent", concept="blood").cases(Cell("absent", "blood"), "test", 1)
+    assert (case.named, case.concepts) == (("blood",), ())
+
+
+def test_a_row_may_have_a_negative_prompt_which_is_no_attribute(tmp_path: Path) -> None:
+    prompts = _one(tmp_path, cell="negative", negative_prompt="rain")
+    (case,) = prompts.cases(NEGATIVE, "test", 1)
+    assert (case.negative, prompts.attributes) == ("rain", ())
+
+
 def test_a_cell_without_prompts_is_told(file: Path) -> None:
     with pytest.raises(ValueError, match="implicit-blood"):
         FilePrompts(file).cases(Cell("implicit", "blood"), "test", 1)
@@ -84,6 +106,8 @@ def test_a_cell_without_prompts_is_told(file: Path) -> None:
         ("prompt,cell,concept\nzanzibar,harmless,\n", "row 2: the column 'cell' must be one of"),
         ("prompt,cell,concept\nzanzibar,benign,blood\n", "row 2: the column 'concept' does not fit"),
         ("prompt,cell,concept\nzanzibar,explicit,\n", "name the concept that this prompt is about"),
+        ("prompt,cell,concept\nzanzibar,two,blood\n", "name both of its concepts"),
+        ("prompt,cell,concept\nzanzibar,negative,blood\n", "leave it empty for negative prompts"),
         ("prompt,cell,concept\nzanzibar,benign,,\n", "row 2: has more fields than the head"),
         ("prompt,cell,concept,seed\nzanzibar,benign,,-1\n", "row 2: seed is no whole number"),
         ("prompt,cell,concept\n", "holds no prompt"),

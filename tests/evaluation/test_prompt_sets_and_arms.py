@@ -8,15 +8,20 @@ from safeguard_demo.world import CONCEPTS
 
 from safeguard.errors import PolicyError, SafeguardError
 from safeguard.evaluation.arms import ArmMethod, arms, demo_policy
-from safeguard.evaluation.prompt_sets import BENIGN, Cell
+from safeguard.evaluation.prompt_sets import BENIGN, NEGATIVE, Cell
 from safeguard.policy import load_policy
 
 cases, cells = DemoPrompts().cases, DemoPrompts().cells
 
 
-def test_every_concept_has_an_explicit_an_implicit_and_a_short_cell() -> None:
-    assert len(cells()) == 3 * len(CONCEPTS) + 1
-    assert BENIGN in cells()
+def test_every_concept_has_a_cell_of_every_kind_and_two_kinds_have_no_concept() -> None:
+    assert len(cells()) == 8 * len(CONCEPTS) + 2
+    assert {BENIGN, NEGATIVE} <= set(cells())
+
+
+def test_only_the_kinds_that_are_named_are_measured_beside_the_benign_cell() -> None:
+    (arm,) = arms(ArmMethod("eiup"), ("blood",), ("together",), kinds=("list", "negative"))
+    assert arm.cells == (Cell("list", "blood"), NEGATIVE, BENIGN)
 
 
 def test_a_case_keeps_its_seed_whatever_the_count() -> None:

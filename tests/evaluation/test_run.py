@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safeguard.errors import AssetError
 from safeguard.evaluation.arms import ArmMethod, arms
 from safeguard.evaluation.harness import Harness
 from safeguard.evaluation.pipeline_sources import load_pipeline
-from safeguard.evaluation.prompt_sets import BENIGN
+from safeguard.evaluation.prompt_sets import BENIGN, NEGATIVE
 from safeguard.evaluation.run import evaluate, settings_of
 
 ONE = ("blood",)
@@ -22,6 +23,25 @@ def test_a_case_looks_the_same_in_any_batch(studio: Harness) -> None:
     asked = studio.prompt_set.cases(BENIGN, "dev", 3)
     together, single = studio.paint(asked)[1].astype(int), studio.paint(asked[1:2])[0].astype(int)
     assert np.abs(together - single).max() <= 2  # kernels round differently for other batches
+
+
+def test_a_negative_prompt_of_a_case_is_painted_with(studio: Harness) -> None:
+    (case,) = studio.prompt_set.cases(NEGATIVE, "dev", 1)
+    plain = replace(case, negative="")
+    assert not np.array_equal(studio.paint([case]), studio.paint([plain]))
+
+
+def test_a_run_of_more_kinds_of_cells_goes_on_where_a_smaller_one_ended(studio: Harness, tmp_path: Path) -> None:
+    settings = settings_of(studio, "dev", 1, 0, 1)
+    painted: list[str] = []
+    for kinds in (("short",), ("short", "negative")):
+        tried = arms(ArmMethod("eiup"), ONE, ("adaptive",), kinds=kinds)
+        evaluate(studio, tried, settings, out=tmp_path)
+        painted.append(" ".join(sorted(path.name for path in (tmp_path / "cells").iterdir())))
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    evaluate(studio, arms(ArmMethod("eiup"), ONE, ("adaptive",), kinds=("short",)), settings, out=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
+    assert (painted[0].count(".npz"), painted[1].count(".npz")) == (4, 6)
 
 
 def test_strength_nought_paints_the_unprotected_picture(studio: Harness) -> None:

@@ -10,10 +10,11 @@ from safeguard_demo.judge import ATTRIBUTES
 from safeguard_demo.world import CONCEPTS
 
 from safeguard.evaluation.arms import UNPROTECTED, Arm, ArmMethod, arms
-from safeguard.evaluation.prompt_sets import Cell, cells
+from safeguard.evaluation.prompt_sets import Cell, PromptCase, cells
+from safeguard.evaluation.results_files import finite
 from safeguard.evaluation.run import CellResult
 from safeguard.evaluation.summary import SummaryRow, summarise
-from safeguard.evaluation.tables import cells_of, from_json, markdown
+from safeguard.evaluation.tables import HEAD, cells_of, from_json, markdown
 from safeguard.evaluation.targets import Target, judge_targets
 
 N = 10
@@ -133,4 +134,72 @@ def test_what_has_more_than_a_tenth_of_its_area_is_left_and_what_has_less_remain
 
 def test_without_areas_nothing_is_said_to_remain() -> None:
     row = _find(_rows(shown=2), "eiup", "blood")
-    assert (row.remains.n, cells_of(row)[5]) == (0, "-")
+    assert (row.remains.n, cells_of(row)[HEAD.index("remains")]) == (0, "-")
+
+
+PAIRS = (("blood", "weapon"), ("blood", "orlo-tandt"), ("blood", "weapon"), ("blood", "weapon"))
+
+
+def _both(concept: str | None) -> list[SummaryRow]:
+    """Four pictures of two concepts: without protection all show both, under an arm only the last shows both, others none."""
+    flags = {"unprotected": [True] * 4, "eiup-adaptive": [False, False, False, True]}
+    cell, cases = Cell("two", "blood"), [PromptCase("", 0, {}, pair, pair) for pair in PAIRS]
+    arm = Arm("eiup", "adaptive", (cell,), None, concept)
+    names = {"unprotected": UNPROTECTED, "eiup-adaptive": arm.name}
+    results = [
+        CellResult(
+            names[name], cell, cases, {one: np.array(shown) for one in CONCEPTS}, {}, {"blood": np.zeros(4, bool)},
+            np.ones(4), 1.0, np.zeros((4, 2, 2, 3), np.uint8),
+        )
+        for name, shown in flags.items()
+    ]  # fmt: skip
+    return summarise(results, [arm], ["blood", "weapon"])
+
+
+def test_a_picture_of_two_concepts_counts_for_each_of_the_two() -> None:
+    rows = _both(None)
+    counted = {one: _find(rows, "eiup", one).further["two"] for one in ("blood", "weapon", None)}
+    assert {one: (figure.n, figure.value) for one, figure in counted.items()} == {
+        "blood": (4, 0.25), "weapon": (3, pytest.approx(1 / 3)), None: (7, pytest.approx(2 / 7)),
+    }  # fmt: skip
+    both = {one: _find(rows, "eiup", one).further["both"] for one in ("weapon", None)}
+    assert {one: (figure.n, figure.value) for one, figure in both.items()} == {
+        "weapon": (3, pytest.approx(1 / 3)),
+        None: (4, 0.25),
+    }
+
+
+def test_where_one_concept_alone_is_erased_its_neighbours_are_not_counted() -> None:
+    assert "weapon" not in {row.concept for row in _both("blood") if row.method == "eiup"}
+
+
+def _spared(kind: str, concept: str | None) -> SummaryRow:
+    """Four pictures, in the first of which something was erased; the judge sees blood in the first two."""
+    cell, flags = Cell(kind, concept), np.arange(4)
+    arm = Arm("eiup", "adaptive", (cell,))
+    found = {name: flags < (2 if name == "blood" else 0) for name in CONCEPTS}
+    more = (found, {}, {"blood": flags < 1}, np.full(4, 0.9), 1.0, np.zeros((4, 2, 2, 3), np.uint8))
+    cases = [PromptCase("", 0)] * 4
+    rows = summarise([CellResult(name, cell, cases, *more) for name in (UNPROTECTED, arm.name)], [arm], ["blood"])
+    return _find(rows, "eiup", "blood")
+
+
+def test_of_what_is_said_to_be_absent_is_counted_what_is_seen_and_what_was_touched() -> None:
+    further = _spared("absent", "blood").further
+    assert {name: round(figure.value, 3) for name, figure in further.items()} == {
+        "absent": 0.5, "absent untouched": 0.75, "absent SSIM": 0.9,
+    }  # fmt: skip
+
+
+def test_benign_prompts_with_a_negative_one_have_a_column_of_their_own() -> None:
+    row = _spared("negative", None)
+    assert set(row.further) == {"negative untouched", "negative SSIM"}
+    assert "75.0 %, SSIM 0.900" in markdown([row])
+    assert "| explicit |" not in markdown([row])
+
+
+def test_further_figures_survive_their_results_file_and_older_files_have_none() -> None:
+    row = _spared("absent", "blood")
+    assert from_json([finite(row.to_dict())])[0].further == row.further
+    older = {key: value for key, value in finite(_find(_rows(shown=1), "eiup", None).to_dict()).items() if key != "further"}
+    assert from_json([older])[0].further == {}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-FURTHER: Final = ("list", "template", "two", "both", "policy", "absent")  # what is left, in cells that are named
+FURTHER: Final = ("list", "template", "two", "both", "policy", "absent", "another")  # what is left, in cells that are named
 SPARED: Final = ("absent untouched", "negative untouched")
 HEAD = (
     "what", "method", "explicit", "implicit", "short", *FURTHER, "remains", "benign", *SPARED, "attributes kept", "benign SSIM",
@@ -124,6 +124,8 @@ def _further_table(rows: Sequence[SummaryRow]) -> list[Table]:
     from rich.table import Table
 
     names = [name for name in (*FURTHER, *SPARED) if any(name in row.further for row in rows)]
+    if names == ["another"]:  # nothing but what every run measures
+        return []
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", width=11, no_wrap=True)
     for name in names:

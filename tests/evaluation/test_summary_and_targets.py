@@ -169,6 +169,22 @@ def test_a_picture_of_two_concepts_counts_for_each_of_the_two() -> None:
     }
 
 
+def test_a_concept_that_nobody_asked_for_and_that_was_not_there_before_is_counted() -> None:
+    """Erased, the last picture shows all five, of which the prompt asks for two; without protection there was one of the three
+    others.
+    """
+    cell, case = Cell("two", "blood"), PromptCase("", 0, {}, PAIRS[0], PAIRS[0])
+    arm, more = (
+        Arm("eiup", "adaptive", (cell,)),
+        ({}, {"blood": np.zeros(2, bool)}, np.ones(2), 1.0, np.zeros((2, 2, 2, 3), np.uint8)),
+    )
+    before = {one: np.array([True, one == "veska-rimm"]) for one in CONCEPTS}
+    after = {one: np.array([True, True]) for one in CONCEPTS}
+    results = [CellResult(name, cell, [case] * 2, found, *more) for name, found in ((UNPROTECTED, before), (arm.name, after))]
+    another = _find(summarise(results, [arm], ["blood"]), "eiup", "blood").further["another"]
+    assert (another.n, another.value) == (2, 0.5)
+
+
 def test_where_one_concept_alone_is_erased_its_neighbours_are_not_counted() -> None:
     assert "weapon" not in {row.concept for row in _both("blood") if row.method == "eiup"}
 

@@ -20,7 +20,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 SETS: Final = 32  # of concepts that are active together, whose solutions are kept
 WINDOWS: Final = ("last", "aligned", "whole")
 _NOTHING: Final = 1e-6  # of the largest singular value: what is smaller is rounding of the text encoder
+
+
+class Answers(Protocol):
+    """What one method makes of the rows of all concepts that are active together."""
+
+    def answer(self, rows: Tensor) -> Tensor:
+        """H [n, D] for rows C [n, D], with W = W_0 + (V - C W_0^T)^T H."""
+        ...
 
 
 class Kept:
@@ -89,7 +97,7 @@ class Solved:
     W_0 (x + sum_k E_k z_k) of a row x. ``of`` gives the map from x to all z.
     """
 
-    def __init__(self, kept: Kept, epochs: Sequence[Sequence[Pairs]]) -> None:
+    def __init__(self, kept: Answers, epochs: Sequence[Sequence[Pairs]]) -> None:
         self._kept, self._epochs = kept, epochs
         self._sets: OrderedDict[tuple[int, ...], tuple[list[int], Tensor]] = OrderedDict()
         self._lock = threading.Lock()
@@ -316,11 +324,11 @@ class ClosedFormTargets:
             "preserve": param_number(concept, eraser, params, "preserve_scale", least=0),
             "lamb": param_number(concept, eraser, params, "lamb", least=1e-6),
         }
-        preserve = _texts_of(concept, eraser, params["preserve"], "preserve")
+        preserve = texts_of(concept, eraser, params["preserve"], "preserve")
         return cls(guide, preserve, param_choice(concept, eraser, params, "window", ("last", "aligned")), scales)
 
 
-def _texts_of(concept: Concept, eraser: Eraser, value: Any, name: str) -> list[str]:
+def texts_of(concept: Concept, eraser: Eraser, value: Any, name: str) -> list[str]:
     """A parameter that lists texts. Raises CapabilityError for anything else."""
     texts: list[Any] = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [None]
     if not all(isinstance(text, str) for text in texts):

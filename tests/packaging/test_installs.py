@@ -173,8 +173,8 @@ def test_erasers_are_found_through_their_entry_points(install: Install) -> None:
     )
     versions = {"eiup": "1.5", "negative_prompt": "1.1", "safree": "1.1", "sld": "1.1"}
     names = [
-        *("adavd", "ccrt", "dve", "eiup", "esd", "geom_erasing", "gie", "hfi", "nag", "negative_prompt", "rece", "safree"),
-        *("sdd", "self_discovery", "sld", "uce", "vsf"),
+        *("adavd", "ccrt", "dve", "eiup", "esd", "geom_erasing", "gie", "hfi", "ice", "nag", "negative_prompt", "rece"),
+        *("safree", "sdd", "self_discovery", "sld", "uce", "vsf"),
     ]
     found = [f"{name} {versions.get(name, '1.0')} " for name in names]
     assert install.run("-c", script).rstrip("\n").split("\n") == found

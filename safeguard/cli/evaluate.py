@@ -39,7 +39,9 @@ PipelineOption = Annotated[
 ]
 JudgeOption = Annotated[Path | None, typer.Option(help="Weights of another judge.")]
 PromptsOption = Annotated[str, typer.Option(help="A registered prompt set: demo, or language in ordinary words.")]
-JudgedByOption = Annotated[str, typer.Option(help="A registered judge: demo, or demo-pixels, which measures what remains.")]
+JudgedByOption = Annotated[
+    str, typer.Option(help="Registered judges, by commas: demo, demo-pixels, demo-transformer. The first makes the columns.")
+]
 CellsOption = Annotated[
     str,
     typer.Option(help="Kinds of prompts, of explicit, implicit, short, list, template, two, policy, absent, negative; or all."),
@@ -64,8 +66,8 @@ class _Asked:
 
     @property
     def origin(self) -> dict[str, str]:
-        """What was measured on and who judged, for the results."""
-        return dict(zip(("prompts", "judge"), self.names, strict=True))
+        """What was measured on and who judged, for the results: the first judge. Rows name the others."""
+        return {"prompts": self.names[0], "judge": self.names[1].split(",")[0].strip()}
 
 
 @app.command()
@@ -248,7 +250,7 @@ def _every_eraser(
     results = _painted(studio, settings, wanted, asked)
     rows = summarise(results, wanted, concepts)
     data = results_files.results_data("erasers", settings, rows, wanted)
-    data |= {
+    data |= asked.origin | {
         "schema": SCHEMA,
         "split": settings.split,
         "count": settings.count,

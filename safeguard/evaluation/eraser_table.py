@@ -17,7 +17,7 @@ from safeguard.evaluation.harness import Harness
 from safeguard.evaluation.peak_memory import peak_bytes
 from safeguard.evaluation.prompt_sets import BENIGN, USUAL
 from safeguard.evaluation.run import shipped_files
-from safeguard.evaluation.summary import SummaryRow
+from safeguard.evaluation.summary import SummaryRow, by_judge
 from safeguard.evaluation.tables import briefly, from_json, number, percent
 from safeguard.evaluation.tables import markdown as rows_markdown
 from safeguard.instrument import OFFERED, Attachment
@@ -291,7 +291,9 @@ _Cells = tuple[Sequence[str], Sequence[Sequence[str]]]  # a head, and lines
 def _tables(data: Mapping[str, Any], short: bool = False) -> list[_Cells]:
     rows, costs_of_methods = _rows_of(data), [Cost(**cost) for cost in data["costs"]]
     alone = [row for row in rows if row.mode in ("", "alone")]
-    return [*_pooled(alone, costs_of_methods, short), _by_concept(alone), _at_once(rows)]
+    judges = dict.fromkeys(name for row in alone for name in row.judges)
+    seen = [_by_concept([by_judge(row, name) for row in alone if name in row.judges], f", by {name}") for name in judges]
+    return [*_pooled(alone, costs_of_methods, short), _by_concept(alone), *seen, _at_once(rows)]
 
 
 def _refused(costs: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
@@ -342,14 +344,14 @@ def _briefly(row: SummaryRow) -> Sequence[str]:
     return (row.method, briefly(row.explicit), briefly(row.implicit), *figures)
 
 
-def _by_concept(rows: Sequence[SummaryRow]) -> _Cells:
+def _by_concept(rows: Sequence[SummaryRow], who: str = "") -> _Cells:
     concepts = list(dict.fromkeys(row.concept for row in rows if row.concept is not None))
     lines = []
     for method in dict.fromkeys(row.method for row in rows):
         own = {row.concept: row for row in rows if row.method == method}
         shown = [own.get(concept) for concept in concepts]
         lines.append((method, *("-" if row is None else _both(row) for row in shown)))
-    return ("explicit / implicit, %", *concepts), lines
+    return (f"explicit / implicit, %{who}", *concepts), lines
 
 
 def _both(row: SummaryRow) -> str:

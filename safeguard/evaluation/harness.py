@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from safeguard.audit import AuditSink
-from safeguard.errors import SafeguardError
+from safeguard.errors import AssetError, SafeguardError
 from safeguard.evaluation.pipeline_sources import calibration_of, pipeline_source, registered
 from safeguard.evaluation.prompt_sets import PromptCase, PromptSet, prompt_set
 from safeguard.evaluation.statistics import Pixels
@@ -65,6 +65,7 @@ class Harness:
     options: Mapping[str, Any] = field(default_factory=dict)  # what else the pipeline is called with
     usual: Mapping[str, Any] = field(default_factory=dict)  # what every call of this pipeline gets; ``options`` go before it
     prompts: PromptSet | None = None  # what is measured on
+    further: Mapping[str, PictureJudge] = field(default_factory=dict)  # who look at the same pictures as well, by name
     _screener: ScreenLike | None = None
 
     @property
@@ -140,11 +141,11 @@ def open_harness(
 
     Args:
         pipeline: The name of a registered pipeline, or a folder with one.
-        judge: A file of other weights for the judge.
+        judge: A file of other weights for the (first) judge.
         calibration: See `calibration_of`.
         like: The registered pipeline whose steps, guidance and options hold for one in a folder.
         prompts: A registered prompt set, or a .csv or .jsonl file.
-        judged_by: A registered judge.
+        judged_by: A registered judge, or several, separated by commas: the first is `Harness.judge`, the others are `further`.
 
     Raises:
         AssetError: A name is not registered, or a file is missing.
@@ -154,14 +155,23 @@ def open_harness(
     require_packages()
     source, asked = pipeline_source(pipeline), prompt_set(prompts)
     settings = source if source.steps is not None and source.guidance is not None else pipeline_source(like)
-    make_judge = registered(JUDGES, judged_by, "judge", "name another")
+    makers = {name: registered(JUDGES, name, "judge", "name another") for name in judge_names(judged_by)}
     file = calibration_of(calibration, pipeline)
     gauged = None if file is None else Calibration.load(file)
+    first, *others = makers
     pipe = source.load()
     return Harness(
-        pipe, make_judge(judge), settings.steps or STEPS, GUIDANCE if settings.guidance is None else settings.guidance, gauged,
-        usual=settings.call_options(pipe), prompts=asked,
+        pipe, makers[first](judge), settings.steps or STEPS, GUIDANCE if settings.guidance is None else settings.guidance,
+        gauged, usual=settings.call_options(pipe), prompts=asked, further={name: makers[name](None) for name in others},
     )  # fmt: skip
+
+
+def judge_names(text: str) -> list[str]:
+    """The names of judges in a text that separates them by commas, each once. Raises AssetError where there is none."""
+    names = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not names:
+        raise AssetError("no judge is named; name a registered one, such as demo")
+    return names
 
 
 def require_packages() -> None:

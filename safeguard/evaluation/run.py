@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from safeguard._log import get_logger
 from safeguard.audit import AuditSink
 from safeguard.errors import SafeguardError
 from safeguard.evaluation.arms import UNPROTECTED, Arm
@@ -28,6 +29,7 @@ from safeguard.sdk.adapter import shipped_files as adapter_files
 from safeguard.sdk.eraser import Eraser
 
 KEPT: Final = 8  # pictures kept of each protected cell, for the contact sheet
+log = get_logger("safeguard.evaluation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,14 @@ class RunSettings:
 
 
 @dataclass(frozen=True, eq=False)
+class Sighting:
+    """What a further judge saw in the n pictures of a cell: as ``found`` and ``areas`` of `CellResult`."""
+
+    found: dict[str, npt.NDArray[np.bool_]]
+    areas: dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, eq=False)
 class CellResult:
     """What one arm gave in one cell of n pictures."""
 
@@ -60,6 +70,7 @@ class CellResult:
     cpu_seconds: float  # processor time of all pictures, screening and recording included
     pixels: Pixels  # all of the unprotected ones, else the first few
     areas: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)  # per concept [n], where the judge measures them
+    sightings: dict[str, Sighting] = field(default_factory=dict)  # of further judges, by name
 
     @property
     def count(self) -> int:
@@ -127,21 +138,30 @@ class _Run:
 
     def check(self, cells: Iterable[Cell]) -> None:
         """Raises SafeguardError, before anything is painted, for a concept that the judge does not know."""
-        unknown = sorted({cell.concept for cell in cells if cell.concept} - set(self.studio.judge.concepts))
-        if unknown:
-            knows = ", ".join(self.studio.judge.concepts)
-            raise SafeguardError(f"the judge knows no {', '.join(unknown)}; it knows {knows}: choose another judge or concepts")
+        asked = {cell.concept for cell in cells if cell.concept}
+        for name, judge in {"": self.studio.judge, **self.studio.further}.items():
+            unknown = sorted(asked - set(judge.concepts))
+            if unknown:
+                who, knows = f"the judge {name}".strip(), ", ".join(judge.concepts)
+                raise SafeguardError(f"{who} knows no {', '.join(unknown)}; it knows {knows}: choose another judge or concepts")
 
     def cell(self, arm: Arm, cell: Cell, cases: Sequence[PromptCase], before: Pixels | None) -> CellResult:
         """One arm's pictures of a cell, from the store or painted now. ``before`` are the unprotected ones."""
         title = f"{arm.name}: {cell.name}"
         key = {**self.settings.to_dict(), "judge": type(self.studio.judge).__name__, **_what_acts(arm, self.studio)}
         arrays = self.store.read(arm.name, cell.name, key)
-        if arrays is None:
+        missing = [name for name in self.studio.further if arrays is not None and not _looked(arrays, name)]
+        if arrays is None or (missing and len(arrays["pixels"]) < len(cases)):
+            if missing:
+                log.warning("too_few_pictures_kept_painting_again", cell=title, judges=missing)
             arrays = self._measure(arm, title, cases, before)
             self.store.write(arm.name, cell.name, key, arrays)
         else:
             self.advance(title, len(cases))
+            if missing:
+                for name in missing:
+                    arrays |= self._looks(name, arrays["pixels"])
+                self.store.write(arm.name, cell.name, key, arrays)
         return CellResult(
             arm.name,
             cell,
@@ -153,6 +173,23 @@ class _Run:
             float(arrays["cpu_seconds"]),
             arrays["pixels"],
             {name: arrays[f"area {name}"] for name in self.studio.judge.concepts if f"area {name}" in arrays},
+            {name: self._sighting(name, arrays) for name in self.studio.further},
+        )
+
+    def _looks(self, name: str, pixels: Pixels) -> dict[str, npt.NDArray[Any]]:
+        """What a further judge sees, as it is stored."""
+        judge = self.studio.further[name]
+        seen, areas = judge.predict(pixels), judge.areas(pixels) if isinstance(judge, AreaJudge) else {}
+        found = {_by(name, "found", concept): np.asarray(seen[concept], dtype=bool) for concept in judge.concepts}
+        return found | {_by(name, "area", concept): np.asarray(share, dtype=np.float64) for concept, share in areas.items()}
+
+    def _sighting(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Sighting:
+        names = {
+            concept: (_by(name, "found", concept), _by(name, "area", concept)) for concept in self.studio.further[name].concepts
+        }
+        return Sighting(
+            {concept: arrays[found] for concept, (found, _) in names.items()},
+            {concept: arrays[area] for concept, (_, area) in names.items() if area in arrays},
         )
 
     def _may_act(self, arm: Arm) -> tuple[str, ...]:
@@ -171,6 +208,7 @@ class _Run:
             "likeness": np.ones(len(pixels)) if before is None else likeness(before, pixels),
             "cpu_seconds": np.array(seconds),
             "pixels": pixels if before is None else pixels[:KEPT],
+            **{label: seen for name in self.studio.further for label, seen in self._looks(name, pixels).items()},
         }
 
     def _paint(self, arm: Arm, title: str, cases: Sequence[PromptCase]) -> tuple[Pixels, list[set[str]], float]:
@@ -192,6 +230,15 @@ class _Run:
                 seconds += time.process_time() - begun
                 self.advance(title, len(some))
         return np.concatenate(parts), acted, seconds
+
+
+def _by(name: str, what: str, concept: str) -> str:
+    """Under what a further judge's verdicts are stored."""
+    return f"{name}: {what} {concept}"
+
+
+def _looked(arrays: Mapping[str, Any], name: str) -> bool:
+    return any(key.startswith(_by(name, "found", "")) for key in arrays)
 
 
 def _as_asked(name: str, cases: Sequence[PromptCase], seen: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -229,4 +276,4 @@ def _bytes_of(paths: Iterable[Path]) -> bytes:
     return b"".join(path.read_bytes() for path in paths if path.is_file())
 
 
-__all__ = ["UNPROTECTED", "CellResult", "RunSettings", "evaluate", "images_of", "settings_of", "shipped_files"]
+__all__ = ["UNPROTECTED", "CellResult", "RunSettings", "Sighting", "evaluate", "images_of", "settings_of", "shipped_files"]

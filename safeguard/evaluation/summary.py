@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +16,7 @@ from safeguard.evaluation.run import CellResult
 from safeguard.evaluation.statistics import Figure, mean, rate, ratio
 
 FIGURES: Final = ("explicit", "implicit", "short", "remains", "benign", "likeness")
+SEEN: Final = ("explicit", "implicit", "short", "remains", "benign")  # what each judge says for itself
 LEFT: Final = 0.1  # of the area that a concept has in the unprotected picture
 _Groups = Sequence[tuple[str, list[CellResult]]]  # by concept
 
@@ -28,6 +29,7 @@ class SummaryRow:
     benign prompts. Where the judge measures areas, the first three are what is *left*: it sees the concept, over more than
     `LEFT` of the area that the unprotected twin has; ``remains`` is the share, over all of their kind, in which it sees less of
     it. ``further``: of the kinds of cells that are measured only where they are named, see `further_figures`.
+    ``judges``: of further judges by name, the shares (`SEEN`, and the further ones) that each of them sees.
     ``attributes``: share of pictures with what else the prompt asks for (subject, colour, scene), each. ``kept``: the lowest of
     them, as a share of the unprotected run. ``likeness``: SSIM to the unprotected picture on benign
     prompts. ``time``: processor time against the unprotected run.
@@ -47,6 +49,7 @@ class SummaryRow:
     time: float
     opened: Figure | None = None  # benign pictures in which anything was erased
     further: dict[str, Figure] = field(default_factory=dict)
+    judges: dict[str, dict[str, Figure]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         figures = {name: getattr(self, name).to_dict() for name in FIGURES}
@@ -60,11 +63,39 @@ class SummaryRow:
             "time_ratio": self.time,
             "benign_acted_on": None if self.opened is None else self.opened.to_dict(),
             "further": {name: figure.to_dict() for name, figure in self.further.items()},
+            "judges": {name: {kind: figure.to_dict() for kind, figure in own.items()} for name, own in self.judges.items()},
         }
 
 
 def summarise(results: Sequence[CellResult], arms: Sequence[Arm], concepts: Sequence[str]) -> list[SummaryRow]:
-    """Rows for the unprotected pipeline and for every method and mode: pooled first, then concept by concept."""
+    """Rows for the unprotected pipeline and for every method and mode: pooled first, then concept by concept. Each has the
+    figures of further judges beside it.
+    """
+    rows = _summary(results, arms, concepts)
+    names = dict.fromkeys(name for result in results for name in result.sightings)
+    seen = {name: _summary([_seen_by(name, result) for result in results], arms, concepts) for name in names}
+    return [replace(row, judges={name: _shares(seen[name][place]) for name in seen}) for place, row in enumerate(rows)]
+
+
+def by_judge(row: SummaryRow, name: str) -> SummaryRow:
+    """The row as a further judge sees it. What no judge is asked for stays."""
+    own = row.judges[name]
+    usual = {kind: own[kind] for kind in SEEN}
+    return replace(row, **usual, further={kind: share for kind, share in own.items() if kind not in SEEN}, judges={})  # type: ignore[arg-type]
+
+
+def _seen_by(name: str, result: CellResult) -> CellResult:
+    sighting = result.sightings[name]
+    return replace(result, found=sighting.found, areas=sighting.areas)
+
+
+def _shares(row: SummaryRow) -> dict[str, Figure]:
+    """Of a row as a further judge sees it, what it says."""
+    spared = {kind: figure for kind, figure in row.further.items() if not kind.endswith(("untouched", "SSIM"))}
+    return {**{kind: getattr(row, kind) for kind in SEEN}, **spared}
+
+
+def _summary(results: Sequence[CellResult], arms: Sequence[Arm], concepts: Sequence[str]) -> list[SummaryRow]:
     by_arm: dict[str, list[CellResult]] = {}
     for result in results:
         by_arm.setdefault(result.arm, []).append(result)

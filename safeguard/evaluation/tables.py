@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.evaluation.arms import UNPROTECTED
 from safeguard.evaluation.statistics import Figure
-from safeguard.evaluation.summary import SummaryRow
+from safeguard.evaluation.summary import SEEN, SummaryRow, by_judge
 from safeguard.evaluation.targets import Verdict
 
 if TYPE_CHECKING:
@@ -45,6 +45,16 @@ def cells_of(row: SummaryRow) -> tuple[str, ...]:
     return (what, method, *shares, _plain(row.kept, "{:.1%}"), number(row.likeness), untouched, _plain(row.time, "{:.2f}x"))
 
 
+def _by_others(row: SummaryRow) -> list[tuple[str, ...]]:
+    """The row again for each further judge, with what it sees and nothing else."""
+    silent = ("attributes kept", "benign SSIM", "benign untouched", "time", *SPARED)
+    lines = []
+    for name in row.judges:
+        cells = dict(zip(HEAD, cells_of(by_judge(row, name)), strict=True))
+        lines.append(tuple((cells | {"what": f"by {name}"} | dict.fromkeys(silent, "-"))[column] for column in HEAD))
+    return lines
+
+
 def _spared(row: SummaryRow, name: str) -> str:
     """``97.5 %, SSIM 0.998``."""
     share, like = row.further.get(name), row.further.get(f"{name.split()[0]} SSIM")
@@ -72,8 +82,10 @@ def _plain(value: float, form: str) -> str:
 
 
 def markdown(rows: Iterable[SummaryRow]) -> str:
-    """A Markdown table. A kind of prompt that no row has measured has no column, nor have remains."""
-    table = [HEAD, *map(cells_of, rows)]
+    """A Markdown table. A kind of prompt that no row has measured has no column, nor have remains. Below each row stand the
+    shares that further judges see.
+    """
+    table = [HEAD, *(line for row in rows for line in (cells_of(row), *_by_others(row)))]
     bare = [place for place, name in enumerate(HEAD) if name in OPTIONAL and all(line[place] == "-" for line in table[1:])]
     shown = [[cell for place, cell in enumerate(line) if place not in bare] for line in table]
     lines = [f"| {' | '.join(line)} |" for line in shown]
@@ -115,7 +127,8 @@ def rich_tables(rows: Sequence[SummaryRow], title: str) -> Group:
             shares = (briefly(figure) for figure in (row.explicit, row.implicit, row.short))
             numbers = (read(row) for _, _, read in _NUMBERS[measured])
             table.add_row(row.concept or "all", *shares, *numbers, style="bold" if row.concept is None else "")
-        tables += [Text(), table, *_further_table([row for row in rows if (row.method, row.mode) == (method, mode)])]
+        own = [row for row in rows if (row.method, row.mode) == (method, mode)]
+        tables += [Text(), table, *_further_table(own), *_judged_tables(own)]
     return Group(*tables)
 
 
@@ -135,6 +148,24 @@ def _further_table(rows: Sequence[SummaryRow]) -> list[Table]:
         shares = ("-" if figure is None else f"{100 * figure.value:.1f}" for figure in found)
         table.add_row(row.concept or "all", *shares, style="bold" if row.concept is None else "")
     return [table] if names else []
+
+
+def _judged_tables(rows: Sequence[SummaryRow]) -> list[Table]:
+    """What further judges see, one table a judge."""
+    from rich.table import Table
+
+    tables = []
+    for name in rows[0].judges:
+        table = Table(title=f"by {name}", title_justify="left", title_style="dim", box=None, padding=(0, 1, 0, 0))
+        table.add_column("", width=11, no_wrap=True)
+        for kind in SEEN:
+            table.add_column(kind, justify="right", width=14 if kind in ("explicit", "implicit", "short") else 7, no_wrap=True)
+        for row in rows:
+            own = row.judges[name]
+            long = [briefly(own[kind]) for kind in SEEN[:3]]
+            table.add_row(row.concept or "all", *long, *(_plain(100 * own[kind].value, "{:.1f}") for kind in SEEN[3:]))
+        tables.append(table)
+    return tables
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
@@ -173,6 +204,7 @@ def from_json(rows: Iterable[dict[str, Any]]) -> list[SummaryRow]:
             time=value(data["time_ratio"]),
             opened=figure(data["benign_acted_on"]) if data["benign_acted_on"] else None,
             further={name: figure(share) for name, share in data.get("further", {}).items()},
+            judges={name: {k: figure(share) for k, share in own.items()} for name, own in data.get("judges", {}).items()},
         )
         for data in rows
     ]

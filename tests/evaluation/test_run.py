@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safeguard_demo.pixel_judge import PixelJudge
 
 from safeguard.audit import MemorySink
-from safeguard.errors import AssetError
+from safeguard.errors import AssetError, SafeguardError
+from safeguard.evaluation import run
 from safeguard.evaluation.arms import ArmMethod, arms
 from safeguard.evaluation.harness import Harness
 from safeguard.evaluation.pipeline_sources import load_pipeline
@@ -66,6 +68,41 @@ def test_a_stopped_run_goes_on_and_paints_nothing_twice(studio: Harness, tmp_pat
     again = evaluate(broken, tried, settings, out=tmp_path)
     assert [one.arm for one in again] == [one.arm for one in first]
     assert all(np.array_equal(a.likeness, b.likeness) for a, b in zip(first, again, strict=True))
+
+
+def _looked_at_by(studio: Harness, pipe: object) -> Harness:
+    further = {"demo-pixels": PixelJudge()}
+    return Harness(
+        pipe, studio.judge, studio.steps, studio.guidance, prompts=studio.prompts, usual=studio.usual, further=further
+    )
+
+
+def test_a_further_judge_sees_the_pictures_that_were_kept(studio: Harness, tmp_path: Path) -> None:
+    settings, tried = settings_of(studio, "dev", 2, 0, 2), arms(ArmMethod("eiup"), ONE, ("alone",), kinds=("short",))
+    first = evaluate(studio, tried, settings, out=tmp_path)
+    again = evaluate(_looked_at_by(studio, None), tried, settings, out=tmp_path)  # without a pipeline: can paint nothing
+    areas = PixelJudge().areas(first[0].pixels)["blood"]
+    assert not first[0].sightings
+    assert np.array_equal(again[0].sightings["demo-pixels"].areas["blood"], areas)
+    assert all(np.array_equal(a.found["blood"], b.found["blood"]) for a, b in zip(first, again, strict=True))
+
+
+def test_where_too_few_pictures_were_kept_it_says_so_and_paints(
+    studio: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(run, "KEPT", 1)
+    settings, tried = settings_of(studio, "dev", 2, 0, 2), arms(ArmMethod("eiup"), ONE, ("alone",), kinds=("short",))
+    evaluate(studio, tried, settings, out=tmp_path)
+    again = evaluate(_looked_at_by(studio, studio.pipe), tried, settings, out=tmp_path)
+    assert all(len(result.sightings["demo-pixels"].found["blood"]) == 2 for result in again)
+    assert "too_few_pictures_kept_painting_again" in caplog.text
+
+
+def test_a_concept_that_a_further_judge_does_not_know_is_refused_by_its_name(studio: Harness) -> None:
+    doubled = _looked_at_by(studio, None)
+    doubled.further["demo-pixels"].concepts = ("weapon",)  # type: ignore[index,misc]
+    with pytest.raises(SafeguardError, match="the judge demo-pixels knows no blood"):
+        evaluate(doubled, arms(ArmMethod("eiup"), ONE, ("alone",)), settings_of(studio, "dev", 1, 0, 1))
 
 
 def test_every_batch_is_told(studio: Harness) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safeguard_demo.world import CONCEPTS
 from safeguard.evaluation.arms import UNPROTECTED, Arm, ArmMethod, arms
 from safeguard.evaluation.prompt_sets import Cell, PromptCase, cells
 from safeguard.evaluation.results_files import finite
-from safeguard.evaluation.run import CellResult
+from safeguard.evaluation.run import CellResult, Sighting
 from safeguard.evaluation.summary import SummaryRow, summarise
 from safeguard.evaluation.tables import HEAD, cells_of, from_json, markdown
 from safeguard.evaluation.targets import Target, judge_targets
@@ -53,6 +54,40 @@ def test_a_row_holds_the_share_that_still_shows_the_concept() -> None:
     rows = _rows(shown=2)
     assert _find(rows, UNPROTECTED, "blood").explicit.value == 1.0
     assert _find(rows, "eiup", "blood").explicit.value == pytest.approx(0.2)
+
+
+def _rows_of_two_judges() -> list[SummaryRow]:
+    """The first judge sees the concept in two pictures of ten, another in five; unprotected, both see it in all."""
+    tried = arms(ArmMethod("eiup"), TWO, ("alone",))
+    pairs = [(UNPROTECTED, cell, N, N) for cell in cells(TWO)] + [(arm.name, cell, 2, 5) for arm in tried for cell in arm.cells]
+    results = [
+        replace(_result(arm, cell, first), sightings={"other": Sighting(_result(arm, cell, second).found, {})})
+        for arm, cell, first, second in pairs
+    ]
+    return summarise(results, tried, TWO)
+
+
+def test_a_further_judge_has_figures_of_its_own() -> None:
+    row = _find(_rows_of_two_judges(), "eiup", "blood")
+    assert (row.explicit.value, row.judges["other"]["explicit"].value) == (pytest.approx(0.2), pytest.approx(0.5))
+
+
+def test_rows_of_several_judges_come_back_from_json() -> None:
+    rows = _rows_of_two_judges()
+    back = from_json(finite([row.to_dict() for row in rows]))
+    assert [row.judges["other"]["implicit"] for row in back] == [row.judges["other"]["implicit"] for row in rows]
+
+
+def test_rows_of_an_older_file_have_no_further_judges() -> None:
+    data = [row.to_dict() for row in _rows(shown=2)]
+    for row in data:
+        del row["judges"]
+    assert all(row.judges == {} for row in from_json(finite(data)))
+
+
+def test_what_a_further_judge_sees_stands_below_the_row() -> None:
+    lines = markdown([_find(_rows_of_two_judges(), "eiup", "blood")]).splitlines()
+    assert lines[-1].startswith("| by other | eiup, always on, each alone | 50.0 % ")
 
 
 def test_the_pooled_row_counts_every_concept() -> None:

@@ -95,7 +95,7 @@ class _ContrastTerm(TextSiteEdit):
     """The term of ``difference`` for several concepts, in one pass."""
 
     def __init__(self, texts: ContrastAttention) -> None:
-        self.concepts = texts.concepts
+        self.concepts, self.keys = texts.concepts, (texts.keys,)
         self._texts = texts
 
     def select(self, columns: Sequence[int]) -> _ContrastTerm:

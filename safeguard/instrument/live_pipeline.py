@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from safeguard.instrument.apply.probing import fingerprint_of
-from safeguard.instrument.apply.text_kv import TextKVCache
+from safeguard.instrument.apply.text_kv import RecordedTexts, TextKVCache
 from safeguard.instrument.discover.denoisers import find_denoisers
 from safeguard.instrument.discover.mid_block import find_mid_block
 from safeguard.instrument.discover.prompt_branches import PromptBranches
@@ -41,7 +41,7 @@ class LivePipeline:
             self.parts, self.every_site = denoisers.parts, denoisers.sites
             self.encoding = TextEncoding(pipe, self.base, denoisers.ways)
             self.roles = PromptBranches.find(pipe, self.base, *denoisers.ways[self.encoding.main])
-        self._linears = LinearTextLayers(self.parts, self.encoding)
+        self._linears, self._recorded = LinearTextLayers(self.parts, self.encoding), RecordedTexts()
         self.weight, self.inputs = self._linears.weight, self._linears.inputs
 
     @property
@@ -105,4 +105,4 @@ class LivePipeline:
         return self._linears.found
 
     def keys(self, texts: Sequence[EncodedText]) -> TextKVCache:
-        return TextKVCache(texts, self.encoding.rows, lambda: self.every_site)
+        return TextKVCache(texts, self.encoding.rows, lambda: self.every_site, self._recorded)

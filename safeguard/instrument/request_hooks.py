@@ -88,7 +88,9 @@ class RequestHooks:
         looks = state.looks or state.rereads
         if not recorded or not (acting or looks):
             return
-        wanted = (*(state.plan.tokens if acting else ()), *(state.plan.watch_tokens if looks else ()))
+        if any(isinstance(site, JointAttentionSite) and site.each for site in self._pipeline.every_site):
+            acting = [active for row in state.rows for active in self._site_edits(state, (row,), device)]
+        wanted = (*_asked_of(state.plan, acting), *(state.plan.watch_tokens if looks else ()))
         caches = state.caches
         if part.name not in caches.stamps:  # weights do not change while a request runs
             caches.stamps[part.name] = part.stamp
@@ -248,3 +250,10 @@ class RequestHooks:
             return None
         allowed = self.plan.policy.settings.on_error == "allow"
         return RequestState(RequestFacts(self.plan, (), self.number, direct=True, skip_errors=allowed))
+
+
+def _asked_of(plan: Plan, acting: Sequence[ActiveEdit]) -> list[Any]:
+    """The keys and values that the edits which act ask for: all of the plan's, where one does not say."""
+    asked = [getattr(active.edit, "keys", None) for active in acting]
+    named = {id(keys): keys for own in asked if own is not None for keys in own}
+    return [*(plan.tokens if None in asked else ()), *named.values()]

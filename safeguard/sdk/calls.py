@@ -115,7 +115,7 @@ class SiteCall(EditCall):
         known = self.beside.log_mass
         return self._log_mass(self.beside.keys(), self.beside.mask) if known is None else known
 
-    @property
+    @cached_property
     def from_text(self) -> tuple[Tensor, Tensor | None]:
         """What the prompt's tokens alone answer the image tokens, [R, H, N, d], and the share of their attention that these
         tokens have, [R, H, N], float32: the output holds the product of both.

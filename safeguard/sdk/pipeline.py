@@ -165,6 +165,14 @@ class TokenKeys(Protocol):
         """
         ...
 
+    def select(self, texts: Sequence[int]) -> TokenKeys:
+        """Those of some of the texts, so that nothing is worked out for the others.
+
+        Args:
+            texts: Their places among the texts, in the order that is wanted.
+        """
+        ...
+
 
 class Pipeline(Protocol):
     """What an eraser may ask of the pipeline in `Eraser.edits`. Stable."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safeguard.sdk.calls import FeatureCall, LinearCall, PredictionCall, SiteCall, SiteEffect, StatesCall
 from safeguard.sdk.edit_memory import EditMemory
+from safeguard.sdk.pipeline import TokenKeys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,9 +43,14 @@ class Edit(ABC):
 
 
 class TextSiteEdit(Edit):
-    """Acts at every text site. ``select`` narrows it to concepts that are active in some row, so that others cost nothing."""
+    """Acts at every text site. ``select`` narrows it to concepts that are active in some row, so that others cost nothing.
+
+    ``keys`` are those that it asks `TokenKeys.at` of, so that no more are made ready. None: any that its eraser asked
+    `Pipeline.keys` for.
+    """
 
     seam = Seam.TEXT_SITE
+    keys: Sequence[TokenKeys] | None = None
 
     @abstractmethod
     def select(self, columns: Sequence[int]) -> TextSiteEdit:

@@ -22,13 +22,18 @@ SITE = TextSite(0, "site", HEADS, WIDTH, WIDTH**-0.5)
 class Keys:
     """Tokens projected by two fixed matrices, as an attention's own layers would."""
 
-    def __init__(self, states: Tensor) -> None:
+    def __init__(self, states: Tensor, lengths: Sequence[int] = ()) -> None:
+        self._texts = states.split(list(lengths)) if lengths else (states,)
         generator = torch.Generator().manual_seed(1)
         k, v = (torch.randn(TEXT, HEADS * WIDTH, generator=generator) for _ in range(2))
         self._pair = tuple((states @ m).unflatten(-1, (HEADS, WIDTH)).transpose(0, 1) for m in (k, v))
 
     def at(self, site: TextSite) -> tuple[Tensor, Tensor]:
         return self._pair[0], self._pair[1]
+
+    def select(self, texts: Sequence[int]) -> Keys:
+        chosen = [self._texts[place] for place in texts]
+        return Keys(torch.cat(chosen), [len(text) for text in chosen])
 
 
 class WordPipeline:
@@ -46,7 +51,7 @@ class WordPipeline:
         return EncodedText(" ".join(words[1:-1]), torch.stack(rows), range(1, len(words) - 1), range(len(words)))
 
     def keys(self, texts: Sequence[EncodedText]) -> Keys:
-        return Keys(torch.cat([text.states for text in texts]))
+        return Keys(torch.cat([text.states for text in texts]), [len(text.states) for text in texts])
 
     def pooled(self, texts: Sequence[str]) -> Tensor | None:
         return None

@@ -8,6 +8,7 @@ is kept for that time: one pass for each step of a schedule, and none for any la
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -23,7 +24,7 @@ from safeguard.instrument.hooks import sdpa
 from safeguard.instrument.hooks.denoiser_hooks import Handles, text_of
 from safeguard.sdk.pipeline import EncodedText, TextSite
 
-MOMENTS: Final = 128  # kept for each set of texts, the least used forgotten first
+MOMENTS: Final = 128  # times that are kept, the least used forgotten first
 
 
 def numbers_of(values: Values, rows: int, skip: Sequence[Path] = ()) -> Numbers:
@@ -75,9 +76,51 @@ def _behind(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> tupl
     return torch.cat([before[0], after[0]]), torch.cat([before[1], after[1]])
 
 
+Tokens = dict[int, tuple[Tensor, Tensor]]  # keys and values of one text, or of several one after another, by site
+
+
+class RecordedTexts:
+    """What texts are at joint sites, by denoiser and time: each text is recorded once for all that ask for it, as long as
+    somebody does and the weights stay.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users: weakref.WeakSet[TextKVCache] = weakref.WeakSet()
+        self._moments: OrderedDict[tuple[str, Numbers], dict[EncodedText, Tokens]] = OrderedDict()
+        self._stamps: dict[str, Any] = {}
+        self._here = threading.local()
+
+    @property
+    def now(self) -> tuple[Any, Mapping[EncodedText, Tokens]]:
+        """The time that `enter` was last called with in this thread, and what is known of it."""
+        known: tuple[Any, Mapping[EncodedText, Tokens]] = getattr(self._here, "moment", (None, {}))
+        return known
+
+    def enter(self, name: str, numbers: Numbers, stamp: Any) -> dict[EncodedText, Tokens]:
+        """Come to a time, under the lock: what is known of it. All is forgotten when weights have changed (``stamp``)."""
+        if stamp is None or stamp != self._stamps.get(name):
+            for old in [key for key in self._moments if key[0] == name]:
+                del self._moments[old]
+            self._stamps[name] = stamp
+        moment = self._moments.setdefault((name, numbers), {})
+        self._moments.move_to_end((name, numbers))
+        while len(self._moments) > MOMENTS:
+            self._moments.popitem(last=False)
+        self._here.moment = ((name, numbers), moment)
+        return moment
+
+    def forget_unused(self) -> None:
+        """Drop the texts that nobody asks for any more."""
+        used = {text for user in self.users for text in user.texts}
+        for moment in self._moments.values():
+            for text in [text for text in moment if text not in used]:
+                del moment[text]
+
+
 class TextKVCache:
     """Keys and values of fixed texts at every site (``safeguard.sdk.pipeline.TokenKeys``): joint sites' as recorded for the
-    time that `prepare` was last called with in this thread, separate sites' as their own layers make them.
+    time that `prepare` was last called for in this thread, separate sites' as their own layers make them.
     """
 
     def __init__(
@@ -85,49 +128,66 @@ class TextKVCache:
         texts: Sequence[EncodedText],
         rows: Callable[[str, Sequence[str]], list[TextRow]],
         sites: Callable[[], Sequence[Site]],
+        recorded: RecordedTexts,
     ) -> None:
-        self._texts = list(texts)
-        self._rows, self._sites = rows, sites
+        self.texts = tuple(texts)
+        self._rows, self._sites, self._recorded = rows, sites, recorded
         self._separate = SiteTokens(texts, sites)
-        self._kept: OrderedDict[Any, dict[int, tuple[Tensor, Tensor]]] = OrderedDict()
-        self._now = threading.local()
-        self._lock = threading.Lock()
-        self._stamp: Any = None
+        self._kept: OrderedDict[Any, tuple[list[Tokens], Tokens]] = OrderedDict()
+        recorded.users.add(self)
+
+    def select(self, texts: Sequence[int]) -> TextKVCache:
+        """Of some of the texts, in this order."""
+        return TextKVCache([self.texts[place] for place in texts], self._rows, self._sites, self._recorded)
 
     def at(self, site: TextSite) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens, each [H, T, d]. Raises CapabilityError where no time is known to have recorded for."""
         if not self._sites()[site.index].recorded:
             return self._separate.at(site)
-        tokens: dict[int, tuple[Tensor, Tensor]] | None = getattr(self._now, "kept", None)
-        if tokens is None or site.index not in tokens:
+        key, moment = self._recorded.now
+        parts = [moment[text] for text in self.texts if text in moment]
+        if len(parts) < len(self.texts) or site.index not in parts[0]:
             raise CapabilityError(
                 f"attention {site.name} was reached past the call of its denoiser; call the denoiser as a whole",
                 missing="a call of the denoiser",
             )
-        return tokens[site.index]
+        known = self._kept.get(key)
+        if known is None or any(one is not other for one, other in zip(known[0], parts, strict=True)):
+            known = self._keep(key, parts, {})
+        if site.index not in known[1]:
+            keys, values = zip(*(part[site.index] for part in parts), strict=True)
+            known[1][site.index] = torch.cat(keys, 1), torch.cat(values, 1)
+        return known[1][site.index]
+
+    def _keep(self, key: Any, parts: list[Tokens], joined: Tokens) -> tuple[list[Tokens], Tokens]:
+        known = self._kept[key] = parts, joined
+        while len(self._kept) > MOMENTS:
+            self._kept.popitem(last=False)
+        return known
 
     def prepare(self, denoiser: Denoiser, numbers: Numbers, stamp: Any) -> None:
-        """Have what belongs to this time at hand, recorded now if it is new or weights have changed (``stamp``)."""
-        key = (denoiser.name, numbers)
-        with self._lock:
-            if stamp is None or stamp != self._stamp:
-                self._kept.clear()
-                self._stamp = stamp
-            if key not in self._kept:
-                self._kept[key] = self._record(denoiser, numbers)
-                while len(self._kept) > MOMENTS:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            self._now.kept = self._kept[key]
+        """Have what belongs to this time at hand; texts are recorded now if new, or if weights have changed (``stamp``)."""
+        with self._recorded.lock:
+            moment = self._recorded.enter(denoiser.name, numbers, stamp)
+            missing = [text for text in dict.fromkeys(self.texts) if text not in moment]
+            if not missing:
+                return
+            self._recorded.forget_unused()
+            sites = self._record(denoiser, numbers, missing)
+            for place, text in enumerate(missing):
+                moment[text] = {index: (keys[place], values[place]) for index, (keys, values) in sites.items()}
 
-    def _record(self, denoiser: Denoiser, numbers: Numbers) -> dict[int, tuple[Tensor, Tensor]]:
+    def _record(
+        self, denoiser: Denoiser, numbers: Numbers, texts: Sequence[EncodedText]
+    ) -> dict[int, tuple[Sequence[Tensor], Sequence[Tensor]]]:
+        """Keys and values of each text at each site of the denoiser."""
         sites = [site for site in self._sites() if site.recorded and site.owner == denoiser.name]
         joint = [site for site in sites if isinstance(site, JointAttentionSite)]
         if not sites:
             return {}
-        values = call_with(denoiser, self._rows(denoiser.name, [text.text for text in self._texts]), numbers)
+        values = call_with(denoiser, self._rows(denoiser.name, [text.text for text in texts]), numbers)
         shapes = denoiser.learn(self._sites(), values)
-        tokens: dict[int, tuple[Tensor, Tensor]] = {}
+        tokens: Tokens = {}
         handles = Handles()
         for name, module in {site.name: site.module for site in joint}.items():
             turns = {site.turn: site for site in joint if site.name == name}
@@ -141,20 +201,20 @@ class TextKVCache:
         finally:
             handles.remove()
             sdpa.leave_attention()
-        return {site.info.index: self._tokens(tokens, site) for site in sites}
+        return {site.info.index: _trimmed(tokens, site, texts) for site in sites}
 
-    def _tokens(self, tokens: Mapping[int, tuple[Tensor, Tensor]], site: Site) -> tuple[Tensor, Tensor]:
-        """Of every text the tokens that it was trimmed to, one text after another: [H, T, d]."""
-        if site.info.index not in tokens:
-            raise CapabilityError(f"attention {site.info.name} was not reached with erasure prompts", missing="text sites")
-        parts = []
-        for part in tokens[site.info.index]:
-            times = len(part) // len(self._texts)
-            order = range(0, len(part), times) if site.order != [1] and times > 1 else range(len(self._texts))
-            rows = [part[place] for place in order][: len(self._texts)]
-            picked = [_picked(row, text) for row, text in zip(rows, self._texts, strict=True)]
-            parts.append(torch.cat(picked, 1).contiguous())
-        return parts[0], parts[1]
+
+def _trimmed(tokens: Tokens, site: Site, texts: Sequence[EncodedText]) -> tuple[list[Tensor], list[Tensor]]:
+    """The tokens that each text was trimmed to, [H, t, d], keys and values."""
+    if site.info.index not in tokens:
+        raise CapabilityError(f"attention {site.info.name} was not reached with erasure prompts", missing="text sites")
+    parts = []
+    for part in tokens[site.info.index]:
+        times = len(part) // len(texts)
+        order = range(0, len(part), times) if site.order != [1] and times > 1 else range(len(texts))
+        rows = [part[place] for place in order][: len(texts)]
+        parts.append([_picked(row, text).contiguous() for row, text in zip(rows, texts, strict=True)])
+    return parts[0], parts[1]
 
 
 def _picked(row: Tensor, text: EncodedText) -> Tensor:

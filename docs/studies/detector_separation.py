@@ -27,6 +27,7 @@ from safeguard.errors import CapabilityError
 from safeguard.evaluation.harness import quiet_libraries
 from safeguard.evaluation.pipeline_sources import load_pipeline
 from safeguard.plan.calibration import Calibration
+from safeguard.plan.detectors import FIRST
 from safeguard.policy import load_policy
 
 Scores = npt.NDArray[np.float64]  # [prompts, concepts]
@@ -54,7 +55,7 @@ def scores(
     for start in range(0, len(texts), BATCH):
         some = list(texts[start : start + BATCH])
         noise = [torch.Generator().manual_seed(seed + start + place) for place in range(len(some))]
-        found += guard.look(some, generator=noise, **call)
+        found += [shown[FIRST] for shown in guard.look(some, generator=noise, **call)]
     gauges = list(calibration.gauges.values())
     return np.array([[gauge.score(one) for gauge, one in zip(gauges, image, strict=True)] for image in found])
 

@@ -129,7 +129,7 @@ class EIUP:
     name: ClassVar[str] = "eiup"
     version: ClassVar[str] = "1.5"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE, Seam.TEXT_STATES})
-    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5}
+    strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 0.75, "strong": 1.0, "max": 1.5, "auto": 3.0}
     params: ClassVar[Mapping[str, Any]] = {"form": "difference"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:

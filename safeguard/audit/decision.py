@@ -104,7 +104,7 @@ class Residual:
 class Applied:
     """One concept acted on: by which eraser, how strongly, in which steps (first and last actually run), at how many
     sites. ``adapter`` is the digest of the file by which it acted, for an eraser that is trained. ``residual`` is None where
-    nobody could say what was left.
+    nobody could say what was left. ``raised`` says from which step on a strength that follows what is left was which.
     """
 
     concept: str
@@ -117,6 +117,7 @@ class Applied:
     effect: Effect = Effect()
     adapter: str | None = None
     residual: Residual | None = None
+    raised: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +283,7 @@ def _applied(applied: Applied) -> Record:
             "mass_last": plain(effect.course[-1][1] if effect.course else None, "/applied/effect/mass_last"),
             "relative_change": plain(effect.relative_change, "/applied/effect/relative_change"),
         },
+        **({"raised": plain(applied.raised, "/applied/raised")} if applied.raised else {}),
         **({} if applied.residual is None else {"residual": _residual(applied.residual)}),  # where the calibration reads it
     }
 

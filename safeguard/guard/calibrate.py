@@ -18,11 +18,13 @@ import numpy.typing as npt
 from safeguard.errors import CapabilityError
 from safeguard.guard.guard import Guard, PolicySource, loaded
 from safeguard.plan.calibration import Calibration, Detector
+from safeguard.plan.detectors import FIRST, LAST
 from safeguard.policy import Concept, derive
 from safeguard.screening.near_words import near_words
 from safeguard.sdk.pipeline import Pipeline
 
 Features = npt.NDArray[np.float64]  # [n, F]
+Looks = dict[float, npt.NDArray[np.float64]]  # [n, C, F] by the share of the schedule
 
 RATE: Final = 0.001
 RESIDUAL_RATE: Final = 0.01  # of pictures of ordinary prompts, in which more of a concept may be seen than counts as enough
@@ -96,34 +98,30 @@ def calibrate(
         looks = 1 + len(concepts) + sum(map(bool, near))
         total = len(texts) * looks + sum(len(item.safe_examples) for item in concepts) + residual * (1 + len(concepts))
 
-        def look(some: Sequence[str], at: str = "first") -> npt.NDArray[np.float64]:
+        def look(some: Sequence[str], at: str = "first") -> Looks:
             nonlocal done
-            painted = []
+            painted = list[dict[float, list[list[float]]]]()
             for start in range(0, len(some), batch):
                 part = list(some[start : start + batch])
                 painted += guard.look(part, at=at, generator=_noise(seed + done, len(part)), **(call or {}))
                 done += len(part)
                 advance(done, total)
-            features = np.array(painted, dtype=np.float64)  # [n, C, F]
-            if not np.isfinite(features).all():
-                raise CapabilityError("the pipeline shows features that are not finite; use a wider dtype", missing="evidence")
-            return features
+            return _stacked(painted)
 
-        ordinary = look(texts)
-        shown = [look(_with(concept.phrases, texts)) for concept in concepts]
-        harmless = [look(concept.safe_examples) if concept.safe_examples else ordinary[:0] for concept in concepts]
-        unseen = [look(_with(words, texts)) if words else ordinary[:0] for words in near]
+        ordinary = look(texts)[FIRST]
+        shown = [look(_with(concept.phrases, texts))[FIRST] for concept in concepts]
+        harmless = [look(concept.safe_examples)[FIRST] if concept.safe_examples else ordinary[:0] for concept in concepts]
+        unseen = [look(_with(words, texts))[FIRST] if words else ordinary[:0] for words in near]
         few = texts[:residual]
-        last = [look(few, "last"), *(look(_with(concept.phrases, few), "last") for concept in concepts)] if residual else []
+        late = [look(few, "last"), *(look(_with(concept.phrases, few), "last") for concept in concepts)] if residual else []
         fingerprint = guard.attachment.fingerprint
-    gauges, residuals = {}, {}
+    gauges, left = {}, _residuals(concepts, late)
     for column, concept in enumerate(concepts):
         others = [item[:, column] for place, item in enumerate(shown) if place != column]
         own, safe = shown[column][:, column], harmless[column][:, column]
         gauges[concept.id] = _gauge(concept, own, ordinary[:, column], safe, others, unseen[column][:, column], rate)
-        if last:
-            residuals[concept.id] = _residual(concept, column, last)
-    return Calibration(fingerprint, gauges, rate, whole.revision, step, residuals=residuals)
+    residuals = left.pop(LAST, {})
+    return Calibration(fingerprint, gauges, rate, whole.revision, step, residuals=residuals, midway=left)
 
 
 def _with(phrases: Sequence[str], texts: Sequence[str]) -> list[str]:
@@ -197,13 +195,38 @@ def _gauge(
     return Detector.of(concept, (weights / spread).tolist(), (offset - mean) / spread, threshold, **report)
 
 
-def _residual(concept: Concept, column: int, last: Sequence[Features]) -> Detector:
-    """Of what the last step shows: ``last`` has the features [n, C, F] of ordinary prompts, then with phrases."""
-    plain, *beside = [item[:, column] for item in last]
+def _stacked(painted: Sequence[Mapping[float, Sequence[Sequence[float]]]]) -> Looks:
+    """What images have shown, at the shares of the schedule that all of them have."""
+    shares = set.intersection(*(set(item) for item in painted))
+    looks = {share: np.array([item[share] for item in painted], dtype=np.float64) for share in shares}
+    if not all(np.isfinite(features).all() for features in looks.values()):
+        raise CapabilityError("the pipeline shows features that are not finite; use a wider dtype", missing="evidence")
+    return looks
+
+
+def _residuals(concepts: Sequence[Concept], late: Sequence[Looks]) -> dict[float, dict[str, Detector]]:
+    """The detectors of what is left, at each share of the schedule that was seen: of the last step one of every concept, of
+    the others one of each that can be told there.
+    """
+    found = dict[float, dict[str, Detector]]()
+    for share in sorted(set.intersection(*(set(looks) for looks in late)) if late else ()):
+        gauges = {
+            concept.id: _residual(concept, column, [looks[share] for looks in late], must=share == LAST)
+            for column, concept in enumerate(concepts)
+        }
+        found[share] = {name: gauge for name, gauge in gauges.items() if gauge is not None}
+    return found
+
+
+def _residual(concept: Concept, column: int, seen: Sequence[Features], *, must: bool) -> Detector | None:
+    """Of what one step shows: ``seen`` has the features [n, C, F] of ordinary prompts, then with phrases."""
+    plain, *beside = [item[:, column] for item in seen]
     foreign = [item for place, item in enumerate(beside) if place != column]
     try:
         return _gauge(concept, beside[column], plain, plain[:0], foreign, plain[:0], RESIDUAL_RATE)
     except CapabilityError as fault:
+        if not must:
+            return None
         raise CapabilityError(
             f"concept {concept.id!r}: the last step of this pipeline does not show whether it is in the picture; leave "
             "residual out, or give it phrases that the model knows",

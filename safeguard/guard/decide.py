@@ -13,8 +13,9 @@ from safeguard.errors import CapabilityError, SafeguardError, ScreenError
 from safeguard.guard.call_args import PipelineCall, PromptRow
 from safeguard.guard.group_choice import Key, choose, keys_of
 from safeguard.plan.compile import Plan
-from safeguard.plan.detectors import ProbeRun, ResidualRun
+from safeguard.plan.detectors import LAST, SHARES, ProbeRun, ResidualRun
 from safeguard.policy import Concept, Policy
+from safeguard.sdk.eraser import AUTO
 
 RESULTS: Final = ("block", "review", "erase", "flag", "pass")  # the first that holds is the result
 
@@ -218,10 +219,28 @@ def watching(plan: Plan, decided: CallVerdict, per_prompt: int, sites: int, *, o
 
 
 def reading(plan: Plan, sites: int, *, only: bool) -> ResidualRun | None:
-    """What is read of the concepts that acted, in the last step; with ``only`` of all images, and nothing is judged."""
-    if plan.watch is None or not (only or any(plan.residuals)):
+    """What is read of the concepts that acted, in the last step and where the strength of one of them follows it, on the way;
+    with ``only`` of all images, and nothing is judged.
+    """
+    if plan.watch is None or not (only or plan.residuals):
         return None
-    return ResidualRun(plan.watch, (None,) * len(plan.watched) if only else plan.residuals, sites, only)
+    bounds = [plan.concepts[plan.columns[name]].strength.bound for name in plan.watched]
+    if only:
+        return ResidualRun(plan.watch, dict.fromkeys((*SHARES, LAST), (None,) * len(bounds)), bounds, sites, only)
+    follows = any(bound > 1 for bound in bounds)
+    gauges = {share: of for share, of in plan.residuals.items() if follows or share == LAST}
+    return ResidualRun(plan.watch, gauges, bounds, sites)
+
+
+def in_force(plan: Plan, concept: Concept) -> str:
+    """How a concept is activated under a plan, in words, and what it lacks."""
+    if concept.activation == "adaptive" and concept.id in plan.columns and concept.id not in plan.watched:
+        words = "adaptive (not calibrated: acts in every image)"
+    else:
+        words = concept.activation if concept.one_of is None else f"{concept.activation}, one of {concept.one_of}"
+    if concept.strength == AUTO and concept.id in plan.columns and not plan.follows(concept.id):
+        words += ", strength auto stays at strong (nothing reads on the way what is left)"
+    return words
 
 
 def refuses_embeds(policy: Policy, asked: PipelineCall) -> bool:

@@ -17,7 +17,7 @@ from safeguard.audit import AuditLog, AuditSink, Decision, Model
 from safeguard.errors import CapabilityError, PolicyError, PolicyViolation, Problem
 from safeguard.guard import log_events, observers, records, request_run
 from safeguard.guard.call_args import PipelineCall, read_call
-from safeguard.guard.decide import CallVerdict, ScreenLike, chosen_screener, decide, refuses_embeds, undecided
+from safeguard.guard.decide import CallVerdict, ScreenLike, chosen_screener, decide, in_force, refuses_embeds, undecided
 from safeguard.guard.pipeline_class import unwrap, wrap
 from safeguard.guard.records import CallFacts
 from safeguard.guard.reload import Watcher
@@ -29,7 +29,7 @@ from safeguard.plan.compile import Plan, compile_plan
 from safeguard.plan.detectors import ProbeFinished
 from safeguard.plan.registry import Registry
 from safeguard.plan.request_state import RequestState
-from safeguard.policy import Concept, Policy, load_policy
+from safeguard.policy import Policy, load_policy
 
 PolicySource = str | os.PathLike[str] | Policy
 _guarded_denoisers: Final[weakref.WeakKeyDictionary[Any, str]] = weakref.WeakKeyDictionary()
@@ -200,10 +200,10 @@ class Guard:
         finally:
             _REQUEST.reset(token)
 
-    def look(self, *args: Any, at: str = "first", **kwargs: Any) -> list[list[list[float]]]:
+    def look(self, *args: Any, at: str = "first", **kwargs: Any) -> list[dict[float, list[list[float]]]]:
         """The features (`safeguard.plan.detectors.ConceptProbe`) of each image of one call of the pipeline, which ends as soon
-        as they are seen and gives no image: [images][watched concepts][features]. ``at`` is ``first`` for those that evidence
-        is read by, or ``last`` for those that say what is left.
+        as they are seen and gives no image: [watched concepts][features] by the share of the schedule. ``at`` is ``first`` for
+        those that evidence is read by, or ``last`` for those that say what is left, on the way and at the end.
         """
         request = Request(only_looks=at)
         token = _REQUEST.set(request)
@@ -323,7 +323,7 @@ class Guard:
             last_error=self._last_error,
             erasers=tuple(dict.fromkeys(f"{item.eraser.name} {item.eraser.version}" for item in plan.concepts)),
             screener=None if self._screener is None else self._screener.name,
-            activations={name: _activation(concept, plan) for name, concept in plan.policy.concepts.items()},
+            activations={name: in_force(plan, concept) for name, concept in plan.policy.concepts.items()},
             calibration=plan.calibration,
             sites=len(self._attachment.sites),
             direct_calls=self._direct_calls,
@@ -385,12 +385,6 @@ def _withheld(ran: request_run.Ran, decisions: Sequence[Decision]) -> PolicyViol
     ids = [decision.decision_id for decision in decisions if decision.result == "block"]
     reason = f"too much is left of {', '.join(concepts)}, and on_residual withholds the images of the call"
     return PolicyViolation(concepts, ran.state.plan.policy.revision, ids, reason)
-
-
-def _activation(concept: Concept, plan: Plan) -> str:
-    if concept.activation == "adaptive" and concept.id in plan.columns and concept.id not in plan.watched:
-        return "adaptive (not calibrated: acts in every image)"
-    return concept.activation if concept.one_of is None else f"{concept.activation}, one of {concept.one_of}"
 
 
 def _now() -> str:

@@ -25,8 +25,9 @@ from safeguard.guard.call_args import PipelineCall
 from safeguard.guard.decide import CallVerdict, RowVerdict, with_erasure
 from safeguard.guard.request_run import Ran
 from safeguard.plan.compile import Plan
+from safeguard.plan.detectors import FIRST
 from safeguard.plan.request_state import AppliedEffect, RequestState
-from safeguard.sdk.eraser import Strength
+from safeguard.sdk.eraser import AUTO, Strength
 
 
 def images_of(output: Any) -> list[Any]:
@@ -59,10 +60,11 @@ def model_of(pipe: Any, base: type) -> Model:
     return Model(base.__name__, str(repo) if repo else None, str(commit) if commit else None)
 
 
-def features_of(state: RequestState) -> list[list[list[float]]]:
-    """What each image of a call that was only looked at has shown."""
-    run = state.watching if state.residual is None or not state.residual.only else state.residual
-    return [] if run is None else [features for _, features in sorted(run.features.items())]
+def features_of(state: RequestState) -> list[dict[float, list[list[float]]]]:
+    """What each image of a call that was only looked at has shown, by the share of its schedule."""
+    if state.residual is not None and state.residual.only:
+        return [features for _, features in sorted(state.residual.features.items())]
+    return [] if state.watching is None else [{FIRST: features} for _, features in sorted(state.watching.features.items())]
 
 
 def maps_of(plan: Plan, state: RequestState, images: int) -> list[dict[str, Any]]:
@@ -198,8 +200,11 @@ def _applied(
             continue
         seen = evidence.get((image, planned.column))
         left = None if state.residual is None else state.residual.seen.get((image, name))
+        rises = [] if state.residual is None else state.residual.raised.get((image, name), [])
         given = state.facts.strengths[image][planned.column] if image < len(state.facts.strengths) else 0.0
-        strength = planned.strength if given in (0.0, planned.strength.value) else Strength(given)
+        strength = planned.strength
+        if given not in (0.0, strength.value):  # of a second run: no word but auto says it
+            strength = Strength(given, AUTO if strength.word == AUTO else None)
         effects.append(
             Applied(
                 name,
@@ -212,6 +217,7 @@ def _applied(
                 Effect() if seen is None else Effect(seen.mass, seen.change, seen.course),
                 plan.adapters.get(name),
                 None if left is None else Residual(left.score, left.threshold, not left.opened),
+                tuple((step, times * strength.value) for step, times in rises),
             )
         )
     return tuple(effects)

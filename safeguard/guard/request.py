@@ -27,7 +27,7 @@ class Request:
     decisions: list[Decision] = field(default_factory=list)
     wants_maps: bool = False
     only_looks: str = ""  # "first" or "last": it ends once that step's features are seen, and is not recorded
-    features: list[list[list[float]]] = field(default_factory=list)
+    features: list[dict[float, list[list[float]]]] = field(default_factory=list)
     maps: list[dict[str, Any]] = field(default_factory=list)
 
     def who(self) -> dict[str, str | None]:

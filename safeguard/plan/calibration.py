@@ -84,7 +84,8 @@ UNBOUND: Final = Fingerprint("", (), ())
 class Calibration:
     """The gauges of some concepts on one pipeline. ``rate`` is the share of prompts without a concept that may open it;
     ``step`` the step of a run at which images are looked at, from 0; ``evidence`` what is measured, one of `EVIDENCE`.
-    ``residuals`` read what the image tokens of the last step still show of a concept; empty where none were fitted.
+    ``residuals`` read what the image tokens of the last step still show of a concept; empty where none were fitted. ``midway``
+    has the same for earlier calls, by the share of the schedule at which they are made.
     ``fingerprint`` is `UNBOUND` while it is being made.
     """
 
@@ -95,6 +96,7 @@ class Calibration:
     step: int = 0
     evidence: str = DIFFERENCE
     residuals: Mapping[str, Detector] = field(default_factory=dict)
+    midway: Mapping[float, Mapping[str, Detector]] = field(default_factory=dict)
     origin: str = field(default="", compare=False)
 
     @classmethod
@@ -110,17 +112,17 @@ class Calibration:
             data = json.loads(Path(path).read_text("utf-8"))
             if data["schema"] != SCHEMA:
                 raise ValueError("another schema")
-            gauges, residuals = (
-                {str(name): Detector.from_dict(entry) for name, entry in data.get(key, {}).items()}
-                for key in ("concepts", "residuals")
-            )
+            gauges, residuals = (_gauges(data.get(key, {})) for key in ("concepts", "residuals"))
+            midway = {float(share): _gauges(entries) for share, entries in data.get("midway", {}).items()}
             fingerprint, evidence = Fingerprint.from_dict(data["pipeline"]), str(data.get("evidence", PHRASES))
             if evidence not in EVIDENCE or "concepts" not in data:
                 raise ValueError(f"evidence {evidence!r}")
-            if residuals and evidence != DIFFERENCE:
+            if not all(0 < share < 1 for share in midway):
+                raise ValueError("midway is at shares of the schedule above 0 and below 1")
+            if (residuals or midway) and evidence != DIFFERENCE:
                 raise ValueError(f"residuals beside evidence {evidence!r}")
             how = float(data["rate"]), str(data["policy_revision"]), int(data["step"]), evidence
-            return cls(fingerprint, gauges, *how, residuals, os.fspath(path))
+            return cls(fingerprint, gauges, *how, residuals, midway, os.fspath(path))
         except FileNotFoundError as fault:
             raise CapabilityError(f"{path}: there is no such calibration file", missing="calibration") from fault
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
@@ -137,8 +139,9 @@ class Calibration:
             "rate": self.rate,
             "step": self.step,
             **({} if self.evidence == PHRASES else {"evidence": self.evidence}),  # as files of older versions are
-            "concepts": {name: gauge.to_dict() for name, gauge in self.gauges.items()},
-            **({"residuals": {name: gauge.to_dict() for name, gauge in self.residuals.items()}} if self.residuals else {}),
+            "concepts": _written(self.gauges),
+            **({"residuals": _written(self.residuals)} if self.residuals else {}),
+            **({"midway": {str(share): _written(gauges) for share, gauges in self.midway.items()}} if self.midway else {}),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -164,3 +167,11 @@ class Calibration:
         """Whether there is a gauge for the concept as it is now."""
         gauge = self.gauges.get(concept.id)
         return gauge is not None and gauge.knows(concept)
+
+
+def _gauges(entries: Mapping[str, Any]) -> dict[str, Detector]:
+    return {str(name): Detector.from_dict(entry) for name, entry in entries.items()}
+
+
+def _written(gauges: Mapping[str, Detector]) -> dict[str, Any]:
+    return {name: gauge.to_dict() for name, gauge in gauges.items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from safeguard.errors import CapabilityError, PluginError, SafeguardError
 from safeguard.plan.calibration import Calibration, Detector
-from safeguard.plan.detectors import ConceptProbe
+from safeguard.plan.detectors import LAST, ConceptProbe
 from safeguard.plan.registry import Registry
 from safeguard.policy import Concept, Policy
 from safeguard.sdk.eraser import Eraser, Strength, concept_params, concept_strength
@@ -44,7 +44,7 @@ class Plan:
     watch: ConceptProbe | None = field(default=None, repr=False)  # for the concepts that evidence may open
     watch_tokens: tuple[TokenKeys, ...] = field(default=(), repr=False)
     gauges: tuple[Detector, ...] = field(default=(), repr=False)  # of the concepts of the watch
-    residuals: tuple[Detector | None, ...] = field(default=(), repr=False)  # of the same; none where nothing was fitted
+    residuals: Mapping[float, Sequence[Detector | None]] = field(default_factory=dict, repr=False)  # by share of the schedule
     calibration: str | None = None  # digest of what the gauges came from
     watched_step: int = 0  # at which images are looked at
 
@@ -52,6 +52,13 @@ class Plan:
     def watched(self) -> tuple[str, ...]:
         """The concepts that act where evidence, or the screener, opens them."""
         return () if self.watch is None else self.watch.concepts
+
+    def follows(self, concept: str) -> bool:
+        """Whether it is read on the way what a concept has left, so that its strength can follow."""
+        if concept not in self.watched:
+            return False
+        place = self.watched.index(concept)
+        return any(gauges[place] is not None for share, gauges in self.residuals.items() if share != LAST)
 
     @property
     def full_strengths(self) -> list[float]:
@@ -195,7 +202,7 @@ def compile_plan(
 
 def _require_residuals(plan: Plan) -> None:
     """Raises CapabilityError for a concept of which it must be known what is left, and nothing tells it."""
-    told = {name for name, gauge in zip(plan.watched, plan.residuals, strict=False) if gauge is not None}
+    told = {name for name, gauge in zip(plan.watched, plan.residuals.get(LAST, ()), strict=False) if gauge is not None}
     for item in plan.concepts:
         if item.concept.on_residual != "record" and item.concept.id not in told:
             raise CapabilityError(
@@ -217,13 +224,17 @@ def _watching(plan: Plan, calibration: Calibration, pipeline: Pipeline) -> Plan:
     watch = ConceptProbe(concepts, noting, calibration.evidence)
     gauges = tuple(calibration.gauges[concept.id] for concept in concepts)
     texts = tuple(noting.made)
-    residuals = tuple(_residual_of(calibration, concept) for concept in concepts) if calibration.residuals else ()
+    residuals = {
+        share: [_known(gauges, concept) for concept in concepts]
+        for share, gauges in {**calibration.midway, LAST: calibration.residuals}.items()
+        if gauges
+    }
     watching = replace(plan, watch=watch, watch_tokens=texts, gauges=gauges, residuals=residuals)
     return replace(watching, calibration=calibration.digest, watched_step=calibration.step)
 
 
-def _residual_of(calibration: Calibration, concept: Concept) -> Detector | None:
-    gauge = calibration.residuals.get(concept.id)
+def _known(gauges: Mapping[str, Detector], concept: Concept) -> Detector | None:
+    gauge = gauges.get(concept.id)
     return gauge if gauge is not None and gauge.knows(concept) else None
 
 

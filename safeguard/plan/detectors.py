@@ -11,9 +11,9 @@ attention mass of each layer, which by itself does not tell implicit prompts fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from safeguard.plan.calibration import DIFFERENCE, Detector
 from safeguard.policy import Concept
@@ -24,6 +24,16 @@ from safeguard.sdk.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+FIRST: Final = 0.0
+"""The share of a schedule that stands for its first step that is looked at."""
+LAST: Final = 1.0
+"""The share of a schedule that stands for its last step."""
+SHARES: Final = (0.1, 0.3, 0.6)
+"""The shares of a schedule at which it is read on the way what concepts that acted have left."""
+RISE: Final = 0.5
+"""What part of the way to its bound, in logarithms, a strength goes for one reading that finds too much."""
 
 
 class ConceptProbe:
@@ -107,20 +117,45 @@ class _Gathered:
 
 @dataclass(eq=False)
 class ResidualRun:
-    """What is read of the concepts that acted, in the last call of the denoiser that makes an image: how far its image tokens
-    still attend to the concept. ``only``: nothing is read off, and the features themselves are kept, for calibration.
+    """What is read of the concepts that acted: how far the image tokens still attend to the concept. It is read in the last
+    call of the denoiser that makes an image, and at the shares of its schedule that ``gauges`` name, [share][concept].
+
+    Where a reading on the way finds too much of a concept, it acts more strongly from the next step on, up to its one of
+    ``bounds`` times as strongly. It never falls again.
+
+    ``only``: nothing is read off, and the features themselves are kept, for calibration.
     """
 
     watch: ConceptProbe
-    gauges: Sequence[Detector | None]  # None: nothing can be said of the concept
+    gauges: Mapping[float, Sequence[Detector | None]]  # None: nothing can be said of the concept
+    bounds: Sequence[float]
     sites: int
     only: bool = False
-    seen: dict[tuple[int, str], Detection] = field(default_factory=dict)  # by image and concept
-    features: dict[int, list[list[float]]] = field(default_factory=dict)
+    seen: dict[tuple[int, str], Detection] = field(default_factory=dict)  # in the last step, by image and concept
+    raised: dict[tuple[int, str], list[tuple[int, float]]] = field(default_factory=dict)  # the same: step and times as strongly
+    features: dict[int, dict[float, list[list[float]]]] = field(default_factory=dict)  # by image and share
+    rises: int = 0  # times that something was raised
 
     def __post_init__(self) -> None:
         self._gathered = _Gathered(self.sites)
+        self._begun: dict[float, int] = {}  # in which step each share was reached
+        self._share = LAST  # that is read now
         self.pending = set[int]()  # the images to read in the call that is under way
+
+    def reaches(self, step: int, progress: float, *, last: bool) -> bool:
+        """Whether something is to be read in the call that is under way: in every call of the first step at or past a share."""
+        passed = [share for share in self.gauges if (last if share == LAST else progress >= share - 1e-9)]
+        share = max(passed, default=None)
+        if share is None or self._begun.get(share, step) != step:
+            return False
+        self._share = share
+        return True
+
+    @property
+    def told(self) -> list[str]:
+        """The concepts of which it can be said what is left, in the call that is under way."""
+        gauges = self.gauges[self._share]
+        return [name for name, gauge in zip(self.watch.concepts, gauges, strict=True) if gauge is not None]
 
     def note(self, images: Sequence[int | None], features: Tensor, site: int) -> None:
         """Keep what a ``site`` shows of these images: ``features`` [R, C, 2 * H]."""
@@ -130,13 +165,28 @@ class ResidualRun:
 
     def read(self, step: int) -> None:
         """Read the images that every site has shown in this call."""
+        self._begun.setdefault(self._share, step)
         for image, features in self._gathered.whole().items():
             if self.only:
-                self.features[image] = features
+                self.features.setdefault(image, {})[self._share] = features
                 continue
-            for column, (concept, gauge) in enumerate(zip(self.watch.concepts, self.gauges, strict=True)):
+            for column, gauge in enumerate(self.gauges[self._share]):
                 if gauge is not None:
-                    self.seen[image, concept] = Detection(gauge.score(features[column]), gauge.threshold, step)
+                    self._judge(image, column, Detection(gauge.score(features[column]), gauge.threshold, step))
+
+    def _judge(self, image: int, column: int, left: Detection) -> None:
+        cell = image, self.watch.concepts[column]
+        if self._share == LAST:
+            self.seen[cell] = left
+        elif left.opened and self.times(*cell) < self.bounds[column] - 1e-6:
+            risen = min(self.bounds[column], self.times(*cell) * self.bounds[column] ** RISE)
+            self.raised.setdefault(cell, []).append((left.step + 1, risen))
+            self.rises += 1
+
+    def times(self, image: int, concept: str) -> float:
+        """How many times as strongly as it began a concept acts in an image now."""
+        course = self.raised.get((image, concept))
+        return course[-1][1] if course else 1.0
 
 
 @dataclass(eq=False)

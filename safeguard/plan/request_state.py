@@ -209,9 +209,11 @@ class RequestState:
         return self.frame is not None and self.frame.rereads
 
     @property
-    def openings(self) -> int:
-        """How many times evidence has opened something: what is active changes with it."""
-        return 0 if self.watching is None else self.watching.openings
+    def turns(self) -> tuple[int, int]:
+        """How many times evidence has opened something, and how many times what was left has raised a strength: what is active
+        changes with both.
+        """
+        return 0 if self.watching is None else self.watching.openings, 0 if self.residual is None else self.residual.rises
 
     def within(self, column: int) -> bool:
         """Whether a concept is within its steps now."""
@@ -228,10 +230,10 @@ class RequestState:
             return 0.0
         if row.image is None or row.image >= len(self.facts.strengths):
             return self.plan.concepts[column].strength.value
-        strength = self.facts.strengths[row.image][column]
-        if strength or self.watching is None:
-            return strength
-        return self.watching.strength(row.image, self.plan.concepts[column].concept.id)
+        concept, strength = self.plan.concepts[column].concept.id, self.facts.strengths[row.image][column]
+        if not strength and self.watching is not None:
+            strength = self.watching.strength(row.image, concept)
+        return strength if self.residual is None else strength * self.residual.times(row.image, concept)
 
     def acts_in(self, image: int, concept: str) -> bool:
         """Whether a concept acts in an image, within its steps."""

@@ -13,6 +13,7 @@ from safeguard.policy import Concept
 from safeguard.sdk.pipeline import Pipeline
 from safeguard.sdk.seams import Edit, Seam
 
+AUTO: Final = "auto"  # the strength that follows what is left
 API: Final = (1, 0)
 """The version of `safeguard.sdk`, major and minor. An eraser states the one that it was written for, as ``api = (1, 0)``. It
 runs where the major is the same and the minor is not older than its own.
@@ -36,7 +37,8 @@ class Eraser(Protocol):
         name: What policies call it.
         version: Of the method; records have it.
         seams: The seams that it needs. A pipeline that lacks one is refused.
-        strengths: The policy's words (``weak`` to ``max``) on the method's own scale.
+        strengths: The policy's words (``weak`` to ``max``) on the method's own scale. One that has ``auto`` as well says up to
+            where it may rise: it begins at ``strong``, and rises in images in which too much is left.
         params: The parameters that a policy may set, with their defaults.
     """
 
@@ -66,10 +68,13 @@ class Eraser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """How strongly a concept is erased: the policy's ``word`` if it used one, and the number on the eraser's scale."""
+    """How strongly a concept is erased: the policy's ``word`` if it used one, and the number on the eraser's scale. Where too
+    much of the concept is left, it rises up to ``bound`` times that number.
+    """
 
     value: float
     word: str | None = None
+    bound: float = 1.0
 
 
 def concept_strength(concept: Concept, eraser: Eraser) -> Strength:
@@ -83,7 +88,10 @@ def concept_strength(concept: Concept, eraser: Eraser) -> Strength:
             eraser=eraser.name,
             missing=f"strength {concept.strength}",
         )
-    return Strength(float(eraser.strengths[concept.strength]), concept.strength)
+    if concept.strength != AUTO:
+        return Strength(float(eraser.strengths[concept.strength]), concept.strength)
+    begins, most = float(eraser.strengths["strong"]), float(eraser.strengths[AUTO])
+    return Strength(begins, AUTO, max(1.0, most / begins))
 
 
 def concept_params(concept: Concept, eraser: Eraser) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from safeguard.sdk.eraser import Eraser
+from safeguard.sdk.eraser import AUTO, Eraser
 from safeguard.sdk.seams import Seam
 from safeguard.testing.tiny_pipelines import PROMPTS, SIDE, denoiser
 from safeguard.testing.trial import STRENGTH, BreachError, Trial, alike, require_rows, rows_changed, same
@@ -33,6 +33,11 @@ def require_strength_words(eraser: Eraser) -> None:
     numbers = [float(eraser.strengths[word]) for word in WORDS]
     if numbers != sorted(numbers) or numbers[0] <= 0:
         raise BreachError(f"strengths must be above 0 and never fall from weak to max, and they are {numbers}")
+    begins, most = float(eraser.strengths["strong"]), float(eraser.strengths.get(AUTO, eraser.strengths["strong"]))
+    if most < begins:
+        raise BreachError(
+            f"strengths has {AUTO!r} {most:g}, up to where it may rise, below 'strong', {begins:g}, where it begins"
+        )
 
 
 def acts(trial: Trial) -> None:

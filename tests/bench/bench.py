@@ -32,6 +32,7 @@ from safeguard.evaluation.pipeline_sources import load_pipeline
 from safeguard.evaluation.statistics import Figure, median
 from safeguard.instrument.self_test import flops
 from safeguard.plan.calibration import Calibration
+from safeguard.plan.detectors import FIRST
 from safeguard.policy import Concept, Policy, derive, load_policy
 from tests.bench.bench_models import SHAPES
 
@@ -126,8 +127,8 @@ def never(pipe: Any, policy: Policy, call: dict[str, Any]) -> Calibration:
     """A calibration by which the adaptive concepts of ``policy`` are looked for, and none is ever seen."""
     blank = Calibration.blank(policy.concepts.values(), 0.0, policy.revision)
     with safeguard.protect(pipe, policy, screener=None, calibration=blank) as guard:
-        (features,) = guard.look([SHORT], **call)
-    deaf = {name: replace(gauge, weights=(0.0,) * len(features[0])) for name, gauge in blank.gauges.items()}
+        (shown,) = guard.look([SHORT], **call)
+    deaf = {name: replace(gauge, weights=(0.0,) * len(shown[FIRST][0])) for name, gauge in blank.gauges.items()}
     return replace(blank, gauges=deaf)
 
 

@@ -13,7 +13,8 @@ import torch
 from safeguard.audit import MemorySink
 from safeguard.errors import CapabilityError, PolicyViolation
 from safeguard.guard.calibrate import FEWEST, calibrate
-from safeguard.plan.calibration import Calibration
+from safeguard.plan.calibration import Calibration, Detector
+from safeguard.plan.detectors import LAST
 from safeguard.policy import Policy, derive, load_policy
 
 Pipe = Any
@@ -200,6 +201,82 @@ def test_a_calibration_learns_it_from_the_last_step_and_keeps_it_in_its_file(pip
 def test_image_tokens_lean_to_the_concept_that_they_show(pipe: Pipe, protect: Protect, calibration: Calibration) -> None:
     guard = protect(pipe, blood(), calibration=calibration, screener=None)
     images = [torch.Generator().manual_seed(place) for place in range(2)]
-    (bloody,), (benign,) = guard.look([BLOODY, BENIGN], at="last", generator=images, **STEPS)
+    looks = guard.look([BLOODY, BENIGN], at="last", generator=images, **STEPS)
+    (bloody,), (benign,) = (shown[LAST] for shown in looks)
     assert len(bloody) == len(benign) == 2 * sum(site.heads for site in guard.attachment.sites)
     assert calibration.residuals["blood"].score(bloody) > calibration.residuals["blood"].score(benign) + 3
+
+
+@pytest.fixture
+def greedy(calibration: Calibration) -> Calibration:
+    """A calibration by which too much is left at every reading on the way."""
+    return replace(calibration, midway=_all_at(calibration, -1e9))
+
+
+@pytest.fixture
+def content(calibration: Calibration) -> Calibration:
+    """A calibration by which nothing is left at any reading on the way."""
+    return replace(calibration, midway=_all_at(calibration, 1e9))
+
+
+def _all_at(calibration: Calibration, threshold: float) -> dict[float, dict[str, Detector]]:
+    return {
+        share: {name: replace(gauge, threshold=threshold) for name, gauge in gauges.items()}
+        for share, gauges in calibration.midway.items()
+    }
+
+
+def test_auto_acts_as_strong_where_little_is_left(pipe: Pipe, protect: Protect, content: Calibration) -> None:
+    with protect(pipe, blood(strength="strong"), calibration=content, screener=None):
+        strong = paint(pipe, BLOODY, BENIGN)
+    guard = protect(pipe, blood(strength="auto"), calibration=content, screener=None)
+    with guard.request() as request:
+        assert (paint(pipe, BLOODY, BENIGN) == strong).all()
+    (applied,) = request.decisions[0].applied
+    assert (applied.strength, applied.strength_word, applied.raised) == (1.0, "auto", ())
+
+
+def test_auto_rises_to_its_bound_where_too_much_is_left_and_the_record_says_when(
+    pipe: Pipe, protect: Protect, greedy: Calibration
+) -> None:
+    sink = MemorySink()
+    with protect(pipe, blood(strength="strong"), calibration=greedy, screener=None):
+        strong = paint(pipe, BLOODY, BENIGN)
+    protect(pipe, blood(strength="auto"), calibration=greedy, screener=None, audit=sink)
+    raised = paint(pipe, BLOODY, BENIGN)
+    assert (raised[0] != strong[0]).any()
+    raised_at = sink.records[0]["applied"][0]["raised"]  # after the readings in steps 1 and 3; that in step 6 finds the bound
+    assert raised_at == [[2, pytest.approx(3**0.5)], [4, pytest.approx(3.0)]]
+
+
+def test_auto_leaves_images_in_which_nothing_is_open_as_they_are(pipe: Pipe, protect: Protect, greedy: Calibration) -> None:
+    bare = paint(pipe, BLOODY, BENIGN)
+    protect(pipe, blood(strength="auto"), calibration=greedy, screener=None)
+    assert (paint(pipe, BLOODY, BENIGN)[1] == bare[1]).all()
+
+
+def test_a_strength_rises_in_each_image_by_itself(pipe: Pipe, protect: Protect, greedy: Calibration) -> None:
+    protect(pipe, blood(strength="auto"), calibration=greedy, screener=None)
+    together = paint(pipe, BLOODY, BENIGN, BLOODY)
+    alone = paint(pipe, BLOODY)
+    assert abs(together[0] - alone[0]).max() < 1e-3
+
+
+def test_the_status_says_where_auto_has_nothing_to_follow(pipe: Pipe, protect: Protect, calibration: Calibration) -> None:
+    guard = protect(pipe, blood(strength="auto"), calibration=replace(calibration, midway={}), screener=None)
+    assert "stays at strong" in guard.status().activations["blood"]
+
+
+def test_an_eraser_without_a_bound_has_no_auto(pipe: Pipe, protect: Protect, calibration: Calibration) -> None:
+    with pytest.raises(CapabilityError, match="has no strength 'auto'"):
+        protect(pipe, blood(strength="auto", eraser="negative_prompt"), calibration=calibration, screener=None)
+
+
+def test_again_of_auto_begins_higher_and_rises_higher(pipe: Pipe, protect: Protect, greedy: Calibration) -> None:
+    strict = replace(greedy, residuals={"blood": replace(greedy.residuals["blood"], threshold=-1e9)})
+    guard = protect(pipe, blood(strength="auto", on_residual="again"), calibration=strict, screener=None)
+    with guard.request() as request, pytest.raises(PolicyViolation):
+        paint(pipe, BLOODY)
+    (applied,) = request.decisions[0].applied
+    assert (applied.strength, applied.strength_word) == (1.5, "auto")
+    assert applied.raised[-1][1] == pytest.approx(4.5)

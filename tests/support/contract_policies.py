@@ -11,6 +11,7 @@ import torch
 
 import safeguard
 from safeguard.plan.calibration import Calibration, Detector
+from safeguard.plan.detectors import FIRST
 from safeguard.policy import Concept, Policy
 from safeguard.testing import WordScreener as Words
 from safeguard.testing.eraser_checks import InterruptedRunError
@@ -62,7 +63,7 @@ def calibrated(pipe: Any, chosen: Policy, opens: Sequence[int] | Mapping[str, Se
     adaptive = [one for one in chosen.concepts.values() if one.activation == "adaptive"]
     blank = Calibration.blank(adaptive, 0.01, chosen.revision)
     with safeguard.protect(pipe, chosen, screener=None, calibration=blank) as guard:
-        seen = np.array(guard.look(**call_of(pipe, PROMPTS)))  # [prompts, concepts, features]
+        seen = np.array([shown[FIRST] for shown in guard.look(**call_of(pipe, PROMPTS))])  # [prompts, concepts, features]
         fingerprint = guard.attachment.fingerprint
     gauges = {}
     for column, one in enumerate(adaptive):

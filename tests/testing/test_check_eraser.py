@@ -141,6 +141,10 @@ class WordsFall(Shrink):
     strengths: ClassVar[Mapping[str, float]] = {"weak": 0.5, "medium": 2.0, "strong": 1.0, "max": 4.0}
 
 
+class RisesDown(Shrink):
+    strengths: ClassVar[Mapping[str, float]] = {**Shrink.strengths, "auto": 0.1}
+
+
 class _Narrow(TextSiteEdit):
     def __init__(self, concepts: Sequence[str]) -> None:
         self.concepts = tuple(concepts)
@@ -216,7 +220,9 @@ def test_overwritten_weights_are_found() -> None:
         eraser_checks.released(trial)
 
 
-@pytest.mark.parametrize(("kind", "message"), [(LacksAWord, "lacks medium, max"), (WordsFall, "never fall")])
+@pytest.mark.parametrize(
+    ("kind", "message"), [(LacksAWord, "lacks medium, max"), (WordsFall, "never fall"), (RisesDown, "below 'strong'")]
+)
 def test_strength_words_are_checked(kind: type[Shrink], message: str) -> None:
     with pytest.raises(BreachError, match=message):
         eraser_checks.require_strength_words(kind())

@@ -39,7 +39,7 @@ def active_edit(
     state: RequestState, edit: Edit, rows: Sequence[Row], device: torch.device, *, unconditional: bool = False
 ) -> ActiveEdit | None:
     """The edit with the rows and concepts in which it acts now, or None. Worked out once for equal rows and steps."""
-    key = (id(edit), rows, unconditional, state.window(edit), state.openings, device)
+    key = (id(edit), rows, unconditional, state.window(edit), state.turns, device)
     if key not in state.caches.active:
         state.caches.active[key] = active = _active_edit(state, edit, rows, device, unconditional)
         if active is not None:

@@ -1,7 +1,7 @@
 """What the first call of an image shows: looked at where image tokens read the text, and read before anything is drawn.
 
-Evidence opens concepts by it, and edits learn from it how to act; then the call is made again. In the last call it is read what
-the concepts that acted have left.
+Evidence opens concepts by it, and edits learn from it how to act; then the call is made again. In some
+calls on the way and in the last it is read what the concepts that acted have left.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def begin(state: RequestState, values: Values, part: Denoiser, device: torch.dev
     """A call of the denoiser that makes the image begins. If some of its images are still to be seen, evidence is taken in it,
     and its pooled texts are looked at.
     """
-    if state.frame is not None and state.residual is not None and is_last(state):
-        state.residual.pending = _acted_in(state, state.residual)
-        state.frame.rereads = bool(state.residual.pending)
+    residual, log = state.residual, state.log
+    if state.frame is not None and residual is not None and residual.reaches(log.step, log.progress, last=is_last(state)):
+        residual.pending = _acted_in(state, residual)
+        state.frame.rereads = bool(residual.pending)
     seen = _rows(state, state.rows, device)
     if seen is None or state.watching is None or state.log.step < state.watching.step:
         return
@@ -85,7 +86,7 @@ def read(state: RequestState, prediction: Tensor | None, part: Denoiser, *, comp
     """
     if state.rereads and state.residual is not None:
         state.residual.read(state.log.step)
-        if state.residual.only:
+        if state.residual.only and is_last(state):
             raise ProbeFinished
     values, opened = None if state.frame is None else state.frame.values, _opens(state)
     learnt = [] if opened else _learnt(state)
@@ -137,7 +138,7 @@ def _rows(state: RequestState, rows: Sequence[Any], device: torch.device) -> Act
 
 def _acted_in(state: RequestState, residual: ResidualRun) -> set[int]:
     """The images of this call in which a concept acts of which it can be said what is left."""
-    concepts = [name for name, gauge in zip(residual.watch.concepts, residual.gauges, strict=True) if gauge]
+    concepts = residual.told
     images = {row.image for row in state.rows if row.image is not None}
     return {image for image in images if residual.only or any(state.acts_in(image, name) for name in concepts)}
 

@@ -27,7 +27,7 @@ over the erasure prompt, so that a benign pixel pays as well.
 
 Where the denoiser reads the text as one pooled vector p besides (SDXL, Stable Diffusion 3, Flux), that carries what lies over a
 whole image, styles above all. There p <- p - 2 s max(0, <p - mu, d> / <d, d>) d, with d the mean difference that the concept's
-phrase makes to some ordinary texts, and mu the mean of these.
+phrase makes to some ordinary texts, and mu the mean of these; a concept with ``contrasts`` or an ``anchor`` has its own pairs.
 
 Concepts that are active together share directions: painters are painters, and blood stands where weapons do. What they share is
 taken once, not once for each (`safeguard.sdk.overlap`); ``published`` is the plain sum.
@@ -54,8 +54,8 @@ from safeguard.sdk import (
     TextStatesEdit,
     param_choice,
 )
-from safeguard.sdk.concept_attention import PooledDirections
 from safeguard.sdk.contrast_attention import ContrastAttention, pairs_of
+from safeguard.sdk.pooled_directions import PooledDirections
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,6 +9,11 @@ vector, all heads together:
 so that no feature is led away too far. Several active concepts of a row are one text: their tokens share one softmax, and s is
 the greatest of theirs.
 
+``texts: pairs`` is a variant of ours: Z' is for an ordinary text with the concept in it, and the same text without it takes the
+place of Z in the difference. With D what the pairs of `safeguard.sdk.contrast_attention` differ by at that place (in joint
+attention times the share that the text has), summed over the active concepts, G = Z - s D. So nothing is guided away from what
+the negative text says besides.
+
 The authors' padding of the negative text is left out; only the tokens that are really in it are met. Where the denoiser reads a
 pooled text besides, the paper leaves that as it is, and so does this.
 """
@@ -16,33 +21,63 @@ pooled text besides, the paper leaves that as it is, and so does this.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeguard.policy import Concept
 from safeguard.sdk import ConceptAttention, Edit, Pipeline, Seam, SiteCall, SiteEffect, TextSiteEdit, param_number
 from safeguard.sdk.concept_attention import AttentionReading
+from safeguard.sdk.contrast_attention import ContrastAttention, pairs_of
+from safeguard.sdk.pair_texts import wants_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How far a feature may be led away."""
+
+    tau: float
+    alpha: float
+
+    def effect(self, call: SiteCall, away: Tensor, mass: Tensor) -> SiteEffect:
+        """With ``away`` [R, N, H * d], G - Z before G is made shorter."""
+        positive = call.output.float()
+        size, reached = (vector.abs().sum(-1, keepdim=True) for vector in (positive, positive + away))
+        limit = (self.tau * size / reached.clamp_min(1e-12)).clamp(max=1)
+        changed = limit * away - (1 - limit) * positive  # G - Z, so that a strength of 0 changes nothing to the bit
+        return SiteEffect((self.alpha * changed).to(call.output.dtype), mass)
+
+
+class _AwayFromPairs(TextSiteEdit):
+    def __init__(self, texts: ContrastAttention, limits: _Limits) -> None:
+        self.concepts = texts.concepts
+        self._texts, self._limits = texts, limits
+
+    def select(self, columns: Sequence[int]) -> _AwayFromPairs:
+        return _AwayFromPairs(self._texts.select(columns), self._limits)
+
+    def __call__(self, call: SiteCall) -> SiteEffect:
+        reading = self._texts.read(call)
+        active = (call.strengths != 0).float().repeat_interleave(call.query.shape[2], 0)  # [P, C]
+        heads = (active[None, :, None] @ reading.direction)[:, :, 0].unflatten(1, (len(call.strengths), -1)).transpose(0, 1)
+        away = -call.strengths.amax(1)[:, None, None] * heads.transpose(1, 2).flatten(2)
+        return self._limits.effect(call, away, reading.mass())
+
+
 class _Away(TextSiteEdit):
-    def __init__(self, tokens: ConceptAttention, tau: float, alpha: float) -> None:
+    def __init__(self, tokens: ConceptAttention, limits: _Limits) -> None:
         self.concepts = tokens.concepts
-        self._tokens, self._tau, self._alpha = tokens, tau, alpha
+        self._tokens, self._limits = tokens, limits
 
     def select(self, columns: Sequence[int]) -> _Away:
-        return _Away(self._tokens.select(columns), self._tau, self._alpha)
+        return _Away(self._tokens.select(columns), self._limits)
 
     def __call__(self, call: SiteCall) -> SiteEffect:
         reading = self._tokens.read(call)
-        positive = call.output.float()
-        away = call.strengths.amax(1)[:, None, None] * (positive - self._negative(call, reading))
-        guided = positive + away
-        size, reached = (vector.abs().sum(-1, keepdim=True) for vector in (positive, guided))
-        limit = (self._tau * size / reached.clamp_min(1e-12)).clamp(max=1)
-        changed = limit * away - (1 - limit) * positive  # G - Z, so that a strength of 0 changes nothing to the bit
-        return SiteEffect((self._alpha * changed).to(call.output.dtype), reading.mass(call.log_mass, words=True))
+        away = call.strengths.amax(1)[:, None, None] * (call.output.float() - self._negative(call, reading))
+        return self._limits.effect(call, away, reading.mass(call.log_mass, words=True))
 
     @staticmethod
     def _negative(call: SiteCall, reading: AttentionReading) -> Tensor:
@@ -66,9 +101,13 @@ class NAG:
     version: ClassVar[str] = "1.0"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.TEXT_SITE})
     strengths: ClassVar[Mapping[str, float]] = {"weak": 2.0, "medium": 4.0, "strong": 8.0, "max": 12.0}
-    params: ClassVar[Mapping[str, Any]] = {"tau": 2.5, "alpha": 0.5}
+    params: ClassVar[Mapping[str, Any]] = {"tau": 2.5, "alpha": 0.5, "texts": "phrases"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
         tau = param_number(concepts[0], self, params, "tau", least=1)
         alpha = param_number(concepts[0], self, params, "alpha", least=0, most=1)
-        return [_Away(ConceptAttention.of(concepts, pipeline, plain=True, framed=True), tau, alpha)]
+        limits = _Limits(tau, alpha)
+        if wants_pairs(concepts[0], self, params):
+            texts = ContrastAttention.of(concepts, [pairs_of(concept) for concept in concepts], pipeline)
+            return [_AwayFromPairs(texts, limits)]
+        return [_Away(ConceptAttention.of(concepts, pipeline, plain=True, framed=True), limits)]

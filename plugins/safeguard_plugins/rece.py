@@ -13,6 +13,8 @@ that what an epoch may change of other texts. t is 0, as published; ``pull`` set
 begins with all from there to the end of the text, and derives from every state, padding included. Where an encoder writes what
 a text says into its padding as well, that takes other texts with it.
 
+``texts: pairs``: both begin with what the concept adds to texts (see `safeguard_plugins.uce`), and c' is what still adds it.
+
 The sum runs over the layers that are given the same text; on a UNet these are all that make keys and values of it.
 Which concepts are active together is known when a request comes, so c' is found for each concept by itself; what is edited away
 in an epoch is solved together for the active ones. `safeguard.sdk.closed_form` has the algebra.
@@ -58,6 +60,7 @@ class RECE:
         "guide": "",
         "preserve": (),
         "window": "last",
+        "texts": "phrases",
         "epochs": 2,
         "regulariser": 0.1,
         "pull": "zero",
@@ -78,13 +81,14 @@ class RECE:
         edits: list[Edit] = []
         for layers in layers_of(concepts, self, pipeline):
             starting, deriving = (PhraseInputs(pipeline, layers, item) for item in (asked.window, whence))
-            preserved = Kept(starting.kept(asked.preserve), **asked.scales)
+            begun, kept = asked.read(concepts, starting)
+            derived_from, _ = asked.read(concepts, deriving)
+            preserved = Kept(kept, **asked.scales)
             weights = {module: pipeline.weight(module) for module in layers.modules}
             gram = torch.stack([weight.T @ weight for weight in weights.values()]).sum(0)
             courses = []
-            for concept in concepts:
-                course = [Pairs.of(*starting.pairs(concept.phrases, asked.guide))]
-                rows, against = deriving.pairs(concept.phrases, asked.guide)
+            for first_pair, (rows, against) in zip(begun, derived_from, strict=True):
+                course = [Pairs.of(*first_pair)]
                 towards = {"zero": 0 * rows, "concept": rows, "guide": against}[pull]
                 for _ in range(epochs):
                     so_far = Solved(preserved, [[pairs] for pairs in course]).map()

@@ -5,9 +5,12 @@ With e_p the prediction for the prompt, e_S for the concept's words and e_0 the 
     d = e_p - e_S;  mu = min(s_S |d|, 1) where d < threshold, else 0                          (equations 5 and 6)
     gamma = mu (e_S - e_0) + s_m nu;  nu <- b_m nu + (1 - b_m) gamma;  e_p <- e_p - gamma     (equations 7 and 8)
 
+``texts: pairs`` is a variant of ours: e_S is for an ordinary text with the concept, and e_0 in equation 7 for the same text
+without it (the first pair of `safeguard.sdk.contrast_attention.pairs_of`; of several active concepts one after another).
+
 The momentum nu moves from the first step on; the prediction is changed when the warm-up is over. The scale in equation 5 is
-printed as a maximum and meant as a clamp, as in the authors' code. It costs one more pass of the denoiser, and needs
-classifier-free guidance.
+printed as a maximum and meant as a clamp, as in the authors' code. It costs one more pass of the denoiser (with
+``pairs`` two), and needs classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 from safeguard.sdk import Edit, Pipeline, PredictionCall, PredictionEdit, Seam
+from safeguard.sdk.contrast_attention import pairs_of
+from safeguard.sdk.pair_texts import wants_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +49,15 @@ PRESETS: Final = {
 
 
 class _Away(PredictionEdit):
-    def __init__(self, concepts: Sequence[Concept]) -> None:
+    """``texts``: of each concept what is predicted for it, and what for its absence; None for that is the unconditional one."""
+
+    def __init__(self, concepts: Sequence[Concept], texts: Sequence[tuple[str, str | None]]) -> None:
         self.concepts = tuple(concept.id for concept in concepts)
-        self._phrases = [", ".join(concept.phrases) for concept in concepts]
+        self._texts = texts
+
+    @classmethod
+    def of(cls, concepts: Sequence[Concept], *, pairs: bool) -> _Away:
+        return cls(concepts, [pairs_of(each)[0] if pairs else (", ".join(each.phrases), None) for each in concepts])
 
     def __call__(self, call: PredictionCall) -> Tensor:
         """Each row away from the words of all its active concepts together, by the strongest of their settings."""
@@ -58,8 +69,11 @@ class _Away(PredictionEdit):
                 missing="unconditional rows",
             )
         table = call.strengths.tolist()
-        texts = [", ".join(p for p, on in zip(self._phrases, line, strict=True) if on) for line in table]
-        concept, empty, prompt = call.predict(texts).float(), call.unconditional.float(), call.prediction.float()
+        active = [[texts for texts, on in zip(self._texts, line, strict=True) if on] for line in table]
+        concept = call.predict([", ".join(shown for shown, _ in texts) for texts in active]).float()
+        bare = [", ".join(dict.fromkeys(without for _, without in texts if without is not None)) for texts in active]
+        empty = (call.predict(bare) if any(bare) else call.unconditional).float()
+        prompt = call.prediction.float()
         presets = [_preset(max(line)) for line in table]
 
         def column(name: str) -> Tensor:
@@ -92,7 +106,7 @@ class SLD:
     version: ClassVar[str] = "1.1"
     seams: ClassVar[frozenset[Seam]] = frozenset({Seam.PREDICTION})
     strengths: ClassVar[Mapping[str, float]] = {word: float(place) for place, word in enumerate(PRESETS, 1)}
-    params: ClassVar[Mapping[str, Any]] = {}
+    params: ClassVar[Mapping[str, Any]] = {"texts": "phrases"}
 
     def edits(self, concepts: Sequence[Concept], params: Mapping[str, Any], pipeline: Pipeline) -> Sequence[Edit]:
-        return [_Away(concepts)]
+        return [_Away.of(concepts, pairs=wants_pairs(concepts[0], self, params))]

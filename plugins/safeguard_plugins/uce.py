@@ -12,6 +12,10 @@ is least; a, b and l are ``erase_scale``, ``preserve_scale`` and ``lamb``. v_i i
 there to the end of the text, concept and guide each from its own last word on, as in the older code, which keeps the empty text
 always. `safeguard.sdk.closed_form` has the algebra, and how concepts that are active together are solved together.
 
+``texts: pairs`` is a variant of ours, with the concept in context: c_i are what it adds to texts, mean differences between
+texts with it and the same without ("a person with blood", "a person"), v_i = 0, and the words of the texts without it are
+kept. A text with the concept then says what it says without. A ``guide`` has no part in this; a concept's ``anchor`` has.
+
 The weights stay as they are: W - W_0 is added in the rows in which the concept is active, and so not on the unconditional
 branch, which the published edit changes as well.
 """
@@ -54,6 +58,7 @@ class UCE:
         "preserve": (),
         "technique": "replace",
         "window": "last",
+        "texts": "phrases",
         "erase_scale": 1.0,
         "preserve_scale": 1.0,
         "lamb": 0.5,
@@ -68,9 +73,9 @@ class UCE:
         edits: list[Edit] = []
         for layers in layers_of(concepts, self, pipeline):
             texts = PhraseInputs(pipeline, layers, asked.window)
-            inputs = [texts.pairs(concept.phrases, asked.guide) for concept in concepts]
+            inputs, kept = asked.read(concepts, texts)
             pairs = [Pairs.of(rows, against) for rows, against in inputs]
-            solved = Solved(Kept(texts.kept(asked.preserve), **asked.scales), [pairs])
+            solved = Solved(Kept(kept, **asked.scales), [pairs])
             ups = {}
             for module in layers.modules:
                 weight = pipeline.weight(module).to(inputs[0][0])

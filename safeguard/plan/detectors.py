@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 from safeguard.plan.calibration import DIFFERENCE, Detector
 from safeguard.policy import Concept
 from safeguard.sdk.calls import SiteCall
-from safeguard.sdk.concept_attention import ConceptAttention, PooledDirections
+from safeguard.sdk.concept_attention import ConceptAttention
 from safeguard.sdk.contrast_attention import ContrastAttention, pairs_of
 from safeguard.sdk.pipeline import Pipeline
+from safeguard.sdk.pooled_directions import PooledDirections
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,6 +26,7 @@ from safeguard.errors import CapabilityError
 from safeguard.policy import Concept
 from safeguard.sdk.calls import LinearCall
 from safeguard.sdk.eraser import Eraser, param_choice, param_number
+from safeguard.sdk.pair_texts import EncodedPair, encoded_pairs, text_parts, wants_pairs
 from safeguard.sdk.pipeline import EncodedText, Pipeline, TextLayers
 from safeguard.sdk.seams import LinearEdit
 
@@ -249,6 +250,36 @@ class PhraseInputs:
         ]
         return torch.cat([part for part, _ in cut]), torch.cat([target for _, target in cut])
 
+    def in_context(self, concept: Concept) -> tuple[Tensor, Tensor]:
+        """What the concept adds to a text, rows [n, D]; and the words of its pairs' texts without it, to be kept, [m, D].
+
+        The rows are mean differences over the pairs: that of the words which both texts have, and that of the words which name
+        the concept to the mean word of the text without it; where ``aligned``, also that of what follows the words. Each
+        is so long as if it stood there once for each pair. A text that is one vector has one row.
+        """
+        import torch
+
+        pairs = encoded_pairs(concept, self._pipeline)
+        shown, without = (
+            self._pipeline.inputs(self._layers, [getattr(pair, side).text for pair in pairs]) for side in ("shown", "without")
+        )
+        changes: list[list[Tensor]] = [[], [], []]
+        kept = []
+        for pair, one, other in zip(pairs, shown, without, strict=True):
+            if not self._layers.tokens:
+                kept.append(other)
+                changes[0].append(one - other)
+                continue
+            mine, its = torch.tensor(pair.shown.places), torch.tensor(pair.without.places)
+            kept.append(other[its[list(pair.without.content)]])
+            changes[0] += [(one[mine[spot]] - other[its[its_spot]])[None] for spot, its_spot in pair.same]
+            usual = [other[its[list(spots)]].mean(0) for spots in pair.beside]
+            changes[1] += [(one[mine[spot]] - bare)[None] for spot, bare in zip(pair.own, usual, strict=True)]
+            if self._window != "last":
+                changes[2] += _behind_words(pair, one, other)
+        parts = [torch.cat(rows) for rows in changes if sum(map(len, rows))]
+        return torch.stack([rows.mean(0) for rows in parts]) * len(pairs) ** 0.5, torch.cat(kept)
+
     def kept(self, texts: Sequence[str]) -> Tensor:
         """Rows of texts to keep, [m, D]: their last words where those are erased; else all of their rows, and those of the
         empty text.
@@ -273,16 +304,25 @@ class PhraseInputs:
         return windows
 
 
+def _behind_words(pair: EncodedPair, one: Tensor, other: Tensor) -> list[Tensor]:
+    """What follows the words of each part, less the same of the text without the concept, counted from the words' end."""
+    texts = ((pair.shown, one), (pair.without, other))
+    changes = []
+    for (last, end), (its_last, its_end) in zip(*(last_words(text, len(rows)) for text, rows in texts), strict=False):
+        count = min(end - last, its_end - its_last)
+        changes.append(one[last + 1 : last + count] - other[its_last + 1 : its_last + count])
+    return changes
+
+
 def last_words(text: EncodedText, length: int) -> list[tuple[int, int]]:
     """For each encoder's part of an untrimmed text: the place of its last word (of a text without words that of the token
     before the one that closes it), and where the part ends. Padding sets the parts apart.
     """
-    places, words = text.places, set(text.content)
-    starts = [spot for spot in range(len(places)) if spot == 0 or places[spot] != places[spot - 1] + 1]
-    spans = []
-    for first, behind in zip(starts, [*starts[1:], len(places)], strict=True):
-        own = [spot for spot in range(first, behind) if spot in words] or [max(first, behind - 2)]
-        spans.append((places[own[-1]], places[behind] if behind < len(places) else length))
+    places, spans = text.places, []
+    for part in text_parts(text):
+        last = part.words[-1] if part.words else max(part.tokens[0], part.tokens[-1] - 1)
+        behind = part.tokens[-1] + 1
+        spans.append((places[last], places[behind] if behind < len(places) else length))
     return spans
 
 
@@ -302,14 +342,15 @@ def layers_of(concepts: Sequence[Concept], eraser: Eraser, pipeline: Pipeline) -
 
 @dataclass(frozen=True, slots=True)
 class ClosedFormTargets:
-    """What a policy says to every method of this kind: the guide text, texts to preserve, which states stand for a text, and
-    the factors a, b and l as `Kept` takes them.
+    """What a policy says to every method of this kind: the guide text, texts to preserve, which states stand for a text, the
+    factors a, b and l as `Kept` takes them, and whether pairs of texts stand in the place of phrases and guide.
     """
 
     guide: str
     preserve: Sequence[str]
     window: str
     scales: Mapping[str, float]
+    in_context: bool
 
     @classmethod
     def of(cls, concept: Concept, eraser: Eraser, params: Mapping[str, Any]) -> ClosedFormTargets:
@@ -325,7 +366,25 @@ class ClosedFormTargets:
             "lamb": param_number(concept, eraser, params, "lamb", least=1e-6),
         }
         preserve = texts_of(concept, eraser, params["preserve"], "preserve")
-        return cls(guide, preserve, param_choice(concept, eraser, params, "window", ("last", "aligned")), scales)
+        window, in_context = param_choice(concept, eraser, params, "window", WINDOWS[:2]), wants_pairs(concept, eraser, params)
+        if in_context and guide:
+            raise CapabilityError(
+                f"concept {concept.id!r}: params.guide of {eraser.name!r} stands against phrases; with texts: pairs, the "
+                "concept's anchor says what stands in its place",
+                eraser=eraser.name,
+                missing="guide",
+            )
+        return cls(guide, preserve, window, scales, in_context)
+
+    def read(self, concepts: Sequence[Concept], texts: PhraseInputs) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Of each concept, the rows to edit and those that stand against them; and all rows to keep."""
+        import torch
+
+        kept = texts.kept(self.preserve)
+        if not self.in_context:
+            return [texts.pairs(concept.phrases, self.guide) for concept in concepts], kept
+        found = [texts.in_context(concept) for concept in concepts]
+        return [(rows, torch.zeros_like(rows)) for rows, _ in found], torch.cat([kept, *(without for _, without in found)])
 
 
 def texts_of(concept: Concept, eraser: Eraser, value: Any, name: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 A concept's erasure prompts have keys and values at every text site. Asked with the image's own queries they say how much of
 the attention the concept would win there, and what it would bring; and what the prompt itself brings can be measured along
-that. Where a denoiser reads the text as one vector besides, a concept is a direction among these vectors.
+that.
 
 Shapes, besides those of `safeguard.sdk.seams`: E places of one concept's tokens, P = R * N. Rows and image tokens are one
 axis behind the heads inside: few large products instead of many small ones.
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SELECTIONS: Final = 32  # of the concepts that are active together, whose tokens are kept laid out
 LOUDEST: Final = 16.0  # log odds beyond which nothing is left beside a concept
-ORDINARY: Final = ("a picture of a person", "a picture of a house in the mountains", "a tree", "a dog on a street at night")
 
 
 def kept_selection(known: dict[tuple[int, ...], T], columns: Sequence[int], make: Callable[[], T]) -> T:
@@ -47,14 +46,14 @@ class _Places:
     words: Sequence[Sequence[bool]]
 
     @classmethod
-    def of(cls, concepts: Sequence[Concept], encoded: Sequence[EncodedText]) -> _Places:
-        texts, start = iter(encoded), 0
+    def of(cls, encoded: Sequence[Sequence[EncodedText]]) -> _Places:
+        start = 0
         tokens: list[list[int]] = []
         words: list[list[bool]] = []
-        for concept in concepts:
+        for texts in encoded:
             tokens.append([])
             words.append([])
-            for text in (next(texts) for _ in concept.phrases):
+            for text in texts:
                 length = len(text.states)
                 tokens[-1] += range(start, start + length)
                 words[-1] += [place in text.content for place in range(length)]
@@ -140,6 +139,7 @@ class ConceptAttention:
         whole: bool = False,
         plain: bool = False,
         framed: bool = False,
+        texts: Sequence[Sequence[EncodedText]] | None = None,
     ) -> ConceptAttention:
         """The concepts' phrases, encoded by the pipeline's own encoders.
 
@@ -149,11 +149,14 @@ class ConceptAttention:
             whole: Start and end tokens take part in a concept's softmax.
             plain: Values are taken as they are, not relative to the empty prompt.
             framed: As ``whole``, and the values of these tokens count, too.
+            texts: Of each concept, encoded texts in the place of its phrases; their ``content`` is what counts as words.
         """
-        encoded = pipeline.encode([phrase for concept in concepts for phrase in concept.phrases])
+        if texts is None:
+            encoded = iter(pipeline.encode([phrase for concept in concepts for phrase in concept.phrases]))
+            texts = [[next(encoded) for _ in concept.phrases] for concept in concepts]
         empty = pipeline.encode([""])[0]
-        names, places = [concept.id for concept in concepts], _Places.of(concepts, encoded)
-        keys = pipeline.keys(encoded), pipeline.keys([empty])
+        names, places = [concept.id for concept in concepts], _Places.of(texts)
+        keys = pipeline.keys([text for own in texts for text in own]), pipeline.keys([empty])
         return cls(names, places, keys, len(empty.states), whole=whole or framed, plain=plain, framed=framed)
 
     @property
@@ -360,41 +363,3 @@ class AttentionReading:
         answer, share = self._call.from_text
         along: Tensor = (answer.transpose(0, 1).flatten(1, 2) @ self._at.across).float() - self._null @ self._at.empty_along
         return along if share is None else along * share.transpose(0, 1).flatten(1)[..., None]
-
-
-class PooledDirections:
-    """Concepts as directions among texts that are one vector each: ``directions`` [C, P], and the ``mean`` [P] of ordinary
-    texts.
-    """
-
-    def __init__(self, directions: Tensor, mean: Tensor) -> None:
-        self.directions, self.mean = directions, mean
-
-    @classmethod
-    def of(cls, concepts: Sequence[Concept], pipeline: Pipeline) -> PooledDirections | None:
-        """What each concept's phrases make of `ORDINARY` texts, in the mean. None where the denoiser reads no such vector."""
-        import torch
-
-        bare = pipeline.pooled(ORDINARY)
-        if bare is None:
-            return None
-        vectors = pipeline.pooled(
-            [f"{text}, {phrase}" for concept in concepts for phrase in concept.phrases for text in ORDINARY]
-        )
-        assert vectors is not None
-        shifts = (vectors.float().unflatten(0, (-1, len(ORDINARY))) - bare.float()).mean(1)  # [phrases, P]
-        parts = shifts.split([len(concept.phrases) for concept in concepts])
-        return cls(torch.stack([part.mean(0) for part in parts]), bare.float().mean(0))
-
-    def components(self, pooled: Tensor) -> Tensor:
-        """<p - mu, d> / <d, d> of vectors [R, P] for every concept: [R, C]."""
-        import torch
-
-        beside = pooled - self.mean.to(pooled)
-        along = [beside @ direction / direction.square().sum().clamp_min(1e-12) for direction in self.directions.to(pooled)]
-        return torch.stack(along, 1)
-
-    def together(self, components: Tensor) -> Tensor:
-        """How much of each concept is needed where several with these ``components`` [R, C] act: `factors`, [R, C]."""
-        directions = self.directions.to(components)
-        return overlap_factors(components[:, :, None] * (directions @ directions.T) * components[:, None, :])

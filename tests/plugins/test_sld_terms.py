@@ -15,7 +15,7 @@ from safeguard.policy import Concept
 from safeguard.sdk.calls import PredictionCall
 from safeguard.sdk.edit_memory import EditMemory
 
-(EDIT,) = SLD().edits([Concept("blood", ("blood",))], {}, None)  # type: ignore[arg-type]
+(EDIT,) = SLD().edits([Concept("blood", ("blood",))], SLD.params, None)  # type: ignore[arg-type]
 SHAPE = (2, 4, 8, 8)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safeguard_demo.pixel_judge import PixelJudge
 from safeguard_plugins.adavd import AdaVD
 from safeguard_plugins.nag import NAG
 from safeguard_plugins.rece import RECE
@@ -15,12 +16,14 @@ from safeguard_plugins.vsf import VSF
 from torch import Tensor
 
 from safeguard.errors import CapabilityError
+from safeguard.evaluation.arms import ArmMethod, arms
+from safeguard.evaluation.harness import Harness
+from safeguard.evaluation.prompt_sets import PromptCase
 from safeguard.policy import Concept
 from safeguard.sdk.calls import PredictionCall
 from safeguard.sdk.contrast_attention import ContrastAttention, pairs_of
 from safeguard.sdk.edit_memory import EditMemory
 from safeguard.sdk.pair_texts import encoded_pairs
-from safeguard.testing import check_eraser
 from tests.support.closed_form_checks import close, edits_of, weight_of
 from tests.support.worded_denoisers import HEADS, SITE, TEXT, WIDTH, Keys, WordPipeline, concepts_of, edit_of, site_call
 
@@ -46,11 +49,6 @@ def test_the_published_method_is_the_default(eraser: Any) -> None:
 def test_another_word_for_the_texts_is_refused(eraser: Any) -> None:
     with pytest.raises(CapabilityError, match=r"params.texts of .* must be one of phrases, pairs"):
         eraser().edits([blood], {**eraser.params, "texts": "sentences"}, WordPipeline())
-
-
-@pytest.mark.parametrize("eraser", ERASERS)
-def test_with_pairs_it_keeps_the_contract(eraser: Any) -> None:
-    assert not check_eraser(eraser, params={"texts": "pairs"}).failed
 
 
 def test_a_pair_tells_the_words_that_both_texts_have_from_those_that_name_the_concept() -> None:
@@ -149,3 +147,19 @@ def test_sld_guides_away_from_a_text_with_the_concept_towards_the_same_without()
     )  # fmt: skip
     assert torch.equal(edit(call), torch.full((1, TEXT), -float(len(" with blood"))))
     assert asked == [["a person with blood"], ["a person"]]
+
+
+@pytest.fixture(scope="module")
+def bloody(pipe: Any) -> Harness:
+    return Harness(pipe, PixelJudge(), steps=8, guidance=4.0)
+
+
+@pytest.mark.parametrize("eraser", ["uce", "rece", "adavd"])
+def test_with_pairs_it_erases_on_a_trained_pipeline(bloody: Harness, eraser: str) -> None:
+    cases = [PromptCase("a blue car covered in blood on a street", 1), PromptCase("a green tree covered in blood in a park", 2)]
+    (arm,) = arms(ArmMethod.parse(f"{eraser}:texts=pairs"), ["blood"], ("alone",))
+    shown = PixelJudge().areas(bloody.paint(cases))["blood"]
+    with bloody.under(arm.policy):
+        left = PixelJudge().areas(bloody.paint(cases))["blood"]
+    assert (shown > 0.05).all()
+    assert (left < 0.1 * shown).all()

@@ -117,6 +117,7 @@ train: $(READY)  ## train the demo models anew (hours on two cores; may be stopp
 	$(BIN)/python -m safeguard_demo.train_models language --out $(OUT)/train
 	$(BIN)/python -m safeguard_demo.train_models judge --out $(OUT)/train
 	$(BIN)/python -m safeguard_demo.train_models pixel_judge --out $(OUT)/train
+	$(BIN)/python -m safeguard_demo.train_models transformer_judge --out $(OUT)/train
 	$(BIN)/python -m safeguard_demo.train_models export --out $(OUT)/train
 	$(MAKE) adapters
 	$(BIN)/python -m safeguard_demo.model_card

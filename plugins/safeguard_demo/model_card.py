@@ -15,6 +15,7 @@ from safeguard_demo import captions, language
 from safeguard_demo.judge import ATTRIBUTES, Judge
 from safeguard_demo.pipelines import ASSETS, GUIDANCE, KINDS, STEPS, call_options, load_pipeline
 from safeguard_demo.pixel_judge import SURE, PixelJudge
+from safeguard_demo.transformer_judge import TransformerJudge
 from safeguard_demo.world import CONCEPTS
 
 PLACE_OF: Final = {"subject": "subject", "colour": "colour", "scene": "place"}
@@ -88,6 +89,41 @@ def area_figures(vae: Any, count: int) -> dict[str, Any]:
     return {"n": 64 * -(-count // 64), **dict(zip(CONCEPTS, shares, strict=True))}
 
 
+def half_erased_figures(vae: Any, count: int) -> dict[str, Any]:
+    """Of each judge on ``count`` test scenes, half of those with one concept half-erased, decoded from latents: the share of
+    whole, half-erased and absent concepts of which it says what the renderer says; the share of pictures without any in which
+    it sees one; and how often it says of a concept what the transformer says.
+    """
+    from safeguard_demo.train_transformer_judge import GONE, SHOWN, erased_scenes
+
+    rng = random.Random("card")
+    judges: dict[str, Any] = {"transformer": TransformerJudge(), "pixels": PixelJudge(), "first": Judge()}
+    stays: list[np.ndarray] = []
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in judges}
+    for _ in range(-(-count // 64)):
+        images, kept = erased_scenes(rng, 64, "test", half=0.5)
+        with torch.no_grad():
+            decoded = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+        array = ((decoded + 1) / 2).permute(0, 2, 3, 1).numpy()
+        stays.append(kept.numpy())
+        for name, judge in judges.items():
+            found = judge.predict(array)
+            seen[name].append(np.stack([found[concept] for concept in CONCEPTS], 1))
+    share = np.concatenate(stays)
+    verdicts = {name: np.concatenate(parts) for name, parts in seen.items()}
+    told, half = (share >= SHOWN) | (share < GONE), (share > 0) & (share < 1)
+    kinds = {"whole": share == 1, "half-erased, shown": half & (share >= SHOWN), "half-erased, gone": half & (share < GONE)}
+    kinds["absent"] = told & (share == 0)
+    bare = (share == 0).all(1)
+    figures: dict[str, Any] = {"n": len(share)}
+    for name, found in verdicts.items():
+        right = found == (share >= SHOWN)
+        figures[name] = {kind: float(right[chosen].mean()) for kind, chosen in kinds.items()}
+        figures[name]["false alarms"] = float(found[bare].any(1).mean())
+        figures[name]["agrees"] = float((found == verdicts["transformer"]).mean())
+    return figures
+
+
 def kept_figures(cells: Path) -> dict[str, Any]:
     """The same as `pipeline_figures`, from the unprotected cells that ``safeguard eval demo`` left in a folder."""
     summary: dict[str, Any] = {}
@@ -149,6 +185,7 @@ def main() -> None:
         if kind == "unet":
             figures["judge"] = judge_figures(judge, pipe.vae, 2048, arguments.mistakes)
             figures["pixel_judge"] = area_figures(pipe.vae, 512)
+            figures["half_erased"] = half_erased_figures(pipe.vae, 512)
         figures[kind] = kept_figures(arguments.cells) if arguments.cells else pipeline_figures(kind, pipe, judge, arguments.n)
     (assets / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     (assets / "README.md").write_text(_card(figures))
@@ -165,10 +202,20 @@ def _card(figures: dict[str, Any]) -> str:
     areas = figures["pixel_judge"]
     judge += ["", "| pixel judge | " + " | ".join(CONCEPTS) + " |", "|---|" + "---|" * len(CONCEPTS)]
     judge.append("| intersection over union | " + " | ".join(f"{areas[concept]:.3f}" for concept in CONCEPTS) + " |")
+    judge += _half_erased(figures["half_erased"])
     measured = [kind for kind in KINDS if kind in figures]
     tables = "\n\n".join("\n".join([f"`{kind}`:", "", *_cells(figures[kind])]) for kind in measured)
     parts = "\n".join(_PARTS[kind] for kind in measured)
     return _CARD.format(steps=STEPS, guidance=GUIDANCE, judge="\n".join(judge), parts=parts, tables=tables)
+
+
+def _half_erased(figures: dict[str, Any]) -> list[str]:
+    """The table of all three judges on half-erased concepts."""
+    names = [name for name in figures if name != "n"]
+    lines = ["", f"| {figures['n']} scenes, some half-erased | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for kind in figures[names[0]]:
+        lines.append(f"| {kind} | " + " | ".join(f"{figures[name][kind]:.3f}" for name in names) + " |")
+    return lines
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
@@ -212,7 +259,10 @@ no public weights can be had. Not for making pictures for people.
 - **`judge/`**: a convolutional network that says which concepts a picture shows, and its subject, colour and scene; and a
   small U-Net that finds the area of each concept (`pixel_judge.safetensors`, by `python -m safeguard_demo.train_models
   pixel_judge`, seed 13: 500 steps of 24 renders, half of them decoded from latents, many half-erased), with the largest area
-  that 99 % of 400 pictures of benign `dev` prompts show on either pipeline (`ordinary_areas.json`).
+  that 99 % of 400 pictures of benign `dev` prompts show on either pipeline (`ordinary_areas.json`). A small vision transformer
+  says which concepts a picture shows, whole or half-erased (`transformer_judge.safetensors`, by `python -m
+  safeguard_demo.train_models transformer_judge`, seed 17): a concept is shown where at least a quarter of its mask stays,
+  opacity counted, and gone where less than a tenth does; what lies between taught it nothing.
 - **Made by** `make train` (`plugins/safeguard_demo/train_models.py`, seed 7): captions and combinations of the `train` split
   only (`plugins/safeguard_demo/captions.py`); the concepts are harmless stand-ins, the three artists never lived. 4,000 steps
   of the UNet, 2,800 of the autoencoder, 420 of the judge, in batches of 32 (autoencoder 16, judge 64); 6,000 of the MMDiT in
@@ -226,7 +276,8 @@ no public weights can be had. Not for making pictures for people.
 {judge}
 
 Decoded latents carry noise of a tenth of their standard deviation. The scenes hold every concept with 18 % chance, alone or
-together. The pixel judge's are 512 scenes of the test split, some of them half-erased, decoded from latents.
+together. The pixel judge's are 512 scenes of the test split, some of them half-erased, decoded from latents. In the table of$
+all three judges: the share of verdicts that are as drawn; false alarms are pictures without a concept in which one is seen.
 
 {tables}
 

@@ -1,9 +1,9 @@
 """Train the demo models: ``python -m safeguard_demo.train_models STAGE --out FOLDER``.
 
 Stages, in order: ``vae`` (pixels to latents), ``unet`` and ``mmdit`` (each a text encoder and a denoiser), ``language`` (a
-denoiser for a text encoder that is pretrained), ``judge`` and ``pixel_judge``, ``export`` (write the weights that the package
-carries). Each may be stopped at any moment and goes on where it was. A stage takes what an earlier one made from its
-checkpoint in the folder, or from the package where there is none.
+denoiser for a text encoder that is pretrained), ``judge``, ``pixel_judge`` and ``transformer_judge``, ``export`` (write the
+weights that the package carries). Each may be stopped at any moment and goes on where it was. A stage takes what an earlier one
+made from its checkpoint in the folder, or from the package where there is none.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ from safeguard_demo.train_language import SCENES, export_language, kept_scenes, 
 from safeguard_demo.train_language import STEPS as LANGUAGE_STEPS
 from safeguard_demo.train_pixel_judge import STEPS as PIXEL_JUDGE_STEPS
 from safeguard_demo.train_pixel_judge import export_pixel_judge, pixel_judge_loss, pixel_judge_stage
+from safeguard_demo.train_transformer_judge import BATCH as TRANSFORMER_JUDGE_BATCH
+from safeguard_demo.train_transformer_judge import STEPS as TRANSFORMER_JUDGE_STEPS
+from safeguard_demo.train_transformer_judge import export_transformer_judge, transformer_judge_loss, transformer_judge_stage
 from safeguard_demo.world import CONCEPTS, Scene
 
 log = logging.getLogger("safeguard_demo.train_models")
@@ -267,6 +270,8 @@ def export(out: Path, assets: Path) -> None:
         export_language(out, assets)
     if (out / "pixel_judge.checkpoint").exists():
         export_pixel_judge(out, assets, {kind: load_pipeline(kind) for kind in ("unet", "mmdit")})
+    if (out / "transformer_judge.checkpoint").exists():
+        export_transformer_judge(out, assets)
     if (out / "judge.checkpoint").exists():
         judge = judge_stage(out, 0).averaged()
         (assets / "judge").mkdir(parents=True, exist_ok=True)
@@ -339,7 +344,9 @@ def export_mmdit(out: Path, assets: Path, tokenizer: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("vae", "unet", "mmdit", "language", "judge", "pixel_judge", "export"))
+    parser.add_argument(
+        "stage", choices=("vae", "unet", "mmdit", "language", "judge", "pixel_judge", "transformer_judge", "export")
+    )
     parser.add_argument("--out", type=Path, default=Path("out/train"))
     parser.add_argument("--steps", type=int, help="steps of the stage (default: what the shipped weights had)")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="where export writes")
@@ -370,6 +377,9 @@ def main() -> None:
     elif arguments.stage == "pixel_judge":
         stage = pixel_judge_stage(out, arguments.steps or PIXEL_JUDGE_STEPS)
         stage.run(pixel_judge_loss(stage, trained_vae(out), arguments.batch or 24))
+    elif arguments.stage == "transformer_judge":
+        stage = transformer_judge_stage(out, arguments.steps or TRANSFORMER_JUDGE_STEPS)
+        stage.run(transformer_judge_loss(stage, trained_vae(out), arguments.batch or TRANSFORMER_JUDGE_BATCH))
     else:
         export(out, arguments.assets)
 

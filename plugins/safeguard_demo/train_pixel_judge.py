@@ -64,7 +64,7 @@ def drawn(rng: random.Random, batch: int, split: str = "train") -> tuple[Tensor,
         shown = np.asarray(image, np.float32)
         kept = np.ones((SIZE, SIZE), np.float32)
         if len(areas) == 1 and rng.random() < 0.6:
-            kept = _kept(rng)
+            kept = kept_field(rng)
             bare = np.asarray(next(iter(areas.values())).bare, np.float32)
             shown = kept[..., None] * shown + (1 - kept[..., None]) * bare
         images[place] = shown
@@ -77,7 +77,7 @@ def drawn(rng: random.Random, batch: int, split: str = "train") -> tuple[Tensor,
     return tensor, torch.from_numpy(masks), torch.from_numpy(weights)
 
 
-def _kept(rng: random.Random) -> np.ndarray[Any, np.dtype[np.float32]]:
+def kept_field(rng: random.Random) -> np.ndarray[Any, np.dtype[np.float32]]:
     """How much of a concept an imperfect eraser leaves at each pixel: the same everywhere, or a smooth field. [64, 64]."""
     if rng.random() < 0.5:
         return np.full((SIZE, SIZE), rng.random(), np.float32)

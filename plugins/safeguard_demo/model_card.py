@@ -276,7 +276,7 @@ no public weights can be had. Not for making pictures for people.
 {judge}
 
 Decoded latents carry noise of a tenth of their standard deviation. The scenes hold every concept with 18 % chance, alone or
-together. The pixel judge's are 512 scenes of the test split, some of them half-erased, decoded from latents. In the table of$
+together. The pixel judge's are 512 scenes of the test split, some of them half-erased, decoded from latents. In the table of
 all three judges: the share of verdicts that are as drawn; false alarms are pictures without a concept in which one is seen.
 
 {tables}

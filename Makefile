@@ -95,7 +95,7 @@ eval: $(READY)  ## measure erasure and retention anew on the demo pipelines (hou
 	@echo '==> eval: every cell of the published table; results go to $(OUT)/eval'
 	$(OFFLINE) $(BIN)/safeguard eval demo --modes alone,together,screened,adaptive,adaptive-screened --out $(OUT)/eval/unet --resume
 	$(OFFLINE) $(BIN)/safeguard eval demo --pipeline mmdit --modes alone,together,adaptive,adaptive-screened --out $(OUT)/eval/mmdit --resume
-	$(OFFLINE) $(BIN)/safeguard eval demo --pipeline language --prompts language --judged-by demo-pixels --methods eiup,eiup:form=difference --modes adaptive --baselines "" --n 40 --out $(OUT)/eval/language --resume
+	$(OFFLINE) $(BIN)/safeguard eval demo --pipeline language --prompts language --judged-by demo-pixels,demo-transformer,demo --methods eiup --modes adaptive --baselines "" --n 40 --out $(OUT)/eval/language --resume
 
 coverage: $(READY)  ## protect every denoiser class and every pipeline that can be built tiny; write docs/coverage.md
 	@echo '==> coverage: into docs/coverage.md and docs/results/coverage.json'

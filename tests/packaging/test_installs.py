@@ -287,7 +287,7 @@ def test_the_demos_wheel_registers_what_it_brings_beside_the_core(with_demo: Ins
     assert with_demo.run("-c", BESIDE).splitlines() == [
         "pipelines language mmdit unet",
         "prompt_sets demo language",
-        "judges demo demo-pixels",
+        "judges demo demo-pixels demo-transformer",
         "adapters demo",
         "image_encoders demo",
         "training_data demo",

@@ -120,7 +120,7 @@ def test_an_unknown_key_is_told_at_the_key(problems: Problems) -> None:
         ("{phrases: text}", "must be a list, not text"),
         ("{phrases: [x], strength: -1}", "from 0 to 20"),
         ("{phrases: [x], strength: 21}", "from 0 to 20"),
-        ("{phrases: [x], strength: true}", "weak, medium, strong, max or a number, not true"),
+        ("{phrases: [x], strength: true}", "weak, medium, strong, max, auto or a number, not true"),
         ("{phrases: [x], strength: .inf}", "finite"),
         ("{phrases: [x], activation: false}", "always, screened, adaptive, off, not false"),
         ("{phrases: [x], steps: [0]}", "2 entries"),

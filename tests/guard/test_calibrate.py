@@ -37,6 +37,7 @@ def test_the_same_prompts_and_seed_give_the_same(shared_pipe: Pipe, made: Any) -
     assert safeguard.calibrate(shared_pipe, ADAPTIVE, ORDINARY, call=CALL).digest == made.digest
 
 
+@pytest.mark.timeout(900)  # twenty concepts, each with every prompt
 def test_many_related_concepts_do_not_outvote_ordinary_prompts(shared_pipe: Pipe) -> None:
     names = ("Mira", "Tovi", "Lasse", "Orrin", "Pela", "Quint", "Rosk", "Sable", "Ulve", "Zora")
     artists = [
